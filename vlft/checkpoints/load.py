@@ -1,0 +1,203 @@
+"""Model folder -> transformers' class, tensor by tensor: peak memory is about one model.
+
+The module is built without storage (meta device); each tensor of the files is renamed, brought to
+its dtype and device, quantised if asked, and takes its place. What is missing, unexpected or of
+the wrong shape is an error that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from vlft.checkpoints.locate import ModelFolder
+from vlft.checkpoints.quantize import (
+    is_quantized,
+    mark_quantized,
+    quantize_linears,
+    quantized_weight,
+)
+from vlft.checkpoints.weights import read_tensors
+from vlft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model is held.
+
+    Attributes:
+        device: torch device.
+        dtype: of all weights that are not quantised.
+        quantize: none, nf4 or int8; of the LLM's linear layers.
+        attn: attention implementation of transformers.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    quantize: str = "none"
+    attn: str = "sdpa"
+
+
+def resolve_placement(
+    folder: ModelFolder, *, dtype: str, device: str, quantize: str, attn: str = "auto"
+) -> Placement:
+    """What ``auto`` means here: a GPU if there is one; float32 on the CPU, else the files' dtype.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "found no usable GPU", place="--device cuda", hint="use --device cpu or auto"
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else _gpu_dtype(folder)
+    return Placement(
+        torch.device(device), DTYPES[dtype], quantize, "sdpa" if attn == "auto" else attn
+    )
+
+
+def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -> PreTrainedModel:
+    """The model of a folder, in evaluation mode, no gradients required.
+
+    Raises:
+        CheckpointError: the files do not fit the class.
+    """
+    model = empty_model(folder, image_token_id, placement.attn)
+    language = folder.family.parts.language
+    quantize_linears(model, language, placement.quantize, placement.dtype)
+    expected = dict(model.named_parameters())
+    filled: set[str] = set()
+    unexpected: list[str] = []
+    wrong: list[str] = []
+    for name, tensor in native_tensors(folder, set(expected)):
+        if name not in expected:
+            unexpected.append(name)
+        elif expected[name].shape != tensor.shape:
+            wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        else:
+            _place(model, name, tensor, placement)
+            filled.add(name)
+    if model.config.tie_word_embeddings:
+        model.tie_weights()
+        filled.add(f"{folder.family.parts.head}.weight")
+    missing = [name for name in expected if name not in filled]
+    _refuse(folder, missing, unexpected, wrong)
+    if placement.quantize != "none":
+        mark_quantized(model, placement.quantize)
+    _move_buffers(model, placement.device)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def empty_model(
+    folder: ModelFolder, image_token_id: int, attn: str = "sdpa"
+) -> PreTrainedModel:
+    """The module of a folder on the meta device: shapes and names, buffers real, no weights."""
+    import transformers
+
+    cls: Any = getattr(transformers, folder.family.model_class)
+    config = cls.config_class(**folder.native_config(image_token_id))
+    with init_empty_weights(include_buffers=False):
+        model = cls._from_config(config, attn_implementation=attn)
+    return model
+
+
+def native_tensors(folder: ModelFolder, expected: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Every used tensor of a folder under its name in transformers' class."""
+    keys = folder.family.keys
+    for name, tensor in read_tensors(folder.path):
+        if folder.layout == "transformers":
+            yield adapt_name(name, expected), tensor
+        elif not keys.is_unused(name):
+            match = keys.from_original(name)
+            if match is None:
+                yield name, tensor
+            else:
+                for native, part in zip(match.native, match.to_native(tensor), strict=True):
+                    yield adapt_name(native, expected), part
+
+
+def adapt_name(name: str, expected: set[str]) -> str:
+    """The name as this release of transformers has it.
+
+    The tower of DeepSeek-VL is ``model.vision_model`` in some releases and
+    ``model.vision_model.vision_model`` in others; files of both are in use.
+    """
+    if name in expected:
+        return name
+    for pattern, other in (
+        (r"^model\.vision_model\.vision_model\.", "model.vision_model."),
+        (r"^model\.vision_model\.", "model.vision_model.vision_model."),
+    ):
+        changed = re.sub(pattern, other, name)
+        if changed in expected:
+            return changed
+    return name
+
+
+def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Puts a parameter in place of the one with that name."""
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(leaf, parameter)
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -> None:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if is_quantized(owner) and name.endswith(".weight"):
+        made = quantized_weight(owner, tensor.to(placement.dtype), placement.device)
+    else:
+        # A copy: the tensor may be a view of a mapped file.
+        data = tensor.to(placement.device, placement.dtype, copy=True)
+        made = nn.Parameter(data.contiguous(), requires_grad=False)
+    set_parameter(model, name, made)
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+
+
+def _gpu_dtype(folder: ModelFolder) -> str:
+    stated = str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "")
+    known = stated.removeprefix("torch.")
+    return known if known in ("bfloat16", "float16") else "bfloat16"
+
+
+def _refuse(
+    folder: ModelFolder, missing: list[str], unexpected: list[str], wrong: list[str]
+) -> None:
+    found = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (
+            ("tensors missing", missing),
+            ("tensors that the model does not have", unexpected),
+            ("tensors of the wrong shape", wrong),
+        )
+        if names
+    ]
+    if found:
+        raise CheckpointError(
+            "; ".join(found),
+            place=str(folder.path),
+            hint="the weights do not belong to this config.json, or are damaged",
+        )

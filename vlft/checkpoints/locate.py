@@ -1,0 +1,141 @@
+"""Names -> folders: where a model is, of which family, in which layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import CheckpointError, ConfigError
+from vlft.families import find_family
+from vlft.families.base import Family
+from vlft.families.processor import Processor, load_processor
+
+TINY_MODEL = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-vl"
+
+# Never a .py: nothing that could run is even downloaded.
+DOWNLOADED = ("*.json", "*.safetensors", "*.bin", "*.txt", "LICENSE*")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk.
+
+    Attributes:
+        path: the folder.
+        name: as the user gave it.
+        config: its config.json.
+        family: that knows it.
+        layout: original (the authors') or transformers.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    family: Family
+    layout: str
+
+    def processor(self) -> Processor:
+        """Text and pixels as this checkpoint wants them."""
+        return load_processor(self.path, self.family, self.config, layout=self.layout)
+
+    def native_config(self, image_token_id: int) -> dict[str, Any]:
+        """Keyword arguments for the config of transformers' class."""
+        if self.layout == "original":
+            return self.family.native_config(self.config, image_token_id)
+        return self.family.clean_config(self.config, image_token_id)
+
+
+def locate_model(
+    name: str | None, *, revision: str | None = None, hub: str = "huggingface"
+) -> ModelFolder:
+    """The folder of a model.
+
+    Args:
+        name: a folder, a hub id, or None for the tiny model of the repository.
+        revision: on the hub.
+        hub: huggingface or modelscope.
+
+    Raises:
+        CheckpointError: there is no such model, or it is none that vlft supports.
+    """
+    if name is None:
+        if not (TINY_MODEL / "config.json").exists():
+            raise ConfigError(
+                "the tiny model comes with the repository only, not with an installed vlft",
+                place="--model",
+                hint="name a folder or a hub id, e.g. --model deepseek-ai/deepseek-vl-1.3b-chat",
+            )
+        name = str(TINY_MODEL)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = _download(name, revision, hub)
+    return describe(path, name)
+
+
+def describe(path: Path, name: str = "") -> ModelFolder:
+    """The model in a folder.
+
+    Raises:
+        CheckpointError: no config.json, or none of a supported family.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"no config.json; found {found}",
+            place=str(path),
+            hint="name the folder that holds config.json and the weights",
+        ) from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"config.json cannot be read: {error}", place=str(path)) from None
+    family, layout = find_family(config, place=str(path))
+    return ModelFolder(path, name or str(path), config, family, layout)
+
+
+def _download(name: str, revision: str | None, hub: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise CheckpointError(
+            "no such folder, and not a hub id either",
+            place=f"--model {name}",
+            hint="name a folder, or an id of the form owner/model",
+        )
+    return _from_modelscope(name, revision) if hub == "modelscope" else _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED))
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"no such folder, and the hub did not give it: {reason}",
+            place=f"--model {name}",
+            hint="check the name, --revision and the network, or name a folder",
+        ) from None
+
+
+def _from_modelscope(name: str, revision: str | None) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise ConfigError(
+            "the modelscope library is not installed",
+            place="--hub modelscope",
+            hint="pip install 'vlft[modelscope]'",
+        ) from None
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_file_pattern=list(DOWNLOADED))
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"modelscope did not give it: {error}", place=f"--model {name}"
+        ) from None

@@ -1,0 +1,79 @@
+"""4 and 8 bit storage of the LLM's linear layers, through bitsandbytes.
+
+nf4 follows QLoRA (https://arxiv.org/abs/2305.14314): NormalFloat4 blocks of 64, their scales
+quantised again, products computed in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def quantize_linears(model: nn.Module, prefix: str, quantize: str, dtype: torch.dtype) -> None:
+    """Replaces every linear layer under ``prefix`` by its quantised kind, still without weights."""
+    if quantize == "none":
+        return
+    names = [
+        name
+        for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
+        if type(module) is nn.Linear
+    ]
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        linear = model.get_submodule(name)
+        setattr(model.get_submodule(owner), leaf, _quantized_like(linear, quantize, dtype))
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the module holds a 4 or 8 bit weight."""
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Parameter:
+    """The module's new weight: ``tensor`` in 4 or 8 bit on the device."""
+    import bitsandbytes as bnb
+
+    tensor = tensor.to("cpu", copy=True)
+    if isinstance(module, bnb.nn.Linear4bit):
+        weight = bnb.nn.Params4bit(
+            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
+        )
+    else:
+        weight = bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
+    quantized: nn.Parameter = weight.to(device)
+    return quantized
+
+
+def dequantized_weight(module: Any) -> Tensor:
+    """(out, in) float32: the weight that a quantised layer computes with."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear4bit):
+        weight = module.weight
+        value: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return value.float()
+    # Row scales are the largest magnitudes; 127 steps each way.
+    state = module.state
+    scales = module.weight.SCB if module.weight.SCB is not None else state.SCB
+    codes = module.weight.CB if module.weight.CB is not None else state.CB
+    return codes.float() * scales.float().unsqueeze(1) / 127.0
+
+
+def mark_quantized(model: Any, quantize: str) -> None:
+    """Tells peft and accelerate how the model is held, by the attributes they look for."""
+    model.is_loaded_in_4bit = quantize == "nf4"
+    model.is_loaded_in_8bit = quantize == "int8"
+
+
+def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.Module:
+    import bitsandbytes as bnb
+
+    size = (linear.in_features, linear.out_features, linear.bias is not None)
+    if quantize == "nf4":
+        return bnb.nn.Linear4bit(
+            *size, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
+        )
+    return bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, device="meta")

@@ -1,0 +1,76 @@
+"""Weight files -> tensors, one at a time. Nothing here can run code from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlft.errors import CheckpointError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, by its index if it has one.
+
+    Raises:
+        CheckpointError: there is none, or one that the index names is missing.
+    """
+    for name in INDEX_FILES:
+        if (folder / name).is_file():
+            table = json.loads((folder / name).read_text("utf-8"))["weight_map"]
+            files = [folder / _plain_name(file, folder) for file in dict.fromkeys(table.values())]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{name} names {', '.join(missing[:3])}, which is missing",
+                    place=str(folder),
+                    hint="download the model again",
+                )
+            return files
+    for name in SINGLE_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(
+        f"no weights; looked for {', '.join(SINGLE_FILES)} and their indices", place=str(folder)
+    )
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model folder by name, in the files' order; one in memory at a time."""
+    for path in weight_files(folder):
+        if path.suffix == ".bin":
+            yield from _read_bin(path)
+        else:
+            yield from _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"damaged: {error}", place=str(path), hint="download the file again"
+        ) from None
+
+
+def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            yield name, tensor
+
+
+def _plain_name(name: str, folder: Path) -> str:
+    """The file name itself; an index may not point out of its folder."""
+    if Path(name).name != name:
+        raise CheckpointError(f"the index names {name!r}, outside of the folder", place=str(folder))
+    return name

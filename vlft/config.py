@@ -1,0 +1,555 @@
+"""Every setting, once: its name, default, help and limits.
+
+The flags of the command line, the keys of ``--config FILE``, the saved ``run_config.json`` and the
+Python API are all made from these three dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlft.errors import ConfigError, UsageError, raise_all
+
+Config = TypeVar("Config", "SftConfig", "InferConfig", "MergeLoraConfig")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+QUANTIZE = ("none", "nf4", "int8")
+ATTENTION = ("auto", "sdpa", "eager")
+HUBS = ("huggingface", "modelscope")
+INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    panel: str,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    resumable: bool = False,
+    shown: str = "",
+) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        default: the value without flag and file; the only place where it is written.
+        help: one line for ``--help``.
+        panel: the group in ``--help``.
+        choices: the allowed words, empty for any.
+        minimum: least allowed number.
+        above: the number must be greater than this.
+        maximum: greatest allowed number.
+        resumable: may differ from the saved run when it is resumed, as no result depends on it.
+        shown: the default as shown in ``--help`` when the value says too little.
+    """
+    metadata = {
+        "help": help,
+        "panel": panel,
+        "choices": choices,
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "resumable": resumable,
+        "shown": shown,
+    }
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Settings of ``vlft sft``."""
+
+    model: str | None = setting(
+        None,
+        "Model folder or hub id.",
+        panel="Model",
+        shown="the tiny model in sample_data",
+    )
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
+    hub: str = setting(
+        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
+    )
+    dtype: str = setting(
+        "auto",
+        "Number format of the weights. auto: float32 on the CPU, the checkpoint's on a GPU.",
+        panel="Model",
+        choices=DTYPES,
+    )
+    device: str = setting("auto", "Where to run.", panel="Model", choices=DEVICES)
+    quantize: str = setting(
+        "none", "Store the frozen LLM in 4 or 8 bit (QLoRA).", panel="Model", choices=QUANTIZE
+    )
+    attn: str = setting("auto", "Attention implementation.", panel="Model", choices=ATTENTION)
+
+    dataset: tuple[str, ...] = setting(
+        (),
+        "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
+        panel="Data",
+        shown="required",
+    )
+    val_dataset: tuple[str, ...] = setting((), "Validation data. Repeatable.", panel="Data")
+    val_ratio: float = setting(
+        0.05,
+        "Share split off for validation when no validation data is given.",
+        panel="Data",
+        minimum=0,
+        maximum=0.9,
+    )
+    image_root: Path | None = setting(
+        None, "Folder that image paths start from.", panel="Data", shown="the data file's folder"
+    )
+    max_length: int | None = setting(
+        None, "Longest sample, in tokens.", panel="Data", minimum=8, shown="the model's"
+    )
+    on_long: str = setting(
+        "error",
+        "What to do with a longer sample.",
+        panel="Data",
+        choices=("error", "skip", "truncate-history"),
+    )
+    on_bad_sample: str = setting(
+        "error", "What to do with a bad record.", panel="Data", choices=("error", "skip")
+    )
+
+    tuner: str = setting("lora", "What is trained.", panel="Tuning", choices=("lora", "full"))
+    lora_target_modules: str = setting(
+        "qkv",
+        "qkv, ALL, module names with commas between, or a regular expression.",
+        panel="Tuning",
+    )
+    lora_rank: int = setting(8, "Rank of the update.", panel="Tuning", minimum=1)
+    lora_alpha: float = setting(32, "Scale of the update, times 1/rank.", panel="Tuning", above=0)
+    lora_dropout: float = setting(
+        0.0, "Dropout before the update.", panel="Tuning", minimum=0, maximum=0.95
+    )
+    use_dora: bool = setting(False, "Train magnitude and direction apart.", panel="Tuning")
+    use_rslora: bool = setting(False, "Scale by 1/sqrt(rank).", panel="Tuning")
+    init_lora_weights: str = setting(
+        "default", "How the update starts.", panel="Tuning", choices=INIT_LORA
+    )
+    train_aligner: bool = setting(False, "Train the aligner too.", panel="Tuning")
+    train_vision: bool = setting(False, "Train the vision tower too.", panel="Tuning")
+
+    num_train_epochs: int = setting(
+        3, "Passes over the training data.", panel="Optimisation", minimum=1
+    )
+    max_steps: int | None = setting(
+        None, "Stop after this many steps.", panel="Optimisation", minimum=1, shown="by epochs"
+    )
+    batch_size: int = setting(
+        16, "Samples per optimiser step.", panel="Optimisation", minimum=1
+    )
+    tokens_per_microbatch: int | None = setting(
+        None,
+        "Most tokens in one packed row; bounds memory, changes no result.",
+        panel="Optimisation",
+        minimum=1,
+        shown="auto",
+    )
+    learning_rate: float | None = setting(
+        None, "Peak learning rate.", panel="Optimisation", above=0, shown="1e-4; 1e-5 for full"
+    )
+    lr_scheduler: str = setting(
+        "cosine",
+        "Shape after the warm-up.",
+        panel="Optimisation",
+        choices=("cosine", "linear", "constant"),
+    )
+    warmup_ratio: float = setting(
+        0.05, "Share of the steps that warms up.", panel="Optimisation", minimum=0, maximum=1
+    )
+    weight_decay: float = setting(0.1, "Of AdamW.", panel="Optimisation", minimum=0)
+    max_grad_norm: float = setting(
+        1.0, "Clip gradients to this norm; 0 does not.", panel="Optimisation", minimum=0
+    )
+    gradient_checkpointing: bool | None = setting(
+        None,
+        "Recompute activations to save memory.",
+        panel="Optimisation",
+        shown="auto: on a GPU",
+    )
+    share_prefix: bool = setting(
+        True, "Run each shared prompt prefix once per row.", panel="Optimisation"
+    )
+    seed: int = setting(42, "Of sampling, order and new weights.", panel="Optimisation", minimum=0)
+
+    output_dir: Path = setting(Path("output"), "Where runs are written.", panel="Run")
+    save_steps: int | None = setting(
+        None,
+        "Steps between checkpoints.",
+        panel="Run",
+        minimum=1,
+        shown="each epoch",
+    )
+    eval_steps: int | None = setting(
+        None, "Steps between evaluations.", panel="Run", minimum=1, shown="as save-steps"
+    )
+    save_total_limit: int | None = setting(
+        3, "Checkpoints kept; best and last always are.", panel="Run", minimum=1, resumable=True
+    )
+    logging_steps: int = setting(
+        1, "Steps between log lines.", panel="Run", minimum=1, resumable=True
+    )
+    early_stop: int | None = setting(
+        None,
+        "Stop after this many evaluations without a better loss.",
+        panel="Run",
+        minimum=1,
+        shown="never",
+    )
+    report_to: str = setting(
+        "none",
+        "Tracker to report to as well.",
+        panel="Run",
+        choices=("none", "tensorboard", "wandb"),
+        resumable=True,
+    )
+    resume: Path | None = setting(
+        None, "Run or checkpoint folder to continue.", panel="Run", resumable=True
+    )
+    overwrite: bool = setting(
+        False,
+        "With --resume: remove the run's checkpoints after the resumed one.",
+        panel="Run",
+        resumable=True,
+    )
+    show_sample: bool = setting(
+        True, "Print one encoded sample first.", panel="Run", resumable=True
+    )
+
+    def problems(self) -> list[UsageError]:
+        """All that is wrong between settings; each alone is checked by ``check``."""
+        found: list[UsageError] = []
+        if not self.dataset and self.resume is None:
+            found.append(
+                ConfigError(
+                    "no training data given",
+                    place="--dataset",
+                    hint="name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl",
+                )
+            )
+        if self.tuner == "full":
+            if self.quantize != "none":
+                found.append(
+                    ConfigError(
+                        f"found {self.quantize} with --tuner full; quantised weights cannot train",
+                        place="--quantize",
+                        hint="use --tuner lora, or --quantize none",
+                    )
+                )
+            for name in ("use_dora", "use_rslora"):
+                if getattr(self, name):
+                    found.append(
+                        ConfigError("belongs to --tuner lora, found full", place=flag(name))
+                    )
+        if self.init_lora_weights in ("olora", "pissa") and self.quantize != "none":
+            found.append(
+                ConfigError(
+                    f"{self.init_lora_weights} changes the base weights, which {self.quantize} "
+                    "cannot hold",
+                    place="--init-lora-weights",
+                    hint="use default, gaussian or orthogonal with --quantize",
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Settings of ``vlft infer``."""
+
+    ckpt_dir: Path | None = setting(
+        None, "A run or a checkpoint-N folder of vlft sft.", panel="Model"
+    )
+    model: str | None = setting(
+        None, "Base model, or a model without adapter.", panel="Model", shown="the checkpoint's"
+    )
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
+    hub: str = setting(
+        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
+    )
+    dtype: str = setting(
+        "auto", "Number format. auto: as in training.", panel="Model", choices=DTYPES
+    )
+    device: str = setting("auto", "Where to run.", panel="Model", choices=DEVICES)
+    quantize: str | None = setting(
+        None,
+        "Store the LLM in 4 or 8 bit.",
+        panel="Model",
+        choices=QUANTIZE,
+        shown="as in training",
+    )
+    attn: str = setting("auto", "Attention implementation.", panel="Model", choices=ATTENTION)
+    merge_lora: bool = setting(False, "Merge the adapter in memory first.", panel="Model")
+
+    load_dataset_config: bool = setting(
+        False, "Answer the validation set of the run.", panel="Data"
+    )
+    dataset: tuple[str, ...] = setting((), "Answer the records of these files.", panel="Data")
+    image_root: Path | None = setting(
+        None, "Folder that image paths start from.", panel="Data", shown="the data file's folder"
+    )
+    on_bad_sample: str = setting(
+        "error", "What to do with a bad record.", panel="Data", choices=("error", "skip")
+    )
+    system: str | None = setting(
+        None, "System prompt of a chat; empty for none.", panel="Data", shown="the family's"
+    )
+
+    max_new_tokens: int = setting(512, "Longest reply, in tokens.", panel="Generation", minimum=1)
+    temperature: float = setting(
+        0.0, "0 is greedy; above, sampling.", panel="Generation", minimum=0
+    )
+    top_p: float = setting(1.0, "Nucleus sampling.", panel="Generation", above=0, maximum=1)
+    top_k: int = setting(0, "Sample from the k best; 0: all.", panel="Generation", minimum=0)
+    repetition_penalty: float = setting(
+        1.0, "Above 1 discourages repeats.", panel="Generation", above=0
+    )
+    batch_size: int = setting(8, "Records answered at once.", panel="Generation", minimum=1)
+    seed: int = setting(42, "Of sampling.", panel="Generation", minimum=0)
+
+    output: Path | None = setting(
+        None, "Result file (.jsonl).", panel="Run", shown="beside the checkpoint"
+    )
+    overwrite: bool = setting(
+        False, "Start the result file anew instead of continuing it.", panel="Run"
+    )
+    show_samples: int = setting(3, "Answers printed in full.", panel="Run", minimum=0)
+
+    def problems(self) -> list[UsageError]:
+        """All that is wrong between settings; each alone is checked by ``check``."""
+        found: list[UsageError] = []
+        if self.load_dataset_config and self.dataset:
+            found.append(
+                ConfigError(
+                    "found together with --dataset; one of the two is allowed",
+                    place="--load-dataset-config",
+                    hint="leave one of them out",
+                )
+            )
+        if self.load_dataset_config and self.ckpt_dir is None:
+            found.append(
+                ConfigError(
+                    "needs the run whose validation set it answers",
+                    place="--load-dataset-config",
+                    hint="add --ckpt-dir output/.../checkpoint-N",
+                )
+            )
+        if self.merge_lora and self.ckpt_dir is None:
+            found.append(
+                ConfigError(
+                    "needs an adapter", place="--merge-lora", hint="add --ckpt-dir"
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLoraConfig:
+    """Settings of ``vlft merge-lora``."""
+
+    ckpt_dir: Path | None = setting(
+        None, "A run or a checkpoint-N folder of vlft sft.", panel="Model", shown="required"
+    )
+    model: str | None = setting(None, "Base model.", panel="Model", shown="the run's")
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
+    hub: str = setting(
+        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
+    )
+    base: str = setting(
+        "dequantized",
+        "Weights that a QLoRA adapter is added to: those trained against, or the original ones.",
+        panel="Model",
+        choices=("dequantized", "original"),
+    )
+    device: str = setting("auto", "Where to compute.", panel="Model", choices=DEVICES)
+
+    output_dir: Path | None = setting(
+        None, "New folder of the merged model.", panel="Output", shown="CKPT_DIR-merged"
+    )
+    format: str = setting(
+        "auto",
+        "Layout. original: the authors'. auto: as the base.",
+        panel="Output",
+        choices=("auto", "original", "transformers"),
+    )
+    dtype: str = setting(
+        "auto",
+        "Number format of the files. auto: the one the adapter was trained in.",
+        panel="Output",
+        choices=DTYPES,
+    )
+    max_shard_size: str = setting("5GB", "Largest weight file.", panel="Output")
+    overwrite: bool = setting(False, "Replace a folder that is not empty.", panel="Output")
+
+    def problems(self) -> list[UsageError]:
+        """All that is wrong between settings; each alone is checked by ``check``."""
+        if self.ckpt_dir is None:
+            return [
+                ConfigError(
+                    "no adapter given",
+                    place="--ckpt-dir",
+                    hint="name a run or a checkpoint-N folder of vlft sft",
+                )
+            ]
+        return []
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``lora_rank`` -> ``--lora-rank``."""
+    return "--" + name.replace("_", "-")
+
+
+def field_type(cls: type, name: str) -> Any:
+    """The type of a field's value, without ``None`` and without the tuple around it."""
+    hint = typing.get_type_hints(cls)[name]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+
+
+def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
+    """A checked config from named values.
+
+    Args:
+        cls: one of the settings dataclasses.
+        values: by field name; what is absent keeps its default.
+        source: the file that the values come from, for messages; empty for flags.
+
+    Raises:
+        UsageError: one or many; nothing is reported one at a time.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    problems: list[UsageError] = []
+    converted = {}
+    for name, value in values.items():
+        place = f"{source}: {name}" if source else flag(name)
+        if name not in fields:
+            problems.append(unknown_name(name, list(fields), place=place, what="setting"))
+            continue
+        try:
+            converted[name] = _convert(cls, fields[name], value, place)
+        except UsageError as error:
+            problems.append(error)
+    raise_all(problems)
+    config = cls(**converted)
+    raise_all(config.problems())
+    return config
+
+
+def check(config: Config) -> Config:
+    """The config itself, once each value and all of them together are found allowed.
+
+    Raises:
+        UsageError: one or many.
+    """
+    return build(type(config), dataclasses.asdict(config))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a JSON or YAML file, keys as fields or as flags without dashes.
+
+    Raises:
+        ConfigError: the file is missing or is not a table of settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", place=str(path)) from None
+    if path.suffix == ".json":
+        try:
+            table = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"not JSON: {error}", place=str(path)) from None
+    else:
+        import yaml
+
+        try:
+            table = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not YAML: {error}", place=str(path)) from None
+    if not isinstance(table, dict):
+        raise ConfigError(
+            f"found {type(table).__name__}, a table of settings is allowed",
+            place=str(path),
+            hint='write e.g. {"model": "...", "dataset": ["train.jsonl"]}',
+        )
+    return {str(key).lstrip("-").replace("-", "_"): value for key, value in table.items()}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The settings as JSON values, to be read again by ``build``."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+    return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
+
+
+def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
+    """The value in the field's type, within the field's limits."""
+    if value is None:
+        if spec.default is None:
+            return None
+        raise ConfigError("found nothing, a value is needed", place=place)
+    kind = field_type(cls, spec.name)
+    if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
+        items = [value] if isinstance(value, str) else list(value)
+        return tuple(_scalar(kind, item, place) for item in items)
+    converted = _scalar(kind, value, place)
+    _check_limits(spec.metadata, converted, place)
+    return converted
+
+
+def _scalar(kind: Any, value: Any, place: str) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML reads 1e-4 as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(
+        f"found {value!r} ({type(value).__name__}), {kind.__name__} is allowed", place=place
+    )
+
+
+def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
+    choices = metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(
+            f"found {value!r}", place=place, hint=f"allowed: {', '.join(choices)}"
+        )
+    limits = (
+        ("minimum", "at least", lambda v, limit: v >= limit),
+        ("above", "more than", lambda v, limit: v > limit),
+        ("maximum", "at most", lambda v, limit: v <= limit),
+    )
+    for key, words, holds in limits:
+        limit = metadata[key]
+        if limit is not None and not holds(value, limit):
+            raise ConfigError(f"found {value}, {words} {limit} is allowed", place=place)

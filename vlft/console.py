@@ -1,0 +1,29 @@
+"""The one rich Console of each stream. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+
+def info(message: str) -> None:
+    """Prints a line of what the command is doing."""
+    err.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Prints a warning: the command goes on, the user should know."""
+    err.print("warning: ", style="yellow", end="")
+    err.print(message, markup=False)
+
+
+def show_error(text: str) -> None:
+    """Prints an error message, one ``error:`` at the start of each problem."""
+    for line in text.splitlines():
+        if line.startswith((" hint:", "...")):
+            err.print(line, style="dim", markup=False)
+        else:
+            err.print("error: ", style="bold red", end="")
+            err.print(line, markup=False)

@@ -1,0 +1,73 @@
+"""What a sample is before any model sees it: turns of text and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture that has not been decoded.
+
+    Attributes:
+        path: the file.
+        given: as the data file names it, for results and messages.
+    """
+
+    path: Path
+    given: str
+
+
+Part = str | ImageRef
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: a role, and text and images in the order they are read."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue that starts with the user and alternates.
+
+    Attributes:
+        turns: ends with the assistant's reply, or with the user where a reply is wanted.
+        system: None for the family's default, "" for none.
+        place: where it was read, for messages; empty for rows given through Python.
+    """
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    place: str = ""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images in the order they are read."""
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+
+    @property
+    def reply(self) -> str | None:
+        """The text of the last turn if it is the assistant's."""
+        last = self.turns[-1]
+        return flat_text(last, "") if last.role == "assistant" else None
+
+    def without_reply(self) -> Conversation:
+        """The same dialogue up to the last user turn."""
+        turns = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
+        return Conversation(turns, self.system, self.place)
+
+    def without_first_exchange(self) -> Conversation:
+        """The same dialogue less its first user turn and the reply to it, images included."""
+        return Conversation(self.turns[2:], self.system, self.place)
+
+
+def flat_text(turn: Turn, image_tag: str) -> str:
+    """The turn as one string, each image as the tag."""
+    return "".join(part if isinstance(part, str) else image_tag for part in turn.parts)

@@ -1,0 +1,187 @@
+"""Data files -> samples ready to encode. Everything is checked here, before a model is loaded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from vlft.console import warn
+from vlft.data.images import find_broken
+from vlft.data.layouts import native
+from vlft.data.records import Record, read_records
+from vlft.errors import DataError, UsageError, raise_all
+
+if TYPE_CHECKING:
+    from vlft.data.conversation import Conversation
+    from vlft.data.encode import EncodedSample
+
+Encode = Callable[["Conversation"], "EncodedSample"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How data files are read; see the flags of the same names."""
+
+    image_tag: str
+    image_root: Path | None = None
+    need_response: bool = True
+    on_bad_sample: str = "error"
+    on_long: str = "error"
+    max_length: int | None = None
+    seed: int = 0
+
+
+class Dataset(Sequence["EncodedSample"]):
+    """Conversations that are encoded when they are asked for; text stays small, tensors do not.
+
+    Args:
+        conversations: checked ones.
+        encode: the processor's.
+    """
+
+    def __init__(self, conversations: Sequence[Conversation], encode: Encode) -> None:
+        self.conversations = tuple(conversations)
+        self._encode = encode
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+    def __getitem__(self, index: int | slice) -> EncodedSample | Dataset:
+        """A sample, or a part of the dataset."""
+        if isinstance(index, slice):
+            return Dataset(self.conversations[index], self._encode)
+        return self._encode(self.conversations[index])
+
+    def split(self, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
+        """Two parts, drawn by the seed: the rest, and the given share (at least one sample)."""
+        count = min(max(1, round(len(self) * ratio)), len(self) - 1) if ratio > 0 else 0
+        chosen = set(random.Random(seed).sample(range(len(self)), count))
+        parts: tuple[list[Conversation], list[Conversation]] = ([], [])
+        for index, conversation in enumerate(self.conversations):
+            parts[index in chosen].append(conversation)
+        return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
+
+
+def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> Dataset:
+    """Reads, checks and mixes data files.
+
+    Args:
+        files: paths, each with an optional ``#N`` that draws N of its records.
+        encode: the processor's; called once per conversation, to know its length.
+        options: see DataOptions.
+
+    Raises:
+        UsageError: every problem of every record, or that no sample is left.
+    """
+    conversations: list[Conversation] = []
+    problems: list[UsageError] = []
+    for spec in files:
+        found, wrong = _read_file(spec, encode, options)
+        conversations += found
+        problems += wrong
+    if options.on_bad_sample == "error":
+        raise_all(problems)
+    elif problems:
+        warn(f"{len(problems)} bad records skipped, the first: {problems[0]}")
+    if not conversations:
+        raise DataError("no usable sample is left", place=", ".join(files))
+    return Dataset(conversations, encode)
+
+
+def _read_file(
+    spec: str, encode: Encode, options: DataOptions
+) -> tuple[list[Conversation], list[UsageError]]:
+    """The good conversations of one file and the problems of the others, both in its order."""
+    path, count = _parse_spec(spec)
+    records = list(read_records(path))
+    if count is not None:
+        if count > len(records):
+            raise DataError(
+                f"#{count} asks for more than the {len(records)} records of the file",
+                place=spec,
+                hint=f"allowed: #1 to #{len(records)}, or no number for all",
+            )
+        chosen = sorted(random.Random(options.seed).sample(range(len(records)), count))
+        records = [records[index] for index in chosen]
+    parsed = [_parse(record, options) for record in records]
+    broken = find_broken(
+        image.path for item in parsed if not isinstance(item, UsageError) for image in item.images
+    )
+    good: list[Conversation] = []
+    problems: list[UsageError] = []
+    too_long = 0
+    for item in parsed:
+        try:
+            fitted = _fit(_checked(item, broken), encode, options)
+        except UsageError as error:
+            problems.append(error)
+            continue
+        if fitted is None:
+            too_long += 1
+        else:
+            good.append(fitted)
+    if too_long:
+        warn(f"{path}: {too_long} samples of more than {options.max_length} tokens skipped")
+    return good, problems
+
+
+def _parse_spec(spec: str) -> tuple[Path, int | None]:
+    name, mark, count = spec.rpartition("#")
+    if mark and count.isdigit() and int(count) > 0 and not Path(spec).exists():
+        return Path(name), int(count)
+    return Path(spec), None
+
+
+def _parse(record: Record | DataError, options: DataOptions) -> Conversation | UsageError:
+    if isinstance(record, DataError):
+        return record
+    try:
+        return native(
+            record.fields,
+            place=record.place,
+            folder=options.image_root or record.path.parent,
+            image_tag=options.image_tag,
+            need_response=options.need_response,
+        )
+    except DataError as error:
+        return error
+
+
+def _checked(item: Conversation | UsageError, broken: dict[Path, DataError]) -> Conversation:
+    if isinstance(item, UsageError):
+        raise item
+    for image in item.images:
+        if image.path in broken:
+            error = broken[image.path]
+            raise DataError(error.message, place=f"{item.place}: {image.path}", hint=error.hint)
+    return item
+
+
+def _fit(
+    conversation: Conversation, encode: Encode, options: DataOptions
+) -> Conversation | None:
+    """The conversation within max_length, or None if it is to be skipped."""
+    limit = options.max_length
+    length = len(encode(conversation))
+    if limit is None or length <= limit:
+        return conversation
+    if options.on_long == "skip":
+        return None
+    if options.on_long == "truncate-history":
+        shorter = conversation
+        while len(shorter.turns) > 2:
+            shorter = shorter.without_first_exchange()
+            if len(encode(shorter)) <= limit:
+                return shorter
+    raise DataError(
+        f"{length} tokens, at most {limit} are allowed",
+        place=conversation.place,
+        hint="raise --max-length, or use --on-long skip or truncate-history",
+    )

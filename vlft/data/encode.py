@@ -1,0 +1,147 @@
+"""Conversations -> token ids and labels. The one function for training and inference alike.
+
+    Conversation --template--> chat text, reply spans --tokenizer--> ids, labels --images--> expanded
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlft.data.conversation import Conversation, Turn, flat_text
+from vlft.data.images import content_key
+from vlft.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What turns a conversation of one checkpoint into token ids.
+
+    Attributes:
+        template: Jinja source of the family's chat text.
+        tokenizer: the checkpoint's, raw: it adds nothing by itself.
+        roles: how the text names the user and the assistant.
+        system_prompt: where the conversation leaves it open.
+        image_tag: stands in the text for an image; a token of its own.
+        image_token_id: of the tag.
+        image_tokens: how many of them an image becomes.
+        bos_id: put first.
+        eos_token: closes a reply.
+        eos_id: of eos_token.
+        pad_id: fills the left of shorter rows in a batch.
+    """
+
+    template: str
+    tokenizer: Tokenizer
+    roles: tuple[str, str]
+    system_prompt: str
+    image_tag: str
+    image_token_id: int
+    image_tokens: int
+    bos_id: int
+    eos_token: str
+    eos_id: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image of an encoded sample: where its pixels come from, and what tells it apart."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as the model sees it, without pixels.
+
+    Attributes:
+        input_ids: (T,) int64; an image is a run of image tokens.
+        labels: (T,) int64; the token's id where it is trained, -100 elsewhere.
+        text: the official chat text, image tags not expanded.
+        images: one per run of image tokens, in order.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    text: str
+    images: tuple[EncodedImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
+    """The ids and labels of a conversation; one that ends with the user is a prompt for a reply.
+
+    Trained are, in every assistant turn, the reply and its end-of-sentence token.
+    """
+    text, replies = render(conversation, chat)
+    ids, offsets = tokenize(text, chat)
+    labels = [
+        token if _inside(start, replies) and token != chat.image_token_id else IGNORE
+        for token, (start, _) in zip(ids, offsets, strict=True)
+    ]
+    input_ids = torch.tensor([chat.bos_id, *ids])
+    repeats = torch.ones_like(input_ids)
+    repeats[input_ids == chat.image_token_id] = chat.image_tokens
+    images = tuple(EncodedImage(ref.path, content_key(ref.path)) for ref in conversation.images)
+    if int((input_ids == chat.image_token_id).sum()) != len(images):
+        raise DataError(
+            f"the chat text holds {int((input_ids == chat.image_token_id).sum())} "
+            f"{chat.image_tag}, the conversation {len(images)} images",
+            place=conversation.place,
+        )
+    return EncodedSample(
+        input_ids.repeat_interleave(repeats),
+        torch.tensor([IGNORE, *labels]).repeat_interleave(repeats),
+        text,
+        images,
+    )
+
+
+def render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tuple[int, int]]]:
+    """The official chat text, and the (start, end) of each trained stretch of it, in characters."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    system = chat.system_prompt if conversation.system is None else conversation.system
+    texts, spans = render_jinja_template(
+        [[_message(turn, chat) for turn in conversation.turns]],
+        chat_template=chat.template,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=conversation.turns[-1].role == "user",
+        system=system,
+        assistant=chat.roles[1],
+        eos_token=chat.eos_token,
+    )
+    text = texts[0]
+    cut = len(text) - len(text.lstrip())
+    return text.strip(), [(start - cut, end - cut) for start, end in spans[0]]
+
+
+def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text, nothing added, and each token's (start, end) in characters."""
+    encoding = chat.tokenizer.encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+
+def _message(turn: Turn, chat: ChatFormat) -> dict[str, str]:
+    role = chat.roles[0] if turn.role == "user" else chat.roles[1]
+    return {"role": role, "content": flat_text(turn, chat.image_tag)}
+
+
+def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
+    index = bisect_right(spans, position, key=lambda span: span[0]) - 1
+    return index >= 0 and position < spans[index][1]

@@ -1,0 +1,64 @@
+"""Image files -> RGB pictures, as the authors' code reads them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from vlft.errors import DataError
+
+
+def decode(path: Path, *, place: str = "") -> Image.Image:
+    """The picture in RGB: alpha dropped, first frame, EXIF orientation ignored.
+
+    Raises:
+        DataError: the file is missing or is not a whole picture.
+    """
+    where = f"{place}: {path}" if place else str(path)
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(
+            "no such image",
+            place=where,
+            hint="paths start at the data file's folder, or at --image-root",
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"not a whole picture ({error})",
+            place=where,
+            hint="replace the file, or drop such records with --on-bad-sample skip",
+        ) from None
+
+
+def content_key(path: Path) -> str:
+    """SHA-256 of the file's bytes: two references with one key are one picture."""
+    stat = path.stat()
+    return _digest(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _digest(path: str, modified: int, size: int) -> str:  # noqa: ARG001 (part of the cache key)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def find_broken(paths: Iterable[Path]) -> dict[Path, DataError]:
+    """Decodes every file once, in threads; returns the error of each that cannot be used."""
+
+    def attempt(path: Path) -> DataError | None:
+        try:
+            decode(path)
+        except DataError as error:
+            return error
+        return None
+
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        found = zip(unique, pool.map(attempt, unique), strict=True)
+        return {path: error for path, error in found if error is not None}

@@ -1,0 +1,187 @@
+"""Records -> conversations: the fields are checked, and each image gets its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlft.config import unknown_name
+from vlft.data.conversation import Conversation, ImageRef, Part, Turn
+from vlft.errors import DataError
+
+FIELDS = ("query", "response", "history", "images", "system")
+IGNORED = ("id", "meta")
+COMMON_TAG = "<image>"
+
+
+def native(
+    fields: Mapping[str, Any],
+    *,
+    place: str,
+    folder: Path,
+    image_tag: str,
+    need_response: bool,
+) -> Conversation:
+    """The conversation of a record in the native layout.
+
+    Args:
+        fields: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
+            ``id``, ``meta`` and names with a leading underscore are left alone.
+        place: of the record, for messages.
+        folder: where relative image paths start.
+        image_tag: the family's own tag, read like ``<image>``.
+        need_response: whether a missing reply is an error (training) or a question (inference).
+
+    Raises:
+        DataError: with the place and what is allowed.
+    """
+    check_fields(fields, place)
+    if need_response and "response" not in fields:
+        raise DataError(
+            'no "response"', place=place, hint="training needs the reply that is to be learnt"
+        )
+    texts = [text for exchange in fields.get("history") or () for text in exchange]
+    texts.append(fields["query"])
+    images = fields.get("images") or []
+    refs = [_image(name, folder) for name in ([images] if isinstance(images, str) else images)]
+    parts = place_images(texts, refs, image_tag=image_tag, place=place)
+    response = fields.get("response")
+    _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
+    if response is not None:
+        parts.append((response,))
+    turns = tuple(
+        Turn("assistant" if index % 2 else "user", part) for index, part in enumerate(parts)
+    )
+    return Conversation(turns, fields.get("system"), place)
+
+
+def check_fields(fields: Mapping[str, Any], place: str) -> None:
+    """Raises DataError unless every field is known and of the right type."""
+    for name in fields:
+        if name not in FIELDS and name not in IGNORED and not name.startswith("_"):
+            raise unknown_field(name, place)
+    if "query" not in fields:
+        raise DataError('no "query"', place=place, hint='write e.g. {"query": "...", ...}')
+    for name, value in fields.items():
+        if name in ("query", "response", "system"):
+            if not (isinstance(value, str) or (value is None and name == "system")):
+                raise _wrong_type(name, value, "text", place)
+        elif name == "images":
+            names = value if isinstance(value, list) else [value]
+            if value is not None and not all(isinstance(item, str) for item in names):
+                raise _wrong_type(name, value, "a list of paths", place)
+        elif name == "history" and value is not None and not _is_history(value):
+            raise _wrong_type(name, value, 'a list of ["question", "reply"] pairs', place)
+
+
+def place_images(
+    texts: list[str], images: list[ImageRef], *, image_tag: str, place: str
+) -> list[tuple[Part, ...]]:
+    """Puts every image where its tag stands, or at the start of its turn where no tag is.
+
+    Args:
+        texts: user and assistant texts by turns, the user's first and last.
+        images: in reading order.
+        image_tag: the family's own tag.
+        place: for messages.
+
+    Returns:
+        The parts of each text.
+
+    Raises:
+        DataError: tags and images do not match in number.
+    """
+    tag = re.compile(f"({re.escape(COMMON_TAG)}|{re.escape(image_tag)})")
+    tags = sum(len(tag.findall(text)) for text in texts)
+    if tags == 0 and images:
+        texts = _tag_turns(texts, len(images), place)
+    elif tags != len(images):
+        raise DataError(
+            f"{_count(len(images), 'image')} listed, {tags} {COMMON_TAG} in the text",
+            place=place,
+            hint=f'put one {COMMON_TAG} per entry of "images", in the order they are read',
+        )
+    left = iter(images)
+    return [
+        tuple(
+            next(left) if tag.fullmatch(piece) else piece for piece in tag.split(text) if piece
+        )
+        for text in texts
+    ]
+
+
+def unknown_field(name: str, place: str) -> DataError:
+    """The error for a field that no layout has."""
+    error = unknown_name(name, [*FIELDS], place=place, what="field")
+    return DataError(
+        error.message,
+        place=place,
+        hint=f"{error.hint}; id, meta and _names are left alone",
+    )
+
+
+def _tag_turns(texts: list[str], images: int, place: str) -> list[str]:
+    user_turns = len(texts[::2])
+    if user_turns == 1 or images == 1:
+        per_turn = [images] + [0] * (user_turns - 1)
+    elif images == user_turns:
+        per_turn = [1] * user_turns
+    else:
+        raise DataError(
+            f"{images} images listed, {user_turns} user turns and no {COMMON_TAG} in the text",
+            place=place,
+            hint=f"put {COMMON_TAG} where each image belongs",
+        )
+    tagged = list(texts)
+    for turn, count in enumerate(per_turn):
+        tagged[2 * turn] = COMMON_TAG * count + texts[2 * turn]
+    return tagged
+
+
+def _check_texts(
+    query: tuple[Part, ...],
+    response: str | None,
+    system: str | None,
+    *,
+    image_tag: str,
+    place: str,
+) -> None:
+    if not any(isinstance(part, ImageRef) or part.strip() for part in query):
+        raise DataError('"query" is empty', place=place, hint="write the question")
+    if response is not None and not response.strip():
+        raise DataError(
+            '"response" is empty', place=place, hint="write the reply, or leave the field out"
+        )
+    for name, text in (("response", response), ("system", system)):
+        for tag in (COMMON_TAG, image_tag):
+            if text and tag in text:
+                raise DataError(
+                    f'{tag} stands in "{name}"',
+                    place=place,
+                    hint="images belong into the query or the history",
+                )
+
+
+def _image(name: str, folder: Path) -> ImageRef:
+    return ImageRef(folder / name, name)
+
+
+def _is_history(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(text, str) for text in pair)
+        for pair in value
+    )
+
+
+def _wrong_type(name: str, value: object, allowed: str, place: str) -> DataError:
+    found = f"{type(value).__name__} {value!r}"
+    found = found if len(found) <= 60 else found[:57] + "..."
+    return DataError(f'"{name}": found {found}, {allowed} is allowed', place=place)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,88 @@
+"""The errors that a user can meet.
+
+    VlftError            exit code 1   the work failed for a reason that is not the input
+    ├── VerificationError              a result that was checked and is not right
+    └── UsageError       exit code 2   the input must change
+        ├── ConfigError                settings: flags, configuration file, what they ask for
+        ├── DataError                  a data file, a record of it, one of its images
+        └── CheckpointError            a model, adapter or run folder
+
+Every message has four parts: the place, what was found there, what is allowed, what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class VlftError(Exception):
+    """Base of every error that is shown as text, never as a traceback.
+
+    Args:
+        message: what was found, and what is allowed.
+        place: where, e.g. ``train.jsonl:17`` or ``--lora-rank``.
+        hint: what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
+        super().__init__(message, place, hint)
+        self.message = message
+        self.place = place
+        self.hint = hint
+
+    def __str__(self) -> str:
+        head = f"{self.place}: {self.message}" if self.place else self.message
+        return f"{head}\n hint: {self.hint}" if self.hint else head
+
+
+class VerificationError(VlftError):
+    """A result that was checked against a second computation and differs."""
+
+
+class UsageError(VlftError):
+    """The input must change before the command can work."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting, or a combination of settings, that cannot be used."""
+
+
+class DataError(UsageError):
+    """A data file, a record or an image that cannot be used."""
+
+
+class CheckpointError(UsageError):
+    """A model, adapter or run folder that cannot be used."""
+
+
+class CollectedError(UsageError):
+    """Several problems of one kind, shown together.
+
+    Args:
+        problems: all of them, in the order of the input.
+        shown: how many are printed in full; the rest is counted.
+    """
+
+    def __init__(self, problems: Sequence[UsageError], *, shown: int = 20) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = tuple(problems)
+        self.shown = shown
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[: self.shown]]
+        rest = len(self.problems) - self.shown
+        if rest > 0:
+            lines.append(f"... and {rest} more")
+        return "\n".join(lines)
+
+
+def raise_all(problems: Sequence[UsageError]) -> None:
+    """Raises the one problem, or all of them together; returns if there is none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise CollectedError(problems)

@@ -1,0 +1,192 @@
+"""Text and pixels of one checkpoint: rows -> encoded samples -> batches, and token ids -> text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+
+from vlft.data.encode import ChatFormat, EncodedSample, encode
+from vlft.data.images import decode
+from vlft.data.layouts import native
+from vlft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlft.data.conversation import Conversation
+    from vlft.families.base import Family, Pixels
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What stands between a user's rows and a model's tensors.
+
+    Attributes:
+        family: of the checkpoint.
+        chat: how conversations become ids.
+        pixels: how pictures become pixel values.
+        max_length: tokens that the model's positions allow.
+    """
+
+    family: Family
+    chat: ChatFormat
+    pixels: Pixels
+    max_length: int
+
+    def encode(
+        self, row: Mapping[str, Any], image_root: str | Path | None = None
+    ) -> EncodedSample:
+        """A row of the native layout as ids and labels.
+
+        Args:
+            row: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
+                Without ``response`` the sample is a prompt, ready for generation.
+            image_root: folder of relative image paths; the working folder if None.
+
+        Raises:
+            DataError: a field or an image cannot be used.
+        """
+        conversation = native(
+            row,
+            place="row",
+            folder=Path(image_root or "."),
+            image_tag=self.family.image_tag,
+            need_response=False,
+        )
+        for image in conversation.images:
+            decode(image.path, place="row")
+        return self.encode_conversation(conversation)
+
+    def encode_conversation(self, conversation: Conversation) -> EncodedSample:
+        """A checked conversation as ids and labels."""
+        return encode(conversation, self.chat)
+
+    def pixel_values(self, paths: Sequence[Path]) -> Tensor:
+        """(I, 3, H, W) float32 pixels of I pictures."""
+        return torch.stack([self.pixels.transform(decode(path)) for path in paths])
+
+    def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
+        """The plain, left-padded batch of B samples, as transformers' classes take it.
+
+        Returns:
+            input_ids, attention_mask, labels: (B, T) int64; pixel_values: (I, 3, H, W) float32 of
+            all images in order, absent if there is none.
+        """
+        length = max(len(sample) for sample in samples)
+        batch = {
+            "input_ids": torch.full((len(samples), length), self.chat.pad_id),
+            "attention_mask": torch.zeros(len(samples), length, dtype=torch.int64),
+            "labels": torch.full((len(samples), length), -100),
+        }
+        for row, sample in enumerate(samples):
+            start = length - len(sample)
+            batch["input_ids"][row, start:] = sample.input_ids
+            batch["attention_mask"][row, start:] = 1
+            batch["labels"][row, start:] = sample.labels
+        paths = [image.path for sample in samples for image in sample.images]
+        if paths:
+            batch["pixel_values"] = self.pixel_values(paths)
+        return batch
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a reply: special tokens dropped, white space around it stripped."""
+        return self.chat.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+
+def load_processor(
+    folder: Path, family: Family, config: Mapping[str, Any], *, layout: str
+) -> Processor:
+    """The processor of a model folder.
+
+    Args:
+        folder: holds tokenizer.json and the small configuration files.
+        family: of the checkpoint.
+        config: config.json of the folder.
+        layout: original or transformers.
+
+    Raises:
+        CheckpointError: a file is missing or contradicts another.
+    """
+    tokenizer = _load_tokenizer(folder)
+    image_token_id = tokenizer.token_to_id(family.image_tag)
+    if image_token_id is None:
+        tokenizer.add_special_tokens([AddedToken(family.image_tag, special=True)])
+        image_token_id = tokenizer.token_to_id(family.image_tag)
+    convert = family.native_config if layout == "original" else family.clean_config
+    native_config = convert(config, image_token_id)
+    image_tokens = family.image_tokens(native_config)
+    _check_image_tokens(folder, image_tokens)
+    names = _special_tokens(folder)
+    eos_token = names.get("eos_token", "")
+    chat = ChatFormat(
+        template=template_source(family.template),
+        tokenizer=tokenizer,
+        roles=family.roles,
+        system_prompt=family.system_prompt,
+        image_tag=family.image_tag,
+        image_token_id=image_token_id,
+        image_tokens=image_tokens,
+        bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
+        eos_token=eos_token,
+        eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
+        pad_id=_token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
+    )
+    pixels = family.pixels(folder, native_config)
+    max_length = int(native_config["text_config"]["max_position_embeddings"])
+    return Processor(family, chat, pixels, max_length)
+
+
+def template_source(name: str) -> str:
+    """The text of a template: in the installed package, or at the top of the repository."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "templates", package.parent / "templates"):
+        if (folder / name).is_file():
+            return (folder / name).read_text("utf-8")
+    raise CheckpointError(f"template {name} is missing from the installation", place=str(package))
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError("no tokenizer.json", place=str(folder))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token, pad_token by name; the tokenizer's own file wins over the map."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            for key, value in json.loads(path.read_text("utf-8")).items():
+                if key in ("bos_token", "eos_token", "pad_token") and value is not None:
+                    found[key] = value["content"] if isinstance(value, dict) else value
+    return found
+
+
+def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) -> int:
+    token_id = tokenizer.token_to_id(token) if token else None
+    if token_id is None:
+        raise CheckpointError(
+            f"{name} is {token!r}, which tokenizer.json does not hold", place=str(folder)
+        )
+    return int(token_id)
+
+
+def _check_image_tokens(folder: Path, image_tokens: int) -> None:
+    path = folder / "processor_config.json"
+    stated = json.loads(path.read_text("utf-8")).get("num_image_tokens") if path.exists() else None
+    if stated not in (None, image_tokens):
+        raise CheckpointError(
+            f"num_image_tokens is {stated}, the vision tower makes {image_tokens}",
+            place=str(path),
+        )
