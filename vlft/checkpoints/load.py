@@ -104,6 +104,7 @@ def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -
         mark_quantized(model, placement.quantize)
     _move_buffers(model, placement.device)
     model.requires_grad_(False)
+    model.name_or_path = folder.name
     return model.eval()
 
 

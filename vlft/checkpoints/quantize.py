@@ -73,7 +73,11 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
 
     size = (linear.in_features, linear.out_features, linear.bias is not None)
     if quantize == "nf4":
-        return bnb.nn.Linear4bit(
+        layer = bnb.nn.Linear4bit(
             *size, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
         )
+        # Else evaluation on some CPUs repacks the weight in place: bfloat16 products whatever the
+        # dtype, and a crash where the width is no multiple of the block.
+        layer.support_avx512bf16_for_cpu = False
+        return layer
     return bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, device="meta")

@@ -57,10 +57,17 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image of an encoded sample: where its pixels come from, and what tells it apart."""
+    """An image of an encoded sample.
+
+    Attributes:
+        path: where its pixels come from.
+        key: equal keys are the same picture, treated the same.
+        tokens: how many image tokens it becomes.
+    """
 
     path: Path
     key: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,10 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     input_ids = torch.tensor([chat.bos_id, *ids])
     repeats = torch.ones_like(input_ids)
     repeats[input_ids == chat.image_token_id] = chat.image_tokens
-    images = tuple(EncodedImage(ref.path, content_key(ref.path)) for ref in conversation.images)
+    images = tuple(
+        EncodedImage(ref.path, content_key(ref.path), chat.image_tokens)
+        for ref in conversation.images
+    )
     if int((input_ids == chat.image_token_id).sum()) != len(images):
         raise DataError(
             f"the chat text holds {int((input_ids == chat.image_token_id).sum())} "

@@ -59,10 +59,11 @@ class Family:
         native_config: config.json of the authors' layout -> keyword arguments of the class's
             config; refuses what the class cannot hold.
         clean_config: config.json of transformers' layout -> the same, known fields only.
+        original_config: those keyword arguments and a dtype -> config.json of the authors' layout.
+        processor_classes: transformers' names of processor and image processor, for export.
         pixels: model folder -> picture transform.
         image_tokens: keyword arguments of the config -> tokens per picture.
         encode_images: (model, pixels (I, 3, H, W)) -> features (I, T, D).
-        export_config: base's config.json and the model's -> config.json of transformers' layout.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Family:
     model_class: str
     native_config: Callable[[Config, int], dict[str, Any]]
     clean_config: Callable[[Config, int], dict[str, Any]]
+    original_config: Callable[[Config, str], dict[str, Any]]
+    processor_classes: tuple[str, str]
     pixels: Callable[[Path, Config], Pixels]
     image_tokens: Callable[[Config], int]
     encode_images: Callable[[nn.Module, Tensor], Tensor]

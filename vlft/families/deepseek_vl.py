@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
+from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
 
@@ -23,72 +23,15 @@ SYSTEM_PROMPT = (
     "language."
 )
 
-# What the authors' code looks up by model_name; configs may override each beside the name.
-SIGLIP_SIZES: Mapping[str, Mapping[str, float]] = {
-    "siglip_large_patch16_384": {
-        "width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4.0,
-    },
-    "siglip_so400m_patch14_384": {
-        "width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362,
-    },
-}  # fmt: skip
-
-LLAMA_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings",
-    "initializer_range", "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling",
-    "rope_parameters", "attention_bias", "mlp_bias",
-)  # fmt: skip
-
-# LlamaConfig's own defaults, which the 7b language config relies on.
-LLAMA_DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 32000,
-    "tie_word_embeddings": False,
-}
-
-SIGLIP_FIELDS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "vision_use_head",
-)  # fmt: skip
-
-_TOWER = "vision_model.vision_tower"
-_BLOCK = _TOWER + ".blocks.{i}"
-_LAYER = "model.vision_model.encoder.layers.{i}"
-
 KEYS = KeyMap(
     [
-        KeyRule(
-            f"{_TOWER}.pos_embed",
-            ("model.vision_model.embeddings.position_embedding.weight",),
-            "squeeze",
-        ),
-        KeyRule(
-            f"{_TOWER}.patch_embed.proj.{{p}}",
-            ("model.vision_model.embeddings.patch_embedding.{p}",),
-        ),
-        KeyRule(f"{_BLOCK}.norm1.{{p}}", (f"{_LAYER}.layer_norm1.{{p}}",)),
-        KeyRule(f"{_BLOCK}.norm2.{{p}}", (f"{_LAYER}.layer_norm2.{{p}}",)),
-        KeyRule(
-            f"{_BLOCK}.attn.qkv.{{p}}",
-            tuple(f"{_LAYER}.self_attn.{name}_proj.{{p}}" for name in "qkv"),
-            "split",
-        ),
-        KeyRule(f"{_BLOCK}.attn.proj.{{p}}", (f"{_LAYER}.self_attn.out_proj.{{p}}",)),
-        KeyRule(f"{_BLOCK}.mlp.fc1.{{p}}", (f"{_LAYER}.mlp.fc1.{{p}}",)),
-        KeyRule(f"{_BLOCK}.mlp.fc2.{{p}}", (f"{_LAYER}.mlp.fc2.{{p}}",)),
-        KeyRule(f"{_TOWER}.norm.{{p}}", ("model.vision_model.post_layernorm.{p}",)),
+        *siglip.key_rules("vision_model.vision_tower", "model.vision_model"),
         KeyRule("aligner.layers.0.{p}", ("model.aligner.linear1.{p}",)),
         KeyRule("aligner.layers.2.{p}", ("model.aligner.linear2.{p}",)),
         KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
         KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
     ],
-    unused=[f"{_TOWER}.attn_pool.{{rest}}"],
+    unused=["vision_model.vision_tower.attn_pool.{rest}"],
 )
 
 
@@ -104,31 +47,11 @@ def recognises(config: Config) -> bool:
 
 def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of the authors."""
-    vision = config["vision_config"].get("params") or {}
-    aligner = config.get("aligner_config", {}).get("params") or {}
-    _check_aligner(aligner)
-    sizes = SIGLIP_SIZES.get(vision.get("model_name", "siglip_large_patch16_384"))
-    if sizes is None:
-        raise CheckpointError(
-            f"unknown vision model_name {vision['model_name']!r}",
-            hint=f"allowed: {', '.join(SIGLIP_SIZES)}",
-        )
-    size = {**sizes, **{key: vision[key] for key in sizes if key in vision}}
-    language = _llama(config["language_config"])
+    _check_aligner((config.get("aligner_config") or {}).get("params") or {})
+    language = llama.text_config(config["language_config"])
     return {
         "text_config": language,
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": size["width"],
-            "intermediate_size": int(size["width"] * size["mlp_ratio"]),
-            "num_hidden_layers": size["layers"],
-            "num_attention_heads": size["heads"],
-            "image_size": vision.get("image_size", 384),
-            "patch_size": size["patch_size"],
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
-            "vision_use_head": False,
-        },
+        "vision_config": siglip.vision_config(config["vision_config"].get("params") or {}),
         "image_token_id": image_token_id,
         "tie_word_embeddings": language["tie_word_embeddings"],
     }
@@ -136,17 +59,40 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
 
 def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of transformers' layout."""
-    vision = {key: config["vision_config"][key] for key in SIGLIP_FIELDS if key in config["vision_config"]}
-    # Files without the field were written by releases that had no head here.
-    vision.setdefault("vision_use_head", False)
-    language = _llama(config["text_config"])
-    # The class's own default ties; the text config states what the weights are.
+    language = llama.text_config(config["text_config"])
+    # The class's own default ties; absent, the text config states what the weights are.
     tied = config.get("tie_word_embeddings", language["tie_word_embeddings"])
     return {
         "text_config": {**language, "tie_word_embeddings": tied},
-        "vision_config": {"model_type": "siglip_vision_model", **vision},
+        "vision_config": siglip.clean_vision_config(config["vision_config"]),
         "image_token_id": image_token_id,
         "tie_word_embeddings": tied,
+    }
+
+
+def original_config(native: Config, dtype: str) -> dict[str, Any]:
+    """config.json of the authors' layout for keyword arguments of DeepseekVLConfig."""
+    text, vision = native["text_config"], native["vision_config"]
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": dtype,
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": siglip.tower_params(vision),
+        },
+        "aligner_config": {
+            "cls": "MlpProjector",
+            "model_type": "aligner",
+            "params": {
+                "depth": 2,
+                "input_dim": vision["hidden_size"],
+                "n_embed": text["hidden_size"],
+                "projector_type": "mlp_gelu",
+            },
+        },
+        "language_config": llama.language_config(text, dtype),
     }
 
 
@@ -190,11 +136,6 @@ def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return features
 
 
-def _llama(config: Config) -> dict[str, Any]:
-    known = {key: config[key] for key in LLAMA_FIELDS if config.get(key) is not None}
-    return {"model_type": "llama", **LLAMA_DEFAULTS, **known}
-
-
 def _check_aligner(params: Config) -> None:
     found = (params.get("projector_type", "mlp_gelu"), params.get("depth", 2))
     if found != ("mlp_gelu", 2):
@@ -225,6 +166,8 @@ FAMILY = Family(
     model_class="DeepseekVLForConditionalGeneration",
     native_config=native_config,
     clean_config=clean_config,
+    original_config=original_config,
+    processor_classes=("DeepseekVLProcessor", "DeepseekVLImageProcessor"),
     pixels=pixels,
     image_tokens=image_tokens,
     encode_images=encode_images,

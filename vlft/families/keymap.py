@@ -25,10 +25,12 @@ Change = Literal["rename", "split", "squeeze"]
 class KeyRule:
     """One line of the table.
 
+    In names ``{i}`` stands for a number, ``{p}`` for weight or bias, ``{leaf}`` for one word and
+    ``{rest}`` for anything.
+
     Attributes:
-        original: name in the authors' layout; ``{i}`` stands for a number, ``{p}`` for weight or
-            bias, ``{rest}`` for anything.
-        native: name or names in transformers' class, with the same placeholders.
+        original: name in the authors' layout.
+        native: name or names in transformers' class.
         change: rename; split: the original's rows are the natives' stacked; squeeze: the original
             has a leading axis of 1.
     """
@@ -109,6 +111,6 @@ def _first(table: list[tuple[re.Pattern[str], KeyRule]], name: str) -> Match | N
 
 def _compile(template: str) -> re.Pattern[str]:
     pattern = re.escape(template)
-    for name, kind in (("i", r"\d+"), ("p", "weight|bias"), ("rest", ".+")):
+    for name, kind in (("i", r"\d+"), ("p", "weight|bias"), ("leaf", r"\w+"), ("rest", ".+")):
         pattern = pattern.replace(re.escape("{" + name + "}"), f"(?P<{name}>{kind})")
     return re.compile(pattern)

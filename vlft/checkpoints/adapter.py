@@ -1,0 +1,105 @@
+"""Adapter folders: peft's plain format, read by an allow-list.
+
+An adapter_config.json may name modules to import and files to load. Only the fields below are
+read, everything else must be at peft's default; weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlft.errors import CheckpointError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+READ_FIELDS = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_dora",
+    "use_rslora", "init_lora_weights", "rank_pattern", "alpha_pattern", "bias", "task_type",
+    "fan_in_fan_out", "layers_to_transform", "layers_pattern", "lora_bias",
+    "base_model_name_or_path",
+)  # fmt: skip
+
+# Of no effect on what the adapter computes.
+LEFT_ALONE = ("peft_type", "peft_version", "inference_mode", "revision", "runtime_config")
+
+
+def save_adapter(peft_model: Any, folder: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    peft_model.peft_config["default"].save_pretrained(str(folder))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
+    """Puts the adapter of a folder into the model, in place; returns peft's model around it.
+
+    Raises:
+        CheckpointError: a file is missing, asks for more than LoRA, or does not fit the model.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    config = read_adapter_config(folder)
+    config.inference_mode = not trainable
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError(
+            f"no {WEIGHTS_FILE}", place=str(folder), hint="only safetensors adapters are read"
+        )
+    try:
+        peft_model = PeftModel(model, config)
+    except ValueError as error:
+        raise CheckpointError(f"the adapter does not fit the model: {error}", place=str(folder)) from None
+    result = set_peft_model_state_dict(peft_model, load_file(weights))
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if result.unexpected_keys or missing:
+        names = [*result.unexpected_keys, *missing][:3]
+        raise CheckpointError(
+            f"the adapter's weights do not fit the model: {', '.join(names)}", place=str(folder)
+        )
+    return peft_model.train(trainable)
+
+
+def read_adapter_config(folder: Path) -> Any:
+    """The LoraConfig of a folder.
+
+    Raises:
+        CheckpointError: it is missing, not LoRA, or uses a field that vlft does not read.
+    """
+    from peft import LoraConfig
+
+    path = folder / CONFIG_FILE
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{CONFIG_FILE} cannot be read: {error}", place=str(folder)) from None
+    if fields.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"found peft_type {fields.get('peft_type')!r}, 'LORA' is allowed", place=str(path)
+        )
+    defaults = LoraConfig().to_dict()
+    refused = [
+        name
+        for name, value in fields.items()
+        if name not in READ_FIELDS + LEFT_ALONE and value != defaults.get(name) and value
+    ]
+    if refused:
+        raise CheckpointError(
+            f"uses {', '.join(refused)}, which vlft does not read",
+            place=str(path),
+            hint="only plain LoRA, DoRA and rsLoRA adapters are loaded",
+        )
+    return LoraConfig(**{name: fields[name] for name in READ_FIELDS if name in fields})

@@ -1,0 +1,169 @@
+"""Transformers' class -> a model folder in either layout, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlft.checkpoints.weights import read_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.data.encode import ChatFormat
+
+LAYOUTS = ("original", "transformers")
+
+
+def export_model(
+    model: PreTrainedModel,
+    base: ModelFolder,
+    folder: Path,
+    chat: ChatFormat,
+    *,
+    layout: str,
+    dtype: torch.dtype | None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes a model that loads like its base did.
+
+    Args:
+        model: not quantised, no adapter left in it.
+        base: where the small files, and the tensors that no module uses, come from.
+        folder: exists and is empty.
+        chat: of the base; for the token ids in the files.
+        layout: original or transformers.
+        dtype: of the written tensors; None keeps each as it is in memory.
+        max_shard_size: of one weight file, e.g. ``5GB``.
+    """
+    state = _original_state(model, base) if layout == "original" else _native_state(model)
+    shards = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for name, members in shards.filename_to_tensors.items():
+        tensors = {key: _ready(state[key], dtype) for key in members}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+    _write_small_files(model, base, folder, chat, layout, _stated_dtype(model, dtype))
+
+
+def canonical_name(name: str) -> str:
+    """A module's tensor name as transformers writes it, whatever its release nests."""
+    return re.sub(r"^model\.vision_model\.vision_model\.", "model.vision_model.", name)
+
+
+def _native_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    state = {canonical_name(name): tensor for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tensor]:
+    """The tensors under the authors' names; those that no module uses come from the base."""
+    keys = base.family.keys
+    native = _native_state(model)
+    state: dict[str, Tensor] = {}
+    for name in native:
+        match = keys.from_native(name)
+        if match.original not in state:
+            state[match.original] = match.to_original([native[part] for part in match.native])
+    if base.layout == "original":
+        state.update(
+            (name, tensor) for name, tensor in read_tensors(base.path) if keys.is_unused(name)
+        )
+    return dict(sorted(state.items()))
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+
+
+def _stated_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> str:
+    return str(dtype or model.dtype).removeprefix("torch.")
+
+
+def _write_small_files(
+    model: PreTrainedModel,
+    base: ModelFolder,
+    folder: Path,
+    chat: ChatFormat,
+    layout: str,
+    dtype: str,
+) -> None:
+    """Configuration and tokenizer: the base's own files where the layout is the same."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, folder / name)
+    if layout == base.layout:
+        _copy_small_files(base, folder)
+        config = {key: value for key, value in base.config.items() if key != "dtype"}
+        _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
+        return
+    native = base.native_config(chat.image_token_id)
+    if layout == "original":
+        _write_json(folder / "config.json", base.family.original_config(native, dtype))
+    else:
+        config = {**model.config.to_dict(), "dtype": dtype}
+        config["architectures"] = [base.family.model_class]
+        _write_json(folder / "config.json", config)
+        generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
+        _write_json(
+            folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id}
+        )
+    _write_processor_files(base, folder, chat, native, layout)
+
+
+def _copy_small_files(base: ModelFolder, folder: Path) -> None:
+    for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, folder / name)
+
+
+def _write_processor_files(
+    base: ModelFolder, folder: Path, chat: ChatFormat, native: Mapping[str, Any], layout: str
+) -> None:
+    """The image processor's numbers under the class names of the other layout."""
+    path = base.path / "preprocessor_config.json"
+    numbers = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    kept = ("min_size", "image_mean", "image_std", "do_normalize", "rescale_factor")
+    pixels = {key: numbers[key] for key in kept if key in numbers}
+    size = native["vision_config"]["image_size"]
+    if layout == "original":
+        pixels |= {"image_processor_type": "VLMImageProcessor", "image_size": size}
+        processor = {
+            "add_special_token": False,
+            "ignore_id": -100,
+            "image_tag": chat.image_tag,
+            "mask_prompt": True,
+            "processor_class": "VLChatProcessor",
+            "sft_format": "deepseek",
+        }
+    else:
+        processor_class, image_class = base.family.processor_classes
+        pixels |= {
+            "image_processor_type": image_class,
+            "processor_class": processor_class,
+            "size": {"height": size, "width": size},
+        }
+        processor = {"processor_class": processor_class}
+    _write_json(folder / "preprocessor_config.json", pixels)
+    _write_json(
+        folder / "processor_config.json", {**processor, "num_image_tokens": chat.image_tokens}
+    )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,190 @@
+"""Samples -> one row that holds every distinct prefix once.
+
+Three samples "s a b", "s a c", "s d" (one letter a token) become a tree and its depth-first row:
+
+    s ─┬─ a ─┬─ b          index   0  1  2  3  4
+       │     └─ c          token   s  a  b  c  d
+       └─ d                depth   0  1  2  2  1     position_ids
+                           exit    5  4  3  4  5     one past the last descendant
+
+Token j may attend to token i iff i <= j < exit[i]: i is j or one of its ancestors. Samples without
+a common first token are separate trees, and the same rule keeps them apart. Each sample sees the
+tokens and positions that it would have alone, so its losses are those it would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One row of tokens for many samples.
+
+    Legend: N tokens in the row, S targets, M image tokens, I distinct images.
+
+    Attributes:
+        input_ids: (1, N) int64.
+        position_ids: (1, N) int64, depth of the token on its own path.
+        exit: (N,) int64, index one past the last descendant.
+        source: (S,) int64, index of the token whose successor is predicted.
+        target: (S,) int64, id of that successor.
+        weight: (S,) float32, how many samples train that very successor there.
+        image_positions: (M,) int64, where image features go in the row.
+        feature_rows: (M,) int64, which row of the features of all distinct images, laid end to end.
+        images: I distinct pictures; each is encoded once.
+        samples: how many samples the row holds.
+        sample_tokens: their tokens before sharing.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    exit: Tensor
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    image_positions: Tensor
+    feature_rows: Tensor
+    images: tuple[EncodedImage, ...]
+    samples: int
+    sample_tokens: int
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[1]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A sample as a path of the tree.
+
+    Attributes:
+        keys: one integer per token; equal prefixes of keys are equal prefixes of sight: the id of
+            a text token, and for an image token a negative number that names picture and place.
+        tokens: ids.
+        labels: as in EncodedSample.
+    """
+
+    keys: tuple[int, ...]
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def pack(
+    samples: Sequence[EncodedSample], image_token_id: int, *, share: bool = True
+) -> PackedBatch:
+    """The row of some samples.
+
+    Args:
+        samples: at least one.
+        image_token_id: marks the tokens that are images.
+        share: whether equal prefixes are held once; if not, every sample is a tree of its own.
+    """
+    paths = to_paths(samples, image_token_id)
+    if share:
+        paths = sorted(paths, key=lambda path: path.keys)
+    row = _Row()
+    for path in paths:
+        row.add(path, share=share)
+    return row.finish(tuple(_distinct_images(samples).values()))
+
+
+def to_paths(samples: Sequence[EncodedSample], image_token_id: int) -> list[Path]:
+    """The samples as paths, in their order.
+
+    The key of an image token is -1 less its row in the features of all distinct pictures.
+    """
+    first_row: dict[str, int] = {}
+    rows = 0
+    for key, image in _distinct_images(samples).items():
+        first_row[key] = rows
+        rows += image.tokens
+    paths = []
+    for sample in samples:
+        tokens = tuple(sample.input_ids.tolist())
+        names = iter(
+            -1 - first_row[image.key] - place
+            for image in sample.images
+            for place in range(image.tokens)
+        )
+        keys = tuple(next(names) if token == image_token_id else token for token in tokens)
+        paths.append(Path(keys, tokens, tuple(sample.labels.tolist())))
+    return paths
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    limit = min(len(left), len(right))
+    for index in range(limit):
+        if left[index] != right[index]:
+            return index
+    return limit
+
+
+class _Row:
+    """The row while it grows, in depth-first order. ``open`` is the path to the newest token."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.keys: list[int] = []
+        self.depths: list[int] = []
+        self.exits: list[int] = []
+        self.targets: dict[tuple[int, int], float] = {}
+        self.open: list[int] = []
+        self.samples = 0
+        self.sample_tokens = 0
+
+    def add(self, path: Path, *, share: bool) -> None:
+        shared = common_prefix([self.keys[i] for i in self.open], path.keys) if share else 0
+        self._close(shared)
+        for depth in range(shared, len(path.keys)):
+            self.open.append(len(self.tokens))
+            self.tokens.append(path.tokens[depth])
+            self.keys.append(path.keys[depth])
+            self.depths.append(depth)
+            self.exits.append(-1)
+        for depth in range(1, len(path.keys)):
+            if path.labels[depth] != IGNORE:
+                target = (self.open[depth - 1], path.labels[depth])
+                self.targets[target] = self.targets.get(target, 0.0) + 1.0
+        self.samples += 1
+        self.sample_tokens += len(path.keys)
+
+    def finish(self, images: tuple[EncodedImage, ...]) -> PackedBatch:
+        self._close(0)
+        keys = torch.tensor(self.keys)
+        image_positions = (keys < 0).nonzero().squeeze(1)
+        targets = sorted(self.targets.items())
+        return PackedBatch(
+            input_ids=torch.tensor(self.tokens).unsqueeze(0),
+            position_ids=torch.tensor(self.depths).unsqueeze(0),
+            exit=torch.tensor(self.exits),
+            source=torch.tensor([source for (source, _), _ in targets], dtype=torch.int64),
+            target=torch.tensor([token for (_, token), _ in targets], dtype=torch.int64),
+            weight=torch.tensor([weight for _, weight in targets], dtype=torch.float32),
+            image_positions=image_positions,
+            feature_rows=-1 - keys[image_positions],
+            images=images,
+            samples=self.samples,
+            sample_tokens=self.sample_tokens,
+        )
+
+    def _close(self, depth: int) -> None:
+        """Ends every open token at this depth and below."""
+        for index in self.open[depth:]:
+            self.exits[index] = len(self.tokens)
+        del self.open[depth:]
+
+
+def _distinct_images(samples: Sequence[EncodedSample]) -> dict[str, EncodedImage]:
+    """The distinct pictures by content, in the order of their first use."""
+    found: dict[str, EncodedImage] = {}
+    for sample in samples:
+        for image in sample.images:
+            found.setdefault(image.key, image)
+    return found

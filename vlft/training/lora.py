@@ -1,0 +1,197 @@
+"""What is trained: LoRA targets by name, the trained parts of a full run, and the table of both.
+
+LoRA (https://arxiv.org/abs/2106.09685) adds to a frozen weight W of shape (out, in) the product of
+two small trained matrices:
+
+    x ──┬── W ────────────────────────┬── y        B starts at zero, so that training starts at
+        └── A (r, in) ── B (out, r) ──┘ * alpha/r  the base model; A is random, so that B can move
+
+Targets are anchored to a part of the model: ``q_proj`` means the LLM's, never the vision tower's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from vlft.checkpoints.quantize import is_quantized
+from vlft.errors import ConfigError
+from vlft.families.base import Family, Parts
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """See the flags of the same names."""
+
+    target_modules: str = "qkv"
+    rank: int = 8
+    alpha: float = 32
+    dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: str = "default"
+    train_aligner: bool = False
+    train_vision: bool = False
+
+
+def add_lora(model: Any, family: Family, options: LoraOptions, base_name: str) -> Any:
+    """Puts LoRA layers into the model, in place.
+
+    Returns:
+        peft's model around it. Its adapter weights are float32 and the only ones that train.
+
+    Raises:
+        ConfigError: a target that matches nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = resolve_targets(model, family, options)
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        target_modules=targets_pattern(targets),
+        use_dora=options.use_dora,
+        use_rslora=options.use_rslora,
+        init_lora_weights=True if options.init == "default" else options.init,
+        base_model_name_or_path=base_name,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool) -> None:
+    """Makes the LLM and the asked parts trainable, in float32."""
+    parts = family.parts
+    prefixes = [parts.language, parts.head]
+    prefixes += [parts.aligner] if aligner else []
+    prefixes += [parts.vision] if vision else []
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(f"{prefix}." for prefix in prefixes)):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> list[str]:
+    """The full names of the linear layers that get LoRA.
+
+    Raises:
+        ConfigError: a name or expression that matches nothing, with what exists.
+    """
+    parts = family.parts
+    language = _linears(model, parts.language)
+    extra = _linears(model, parts.aligner) if options.train_aligner else []
+    extra += _linears(model, parts.vision) if options.train_vision else []
+    if options.target_modules == "qkv":
+        chosen = [name for name in language if name.split(".")[-1] in family.attention_inputs]
+    elif options.target_modules == "ALL":
+        chosen = language
+    else:
+        chosen = _match(options.target_modules, language + extra)
+    return list(dict.fromkeys(chosen + extra))
+
+
+def targets_pattern(names: Sequence[str]) -> str:
+    """One regular expression that fully matches these module names and no other layer's.
+
+    Layer numbers are gathered: ``layers.(0|1|2).self_attn.(k_proj|q_proj)``.
+    """
+    numbers: dict[str, set[str]] = {}
+    for name in names:
+        found = re.search(r"\.(\d+)\.", name)
+        key = name[: found.start(1)] + "#" + name[found.end(1) :] if found else name
+        numbers.setdefault(key, set()).update([found[1]] if found else [])
+    leaves: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for key, found_numbers in numbers.items():
+        owner, _, leaf = key.rpartition(".")
+        order = tuple(sorted(found_numbers, key=int))
+        leaves.setdefault((owner, order), []).append(leaf)
+    patterns = []
+    for (owner, order), names_here in leaves.items():
+        prefix = re.escape(owner).replace(r"\#", f"({'|'.join(order)})")
+        patterns.append(rf"{prefix}\.({'|'.join(map(re.escape, sorted(names_here)))})")
+    return "|".join(patterns)
+
+
+def parts_table(model: nn.Module, parts: Parts) -> Table:
+    """Parameters by part: total, trained, dtype, memory in MiB."""
+    table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
+    for column in ("part", "parameters", "trained", "dtype", "memory"):
+        table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
+    rows: dict[str, list[nn.Parameter]] = {
+        "vision": [], "aligner": [], "language": [], "head": [],
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        part = next((p for p in rows if name.startswith(getattr(parts, p) + ".")), "language")
+        rows[part].append(parameter)
+    for part, parameters in rows.items():
+        table.add_row(part, *_summary(parameters))
+    table.add_section()
+    table.add_row("all", *_summary([p for group in rows.values() for p in group]))
+    return table
+
+
+def parameter_count(parameter: nn.Parameter) -> int:
+    """Numbers that the parameter stands for; a 4 bit byte holds two."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _summary(parameters: list[nn.Parameter]) -> tuple[str, str, str, str]:
+    total = sum(parameter_count(p) for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    dtypes = sorted({_dtype_name(p) for p in parameters})
+    memory = sum(p.numel() * p.element_size() for p in parameters) / 2**20
+    return f"{total:,}", f"{trained:,}", ", ".join(dtypes), f"{memory:,.1f} MiB"
+
+
+def _dtype_name(parameter: nn.Parameter) -> str:
+    state = getattr(parameter, "quant_state", None)
+    return state.quant_type if state is not None else str(parameter.dtype).removeprefix("torch.")
+
+
+def _linears(model: nn.Module, prefix: str) -> list[str]:
+    return [
+        name
+        for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
+        if isinstance(module, nn.Linear) or is_quantized(module)
+    ]
+
+
+def _match(spec: str, names: list[str]) -> list[str]:
+    chosen: list[str] = []
+    wanted = [part.strip() for part in spec.split(",")]
+    if all(PLAIN_NAME.fullmatch(part) and not part.endswith(".") for part in wanted):
+        for part in wanted:
+            found = [name for name in names if name == part or name.endswith(f".{part}")]
+            if not found:
+                raise _no_match(part, names)
+            chosen += found
+        return chosen
+    try:
+        pattern = re.compile(spec)
+    except re.error as error:
+        raise ConfigError(
+            f"not a regular expression: {error}", place="--lora-target-modules"
+        ) from None
+    chosen = [name for name in names if pattern.fullmatch(name)]
+    if not chosen:
+        raise _no_match(spec, names)
+    return chosen
+
+
+def _no_match(spec: str, names: list[str]) -> ConfigError:
+    leaves = sorted({name.split(".")[-1] for name in names})
+    return ConfigError(
+        f"{spec!r} matches no linear layer of the trained parts",
+        place="--lora-target-modules",
+        hint=f"there are {', '.join(leaves)}; the first is called {names[0]}; or use qkv or ALL",
+    )
