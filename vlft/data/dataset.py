@@ -12,7 +12,7 @@ from vlft.console import warn
 from vlft.data.images import find_broken
 from vlft.data.layouts import native
 from vlft.data.records import Record, read_records
-from vlft.errors import DataError, UsageError, raise_all
+from vlft.errors import CollectedError, DataError, UsageError, raise_all
 
 if TYPE_CHECKING:
     from vlft.data.conversation import Conversation
@@ -93,6 +93,41 @@ def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> 
     if not conversations:
         raise DataError("no usable sample is left", place=", ".join(files))
     return Dataset(conversations, encode)
+
+
+def load_train_and_val(
+    files: Sequence[str],
+    val_files: Sequence[str],
+    val_ratio: float,
+    encode: Encode,
+    options: DataOptions,
+) -> tuple[Dataset, Dataset]:
+    """The training and the validation set of a run; validation is empty if none is asked for.
+
+    Args:
+        files: training data.
+        val_files: validation data; if empty, ``val_ratio`` of the training data is split off.
+        val_ratio: 0 for no validation.
+        encode: the processor's.
+        options: see DataOptions; the seed draws samples and the split.
+
+    Raises:
+        UsageError: every problem of every record of all files.
+    """
+    problems: list[UsageError] = []
+    loaded = []
+    for group in (files, val_files):
+        try:
+            loaded.append(load_dataset(group, encode, options) if group else Dataset((), encode))
+        except CollectedError as error:
+            problems += error.problems
+        except UsageError as error:
+            problems.append(error)
+    raise_all(problems)
+    train, val = loaded
+    if val_files or len(train) < 2:
+        return train, val
+    return train.split(val_ratio, options.seed)
 
 
 def _read_file(

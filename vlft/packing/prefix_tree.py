@@ -15,7 +15,7 @@ tokens and positions that it would have alone, so its losses are those it would 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,15 @@ class PackedBatch:
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same row with its tensors on a device."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is trained: LoRA targets by name, the trained parts of a full run, and the table of both.
+"""What is trained: LoRA targets by name, the trained parts of a full run.
 
 LoRA (https://arxiv.org/abs/2106.09685) adds to a frozen weight W of shape (out, in) the product of
 two small trained matrices:
@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from rich.table import Table
 from torch import nn
 
 from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
-from vlft.families.base import Family, Parts
+from vlft.families.base import Family
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
@@ -119,43 +117,6 @@ def targets_pattern(names: Sequence[str]) -> str:
         prefix = re.escape(owner).replace(r"\#", f"({'|'.join(order)})")
         patterns.append(rf"{prefix}\.({'|'.join(map(re.escape, sorted(names_here)))})")
     return "|".join(patterns)
-
-
-def parts_table(model: nn.Module, parts: Parts) -> Table:
-    """Parameters by part: total, trained, dtype, memory in MiB."""
-    table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
-    for column in ("part", "parameters", "trained", "dtype", "memory"):
-        table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
-    rows: dict[str, list[nn.Parameter]] = {
-        "vision": [], "aligner": [], "language": [], "head": [],
-    }  # fmt: skip
-    for name, parameter in model.named_parameters():
-        part = next((p for p in rows if name.startswith(getattr(parts, p) + ".")), "language")
-        rows[part].append(parameter)
-    for part, parameters in rows.items():
-        table.add_row(part, *_summary(parameters))
-    table.add_section()
-    table.add_row("all", *_summary([p for group in rows.values() for p in group]))
-    return table
-
-
-def parameter_count(parameter: nn.Parameter) -> int:
-    """Numbers that the parameter stands for; a 4 bit byte holds two."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
-
-
-def _summary(parameters: list[nn.Parameter]) -> tuple[str, str, str, str]:
-    total = sum(parameter_count(p) for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    dtypes = sorted({_dtype_name(p) for p in parameters})
-    memory = sum(p.numel() * p.element_size() for p in parameters) / 2**20
-    return f"{total:,}", f"{trained:,}", ", ".join(dtypes), f"{memory:,.1f} MiB"
-
-
-def _dtype_name(parameter: nn.Parameter) -> str:
-    state = getattr(parameter, "quant_state", None)
-    return state.quant_type if state is not None else str(parameter.dtype).removeprefix("torch.")
 
 
 def _linears(model: nn.Module, prefix: str) -> list[str]:

@@ -1,0 +1,172 @@
+"""Run folders: where they are made, how a checkpoint gets into one whole or not at all.
+
+    output/<model name>/v<k>-<time>/
+      run_config.json  provenance.json  metrics.jsonl  images/*.png
+      checkpoint-<step>/  weights or adapter, run_config.json, state/
+      best -> checkpoint-<step>, last -> checkpoint-<step>
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import CheckpointError, VlftError
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+RUN_CONFIG = "run_config.json"
+
+
+def new_run_folder(output_dir: Path, model_name: str) -> Path:
+    """Makes output_dir/model_name/v<k>-<time>, k one more than the largest there."""
+    parent = output_dir / model_name
+    parent.mkdir(parents=True, exist_ok=True)
+    numbers = [
+        int(found[1]) for path in parent.iterdir() if (found := re.match(r"v(\d+)-", path.name))
+    ]
+    number = max(numbers, default=-1) + 1
+    while True:
+        folder = parent / f"v{number}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the whole checkpoints of a run, by step."""
+    found = [
+        (int(match[1]), path)
+        for path in run.iterdir()
+        if path.is_dir() and not path.is_symlink() and (match := CHECKPOINT.fullmatch(path.name))
+    ]
+    return sorted(found)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, what a link points to, or a run's last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            "no such folder", place=str(path), hint="name a run or one of its checkpoint-N"
+        )
+    folder = path.resolve()
+    if CHECKPOINT.fullmatch(folder.name) and (folder / RUN_CONFIG).is_file():
+        return folder
+    found = checkpoints_in(folder) if folder.is_dir() else []
+    if found:
+        return found[-1][1]
+    names = ", ".join(sorted(item.name for item in folder.iterdir())[:6]) if folder.is_dir() else ""
+    raise CheckpointError(
+        f"no checkpoint here; found {names or 'nothing'}",
+        place=str(path),
+        hint="name a run or one of its checkpoint-N folders",
+    )
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    keep: int | None,
+    best_step: int | None,
+) -> Path:
+    """Writes ``checkpoint-<step>`` under a temporary name, flushes it, renames it.
+
+    Args:
+        run: the run folder.
+        step: of the checkpoint.
+        write: puts all files into the folder that it is given.
+        keep: newest checkpoints kept; the best one is kept besides. None keeps all.
+        best_step: which is the best.
+
+    Raises:
+        VlftError: the disk did not take it; earlier checkpoints are as they were.
+    """
+    final = run / f"checkpoint-{step}"
+    part = run / f".checkpoint-{step}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        write(part)
+        _flush_tree(part)
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+        _flush(run)
+        point(run / "last", final.name)
+        if best_step is not None and (run / f"checkpoint-{best_step}").exists():
+            point(run / "best", f"checkpoint-{best_step}")
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise VlftError(
+            f"the checkpoint could not be written ({error.strerror}); earlier ones are whole",
+            place=str(final),
+            hint=f"make room, then go on with: vlft sft --resume {run}",
+        ) from error
+    _prune(run, keep, best_step)
+    return final
+
+
+def point(link: Path, target: str) -> None:
+    """Makes the link point to a sibling, in one step."""
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target)
+    os.replace(part, link)
+
+
+def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of the run."""
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (folder / RUN_CONFIG).write_text(text + "\n", "utf-8")
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The settings that a run or checkpoint was made with.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((folder / RUN_CONFIG).read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{RUN_CONFIG} cannot be read: {error}",
+            place=str(folder),
+            hint="name a run or a checkpoint-N folder of vlft sft",
+        ) from None
+    return settings
+
+
+def _prune(run: Path, keep: int | None, best_step: int | None) -> None:
+    if keep is not None:
+        for step, path in checkpoints_in(run)[:-keep]:
+            if step != best_step:
+                shutil.rmtree(path)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""``--resume``: the settings of the saved run, unless what is given contradicts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, read_run_config
+from vlft.config import SftConfig, build, flag, to_json
+from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
+from vlft.training.provenance import data_digests
+
+
+def resumed_config(
+    given: SftConfig, explicit: Collection[str] | None = None
+) -> tuple[SftConfig, Path]:
+    """The saved run's settings and the checkpoint to go on from.
+
+    Args:
+        given: what the user asked for; ``resume`` is set.
+        explicit: names of the settings that the user wrote; None takes those that differ from
+            their defaults.
+
+    Raises:
+        UsageError: a given setting differs from the saved one and a result depends on it.
+    """
+    if given.resume is None:
+        raise ValueError("resumed_config needs given.resume")
+    checkpoint = find_checkpoint(given.resume)
+    saved_json = read_run_config(checkpoint)
+    saved = build(SftConfig, saved_json, source=str(checkpoint / "run_config.json"))
+    given_json = to_json(given)
+    defaults = to_json(SftConfig(dataset=()))
+    if explicit is None:
+        explicit = [name for name in given_json if given_json[name] != defaults[name]]
+    problems: list[UsageError] = []
+    changes = {}
+    for spec in dataclasses.fields(SftConfig):
+        if spec.name not in explicit:
+            continue
+        if spec.metadata["resumable"]:
+            changes[spec.name] = getattr(given, spec.name)
+        elif _differs(given_json[spec.name], to_json(saved)[spec.name]):
+            problems.append(
+                ConfigError(
+                    f"found {given_json[spec.name]!r}, the run has {saved_json.get(spec.name)!r}",
+                    place=flag(spec.name),
+                    hint="a resumed run keeps its settings: leave the flag out, or start a new run",
+                )
+            )
+    raise_all(problems)
+    return dataclasses.replace(saved, **changes), checkpoint
+
+
+def check_same_data(run: Path, data_files: Collection[str]) -> None:
+    """Raises CheckpointError if a data file is not what the run was started with."""
+    try:
+        before = json.loads((run / "provenance.json").read_text("utf-8"))["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"provenance.json cannot be read: {error}", place=str(run)) from None
+    for path, value in data_digests(list(data_files)).items():
+        if before.get(path) != value:
+            raise CheckpointError(
+                "the file is not the one that the run was started with",
+                place=path,
+                hint="put the old file back, or start a new run",
+            )
+
+
+def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
+    """Removes the checkpoints after the resumed one, if that is allowed.
+
+    Raises:
+        CheckpointError: there are some, and overwriting was not asked for.
+    """
+    later = [path for number, path in checkpoints_in(run) if number > step]
+    if later and not overwrite:
+        raise CheckpointError(
+            f"the run goes on to {later[-1].name}",
+            place=str(run / f"checkpoint-{step}"),
+            hint=f"resume {run} instead, or add --overwrite to remove what came after",
+        )
+    for path in later:
+        shutil.rmtree(path)
+
+
+def _differs(given: object, saved: object) -> bool:
+    """Whether two settings differ, a path being the same however it is written."""
+    if isinstance(given, str) and isinstance(saved, str):
+        return given != saved and str(Path(given).absolute()) != saved
+    if isinstance(given, list | tuple) and isinstance(saved, list | tuple):
+        return len(given) != len(saved) or any(
+            _differs(left, right) for left, right in zip(given, saved, strict=True)
+        )
+    return given != saved

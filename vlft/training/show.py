@@ -1,0 +1,76 @@
+"""What a run shows before step one: one encoded sample, and the model by parts."""
+
+from __future__ import annotations
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from vlft.data.encode import IGNORE, EncodedSample
+from vlft.families.base import Parts
+from vlft.families.processor import Processor
+
+
+def sample_text(sample: EncodedSample, processor: Processor) -> Text:
+    """The tokens of a sample as the model sees them: trained ones green, images as one mark."""
+    chat = processor.chat
+    text = Text()
+    ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
+    start = 0
+    while start < len(ids):
+        # Runs of one kind are decoded together: a character may take several tokens.
+        kind = _kind(ids[start], labels[start], chat.image_token_id)
+        end = start
+        while end < len(ids) and _kind(ids[end], labels[end], chat.image_token_id) == kind:
+            end += 1
+        if kind == "image":
+            text.append(f"{chat.image_tag}x{end - start}", style="magenta")
+        else:
+            piece = chat.tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            text.append(piece, style="bold green" if kind == "trained" else "dim")
+        start = end
+    return text
+
+
+def _kind(token: int, label: int, image_token_id: int) -> str:
+    if token == image_token_id:
+        return "image"
+    return "trained" if label != IGNORE else "context"
+
+
+def parts_table(model: nn.Module, parts: Parts) -> Table:
+    """Parameters by part: total, trained, dtype, memory in MiB."""
+    table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
+    for column in ("part", "parameters", "trained", "dtype", "memory"):
+        table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
+    rows: dict[str, list[nn.Parameter]] = {
+        "vision": [], "aligner": [], "language": [], "head": [],
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        part = next((p for p in rows if name.startswith(getattr(parts, p) + ".")), "language")
+        rows[part].append(parameter)
+    for part, parameters in rows.items():
+        table.add_row(part, *_summary(parameters))
+    table.add_section()
+    table.add_row("all", *_summary([p for group in rows.values() for p in group]))
+    return table
+
+
+def parameter_count(parameter: nn.Parameter) -> int:
+    """Numbers that the parameter stands for; a 4 bit byte holds two."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _summary(parameters: list[nn.Parameter]) -> tuple[str, str, str, str]:
+    total = sum(parameter_count(p) for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    dtypes = sorted({_dtype_name(p) for p in parameters})
+    memory = sum(p.numel() * p.element_size() for p in parameters) / 2**20
+    return f"{total:,}", f"{trained:,}", ", ".join(dtypes), f"{memory:,.1f} MiB"
+
+
+def _dtype_name(parameter: nn.Parameter) -> str:
+    state = getattr(parameter, "quant_state", None)
+    return state.quant_type if state is not None else str(parameter.dtype).removeprefix("torch.")
