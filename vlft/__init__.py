@@ -1,1 +1,70 @@
+"""vlft: fine-tune, run and merge DeepSeek's vision-language models.
+
+    model, processor = vlft.load("deepseek-ai/deepseek-vl-1.3b-chat")
+    replies = vlft.generate(model, processor, [{"query": "What is this?", "images": ["a.jpg"]}])
+    result = vlft.sft(vlft.SftConfig(dataset=("train.jsonl",)))
+
+Names are imported when they are first used, so that ``import vlft`` stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlft.checkpoints.merge import merge_lora
+    from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+    from vlft.data.encode import EncodedSample
+    from vlft.errors import VlftError
+    from vlft.families.processor import Processor
+    from vlft.inference.run import run_infer as infer
+    from vlft.inference.text import Reply, generate, load
+    from vlft.training.run import run_sft as sft
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "EncodedSample",
+    "InferConfig",
+    "MergeLoraConfig",
+    "Processor",
+    "Reply",
+    "SftConfig",
+    "VlftError",
+    "__version__",
+    "generate",
+    "infer",
+    "load",
+    "merge_lora",
+    "sft",
+]
+
+_HOMES = {
+    "EncodedSample": "vlft.data.encode:EncodedSample",
+    "InferConfig": "vlft.config:InferConfig",
+    "MergeLoraConfig": "vlft.config:MergeLoraConfig",
+    "Processor": "vlft.families.processor:Processor",
+    "Reply": "vlft.inference.text:Reply",
+    "SftConfig": "vlft.config:SftConfig",
+    "VlftError": "vlft.errors:VlftError",
+    "generate": "vlft.inference.text:generate",
+    "infer": "vlft.inference.run:run_infer",
+    "load": "vlft.inference.text:load",
+    "merge_lora": "vlft.checkpoints.merge:merge_lora",
+    "sft": "vlft.training.run:run_sft",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public name, imported now."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlft' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value: object = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -62,6 +62,22 @@ def dequantized_weight(module: Any) -> Tensor:
     return codes.float() * scales.float().unsqueeze(1) / 127.0
 
 
+def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replaces every quantised layer by a plain one with the weights that it computed with."""
+    names = [name for name, module in model.named_modules() if is_quantized(module)]
+    for name in names:
+        module: Any = model.get_submodule(name)
+        weight = dequantized_weight(module).to(dtype)
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if module.bias is not None:
+            linear.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, linear)
+    mark_quantized(model, "none")
+
+
 def mark_quantized(model: Any, quantize: str) -> None:
     """Tells peft and accelerate how the model is held, by the attributes they look for."""
     model.is_loaded_in_4bit = quantize == "nf4"

@@ -88,7 +88,9 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
 
 
 def _differs(given: object, saved: object) -> bool:
-    """Whether two settings differ, a path being the same however it is written."""
+    """Whether two settings differ; ``auto`` agrees with all, a path is one however written."""
+    if given == "auto":
+        return False
     if isinstance(given, str) and isinstance(saved, str):
         return given != saved and str(Path(given).absolute()) != saved
     if isinstance(given, list | tuple) and isinstance(saved, list | tuple):

@@ -82,6 +82,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         quantize=config.quantize,
         attn=config.attn,
     )
+    config = _resolved(config, placement)
     run = _open_run(config, folder, checkpoint)
     torch.manual_seed(config.seed)
     model, trained = prepare_model(config, folder, processor, placement, checkpoint)
@@ -196,8 +197,7 @@ def _make_job(
     schedule = make_schedule(config, data[0])
     options = loop_options(config, schedule, placement.device)
     accelerator = _accelerator(config, placement, run)
-    learning_rate = config.learning_rate or (1e-4 if config.tuner == "lora" else 1e-5)
-    optimizer = make_optimizer(model, learning_rate, config.weight_decay)
+    optimizer = make_optimizer(model, _learning_rate(config), config.weight_decay)
     scheduler = make_scheduler(
         optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
     )
@@ -308,6 +308,19 @@ def _lora_options(config: SftConfig) -> LoraOptions:
         init=config.init_lora_weights,
         train_aligner=config.train_aligner,
         train_vision=config.train_vision,
+    )
+
+
+def _learning_rate(config: SftConfig) -> float:
+    return config.learning_rate or (1e-4 if config.tuner == "lora" else 1e-5)
+
+
+def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
+    """The settings with what ``auto`` came to, so that what is saved says what was done."""
+    return dataclasses.replace(
+        config,
+        dtype=str(placement.dtype).removeprefix("torch."),
+        learning_rate=_learning_rate(config),
     )
 
 

@@ -1,0 +1,182 @@
+"""``vlft merge-lora``: base + adapter -> a model that loads like the base did, and is checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlft import console
+from vlft.checkpoints.adapter import load_adapter
+from vlft.checkpoints.export import export_model
+from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
+from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.checkpoints.quantize import dequantize_linears
+from vlft.checkpoints.tuned import Tuned, open_tuned
+from vlft.config import MergeLoraConfig, check
+
+from vlft.errors import CheckpointError, ConfigError, VerificationError
+from vlft.families.processor import Processor
+
+# Largest relative difference of logits, by what the files can hold: about 8 roundings of a weight.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge leaves.
+
+    Attributes:
+        folder: the merged model.
+        difference: of its logits to those of base and adapter, relative.
+    """
+
+    folder: Path
+    difference: float
+
+
+def merge_lora(config: MergeLoraConfig) -> MergeResult:
+    """Merges, writes, loads what was written and compares.
+
+    Raises:
+        VlftError: bad input, or the written model does not compute what base and adapter do.
+    """
+    config = check(config)
+    if config.ckpt_dir is None:
+        raise ConfigError("no adapter given", place="--ckpt-dir")
+    tuned = open_tuned(
+        config.ckpt_dir, model=config.model, revision=config.revision, hub=config.hub
+    )
+    if tuned.adapter is None:
+        raise CheckpointError(
+            "holds a whole model, there is nothing to merge",
+            place=str(tuned.checkpoint),
+            hint="use the folder as it is, e.g. vlft infer --model " + str(tuned.checkpoint),
+        )
+    checkpoint = tuned.checkpoint
+    target = config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged")
+    check_target(target, overwrite=config.overwrite)
+    placement = resolve_placement(
+        tuned.base, dtype="float32", device=config.device, quantize="none"
+    )
+    layout = tuned.base.layout if config.format == "auto" else config.format
+    dtype = DTYPES[tuned.settings.dtype if config.dtype == "auto" else config.dtype]
+    processor = tuned.base.processor()
+    console.info(f"merging {checkpoint} into {tuned.base.path}")
+    model, sample, before = _merge(tuned, processor, placement, config.base)
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    export_model(
+        model,
+        tuned.base,
+        part,
+        processor.chat,
+        layout=layout,
+        dtype=dtype,
+        max_shard_size=config.max_shard_size,
+    )
+    del model
+    difference = _verify(part, sample, before, placement, TOLERANCE[dtype])
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(part, target)
+    console.info(
+        f"merged model: {target} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
+        f"its logits differ by {difference:.1e} from those of base and adapter"
+    )
+    return MergeResult(target, difference)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raises CheckpointError if the folder holds something and may not be replaced."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
+        raise CheckpointError(
+            "the output folder is in use",
+            place=str(target),
+            hint="name another --output-dir, or add --overwrite to replace it",
+        )
+
+
+def load_full_precision(tuned: Tuned, processor: Processor, placement: Placement, base: str) -> Any:
+    """The base in float32; where it was trained in 4 or 8 bit, with those weights if asked."""
+    quantize = tuned.settings.quantize
+    if quantize == "none" or base == "original":
+        return load_model(tuned.base, processor.chat.image_token_id, placement)
+    trained = Placement(placement.device, DTYPES[tuned.settings.dtype], quantize)
+    model = load_model(tuned.base, processor.chat.image_token_id, trained)
+    dequantize_linears(model, torch.float32)
+    return model.float()
+
+
+def _merge(
+    tuned: Tuned, processor: Processor, placement: Placement, base: str
+) -> tuple[Any, dict[str, Tensor], Tensor]:
+    """The merged model, a sample batch, and its logits before merging."""
+    model = load_full_precision(tuned, processor, placement, base)
+    if tuned.adapter is None:
+        raise ValueError("there is no adapter to merge")
+    peft_model = load_adapter(model, tuned.adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = _sample(processor, Path(folder))
+    before = _logits(peft_model, inputs, placement)
+    try:
+        merged = peft_model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the adapter cannot be merged: {error}", place=str(tuned.adapter)
+        ) from None
+    return merged, inputs, before
+
+
+def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
+    """A batch of one question about a picture with all kinds of colours and edges."""
+    from PIL import Image
+
+    size = 64
+    picture = Image.new("RGB", (size, size))
+    picture.putdata(
+        [(4 * x, 4 * y, 255 * ((x // 8 + y // 8) % 2)) for y in range(size) for x in range(size)]
+    )
+    path = folder / "sample.png"
+    picture.save(path)
+    row = {"query": "<image>What do you see in 12 words?", "images": [str(path)]}
+    inputs = processor.collate([processor.encode(row)])
+    del inputs["labels"]
+    return inputs
+
+
+def _logits(model: Any, inputs: dict[str, Tensor], placement: Placement) -> Tensor:
+    batch = {name: value.to(placement.device) for name, value in inputs.items()}
+    with torch.inference_mode():
+        logits: Tensor = model(**batch).logits
+    return logits.float().cpu()
+
+
+def _verify(
+    folder: Path,
+    inputs: dict[str, Tensor],
+    before: Tensor,
+    placement: Placement,
+    tolerance: float,
+) -> float:
+    """Loads what was written and compares; the folder is left for a look if it is wrong."""
+    written: ModelFolder = describe(folder)
+    processor = written.processor()
+    model = load_model(written, processor.chat.image_token_id, placement)
+    after = _logits(model, inputs, placement)
+    difference = float((after - before).norm() / before.norm())
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the merged model's logits differ by {difference:.1e}, at most {tolerance:.0e} is "
+            "right",
+            place=str(folder),
+            hint="the folder is left for a look; please report this with the run_config.json",
+        )
+    return difference

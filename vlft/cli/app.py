@@ -1,0 +1,60 @@
+"""``vlft``: the application, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vlft import __version__
+from vlft.cli import infer, merge_lora, sft
+from vlft.cli.help import help_command
+from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+from vlft.console import err, show_error
+from vlft.errors import VlftError
+
+app = typer.Typer(
+    help="Fine-tune, run and merge DeepSeek's vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("sft", help=sft.HELP, cls=help_command(SftConfig, sft.HELP))(sft.command)
+app.command("infer", help=infer.HELP, cls=help_command(InferConfig, infer.HELP))(infer.command)
+app.command(
+    "merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP)
+)(merge_lora.command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"vlft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001 (handled by its callback)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except VlftError as error:
+        if debug:
+            err.print_exception()
+        show_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            err.print_exception()
+        show_error("stopped; what was saved before is whole")
+        sys.exit(130)

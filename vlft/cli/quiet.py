@@ -1,0 +1,16 @@
+"""Messages of other packages that say nothing to a user of vlft."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Silences them for a command; ``--debug`` does not bring them back, Python's -W does."""
+    # The CPU kernels of bitsandbytes are optional, and looked for at every import.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # peft asks transformers by a name that is on its way out.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

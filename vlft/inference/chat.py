@@ -1,0 +1,141 @@
+"""A chat at the terminal, or line by line from a pipe. Replies stream to stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers.generation.streamers import BaseStreamer
+
+from vlft import console
+from vlft.data.conversation import Conversation, ImageRef, Part, Turn
+from vlft.data.images import decode
+from vlft.errors import DataError, VlftError
+from vlft.families.processor import Processor
+from vlft.inference.text import Sampling, generate_replies
+
+HELP = "/image PATH adds a picture to the next message; /clear, /system TEXT, /exit"
+
+
+@dataclass
+class Session:
+    """What the chat remembers.
+
+    Attributes:
+        system: None for the family's default.
+        turns: of the dialogue so far.
+        images: for the next message.
+    """
+
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    images: list[ImageRef] = field(default_factory=list)
+
+    def command(self, line: str) -> bool:
+        """Carries a /command out; returns False to end the chat.
+
+        Raises:
+            DataError: there is no such command or picture.
+        """
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name == "/exit":
+            return False
+        if name == "/clear":
+            self.turns, self.images = [], []
+        elif name == "/system":
+            self.system, self.turns = rest, []
+        elif name == "/image":
+            decode(Path(rest))
+            self.images.append(ImageRef(Path(rest), rest))
+        else:
+            raise DataError(f"no command {name}", hint=HELP)
+        return True
+
+    def ask(self, text: str) -> Conversation:
+        """The dialogue with the next message."""
+        parts: tuple[Part, ...] = (*self.images, text)
+        return Conversation((*self.turns, Turn("user", parts)), self.system)
+
+    def remember(self, asked: Conversation, reply: str) -> None:
+        """Adds the message and its reply to the dialogue."""
+        self.turns = [*asked.turns, Turn("assistant", (reply,))]
+        self.images = []
+
+
+class ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
+    """Prints a reply while it grows; text appears once its characters are whole.
+
+    Args:
+        processor: decodes.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._ids: list[int] = []
+        self._shown = ""
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += value.flatten().tolist()
+        self._show(self._processor.decode(self._ids))
+
+    def end(self) -> None:
+        """Ends the line."""
+        console.out.print()
+
+    def _show(self, text: str) -> None:
+        # A trailing replacement mark is a character whose other bytes are still to come.
+        whole = text.rstrip("\ufffd")
+        if whole.startswith(self._shown):
+            console.out.print(whole[len(self._shown) :], end="", markup=False)
+            self._shown = whole
+
+
+def chat(
+    model: Any,
+    processor: Processor,
+    sampling: Sampling,
+    *,
+    system: str | None,
+    lines: Any,
+) -> None:
+    """Answers line after line until they end or ``/exit``; a mistake is said and left behind."""
+    session = Session(system)
+    interactive = bool(getattr(lines, "isatty", lambda: False)())
+    if interactive:
+        console.info(HELP)
+    for line in _prompts(lines, interactive=interactive):
+        try:
+            if line.startswith("/"):
+                if not session.command(line):
+                    return
+                continue
+            asked = session.ask(line)
+            prompt = processor.encode_conversation(asked)
+            replies = generate_replies(
+                model, processor, [prompt], sampling, ConsoleStreamer(processor)
+            )
+            session.remember(asked, replies[0].text)
+        except VlftError as error:
+            console.show_error(str(error))
+
+
+def _prompts(lines: Iterable[str], *, interactive: bool) -> Iterator[str]:
+    """The lines that are not blank; at a terminal with a prompt before each."""
+    if not interactive:
+        yield from (line.strip() for line in lines if line.strip())
+        return
+    while True:
+        try:
+            line = console.err.input("[bold]> [/bold]").strip()
+        except EOFError:
+            return
+        if line:
+            yield line

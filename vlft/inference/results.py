@@ -1,0 +1,116 @@
+"""The result file of ``vlft infer``: one JSON line per record, written as it goes, continued."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+
+from vlft.data.conversation import Conversation, flat_text
+from vlft.data.layouts import COMMON_TAG
+from vlft.errors import CheckpointError
+
+
+class ResultFile:
+    """Lines for the records of a data set, in their order.
+
+    Args:
+        path: the file; made with its folders.
+        settings: how the replies are generated; recorded with each line.
+        overwrite: start anew.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.path = path
+        self._settings = dict(settings)
+        self._overwrite = overwrite
+
+    def done(self, conversations: Sequence[Conversation]) -> int:
+        """How many records the file answers already; a line cut off by a kill is removed.
+
+        Raises:
+            CheckpointError: the file answers other records, or was made with other settings.
+        """
+        if self._overwrite:
+            self.path.unlink(missing_ok=True)
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return 0
+        lines = _whole_lines(self.path)
+        if len(lines) > len(conversations):
+            raise self._other(f"{len(lines)} lines for {len(conversations)} records")
+        for number, (line, conversation) in enumerate(
+            zip(lines, conversations, strict=False), start=1
+        ):
+            expected = describe_record(conversation)
+            if any(line.get(key) != value for key, value in expected.items()):
+                raise self._other(f"line {number} answers another record")
+            if line.get("generation") != self._settings:
+                raise self._other(f"line {number} was made with other settings")
+        return len(lines)
+
+    def append(self, conversations: Sequence[Conversation], replies: Sequence[str]) -> None:
+        """Writes the lines of some records and flushes them."""
+        with jsonlines.open(self.path, "a", dumps=_dumps, flush=True) as file:
+            for conversation, reply in zip(conversations, replies, strict=True):
+                file.write(
+                    {
+                        **describe_record(conversation),
+                        "response": reply,
+                        "generation": self._settings,
+                    }
+                )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines."""
+        return _whole_lines(self.path)
+
+    def _other(self, found: str) -> CheckpointError:
+        return CheckpointError(
+            f"the result file is of another run: {found}",
+            place=str(self.path),
+            hint="name another --output, or add --overwrite to start it anew",
+        )
+
+
+def describe_record(conversation: Conversation) -> dict[str, Any]:
+    """The record as its result line states it: query, label, images, and history, system if any."""
+    prompt = conversation.without_reply()
+    texts = [flat_text(turn, COMMON_TAG) for turn in prompt.turns]
+    row: dict[str, Any] = {
+        "query": texts[-1],
+        "label": conversation.reply,
+        "images": [image.given for image in prompt.images],
+    }
+    if len(texts) > 1:
+        row["history"] = [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 1, 2)]
+    if conversation.system is not None:
+        row["system"] = conversation.system
+    return row
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that are whole; what follows the last of them is cut off the file."""
+    whole: list[dict[str, Any]] = []
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                break
+            if not line.endswith(b"\n") or not isinstance(value, dict):
+                break
+            whole.append(value)
+            size += len(line)
+    if size < path.stat().st_size:
+        os.truncate(path, size)
+    return whole
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,193 @@
+"""``vlft infer``: a checkpoint or a model -> answers to a data set, or a chat."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from vlft import console
+from vlft.checkpoints.adapter import load_adapter
+from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.locate import ModelFolder, locate_model
+from vlft.checkpoints.merge import load_full_precision
+from vlft.checkpoints.tuned import Tuned, open_tuned
+from vlft.config import InferConfig, check
+from vlft.data.conversation import Conversation
+from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
+from vlft.errors import ConfigError
+from vlft.families.processor import Processor
+from vlft.inference.chat import chat
+from vlft.inference.results import ResultFile
+from vlft.inference.text import Sampling, check_sampling, generate_replies, settings_of
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What answering a data set leaves.
+
+    Attributes:
+        output: the result file.
+        rows: its lines.
+    """
+
+    output: Path
+    rows: list[dict[str, Any]]
+
+
+def run_infer(config: InferConfig) -> InferResult | None:
+    """Answers a data set; with none, chats at the terminal and returns None.
+
+    Raises:
+        VlftError: bad input.
+    """
+    config = check(config)
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.top_k,
+        config.repetition_penalty,
+    )
+    check_sampling(sampling)
+    tuned: Tuned | None = None
+    if config.ckpt_dir is not None:
+        tuned = open_tuned(
+            config.ckpt_dir, model=config.model, revision=config.revision, hub=config.hub
+        )
+        folder = tuned.base
+    else:
+        folder = locate_model(config.model, revision=config.revision, hub=config.hub)
+    processor = folder.processor()
+    data = _load_data(config, tuned, processor)
+    torch.manual_seed(config.seed)
+    if data is None:
+        model = load_for_inference(config, folder, tuned, processor)
+        chat(model, processor, sampling, system=config.system, lines=sys.stdin)
+        return None
+    settings = {
+        **settings_of(sampling, config.seed),
+        "model": folder.name,
+        "adapter": str(tuned.adapter) if tuned and tuned.adapter else None,
+        "merged": config.merge_lora,
+    }
+    results = ResultFile(_output(config, folder, tuned), settings, overwrite=config.overwrite)
+    done = results.done(data.conversations)
+    if done:
+        console.info(f"{results.path} answers {done} of {len(data)} records already")
+    if done < len(data):
+        model = load_for_inference(config, folder, tuned, processor)
+        _answer(model, processor, data.conversations[done:], sampling, results, config.batch_size)
+    rows = results.rows()
+    show_rows(rows[: config.show_samples])
+    console.info(f"{len(rows)} replies in {results.path}")
+    return InferResult(results.path, rows)
+
+
+def load_for_inference(
+    config: InferConfig, folder: ModelFolder, tuned: Tuned | None, processor: Processor
+) -> Any:
+    """The model as in training (dtype, quantisation), with its adapter, merged if asked."""
+    dtype, quantize = config.dtype, config.quantize
+    if tuned is not None:
+        dtype = tuned.settings.dtype if dtype == "auto" else dtype
+        quantize = quantize or tuned.settings.quantize
+    placement = resolve_placement(
+        folder,
+        dtype=dtype,
+        device=config.device,
+        quantize=quantize or "none",
+        attn=config.attn,
+    )
+    if tuned is None or tuned.adapter is None:
+        return load_model(folder, processor.chat.image_token_id, placement)
+    if not config.merge_lora:
+        model = load_model(folder, processor.chat.image_token_id, placement)
+        return load_adapter(model, tuned.adapter)
+    whole = resolve_placement(folder, dtype="float32", device=config.device, quantize="none")
+    model = load_full_precision(tuned, processor, whole, "dequantized")
+    merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
+    return merged.to(placement.dtype)
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Prints some answers: prompt, output, label, images."""
+    for row in rows:
+        for name, key in (
+            ("prompt", "query"),
+            ("output", "response"),
+            ("label", "label"),
+            ("images", "images"),
+        ):
+            if row.get(key) not in (None, []):
+                value = ", ".join(row[key]) if key == "images" else row[key]
+                console.out.print(f"[{name}] {value}", markup=False)
+        console.out.print()
+
+
+def _answer(
+    model: Any,
+    processor: Processor,
+    conversations: tuple[Conversation, ...],
+    sampling: Sampling,
+    results: ResultFile,
+    batch_size: int,
+) -> None:
+    with Progress(console=console.err, disable=not console.err.is_terminal) as progress:
+        task = progress.add_task("answering", total=len(conversations))
+        for start in range(0, len(conversations), batch_size):
+            batch = conversations[start : start + batch_size]
+            prompts = [processor.encode_conversation(item.without_reply()) for item in batch]
+            replies = generate_replies(model, processor, prompts, sampling)
+            results.append(batch, [reply.text for reply in replies])
+            progress.advance(task, len(batch))
+
+
+def _load_data(
+    config: InferConfig, tuned: Tuned | None, processor: Processor
+) -> Dataset | None:
+    """The records to answer, None for a chat."""
+    encode = processor.encode_conversation
+    if config.load_dataset_config and tuned is not None:
+        run = tuned.settings
+        options = DataOptions(
+            image_tag=processor.family.image_tag,
+            image_root=config.image_root or run.image_root,
+            on_bad_sample=run.on_bad_sample,
+            on_long=run.on_long,
+            max_length=min(run.max_length or processor.max_length, processor.max_length),
+            seed=run.seed,
+        )
+        _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
+        if not len(val):
+            raise ConfigError(
+                "the run has no validation set",
+                place="--load-dataset-config",
+                hint="name a file with --dataset",
+            )
+        return val
+    if config.dataset:
+        options = DataOptions(
+            image_tag=processor.family.image_tag,
+            image_root=config.image_root,
+            need_response=False,
+            on_bad_sample=config.on_bad_sample,
+            max_length=processor.max_length - 1,
+        )
+        return load_dataset(config.dataset, encode, options)
+    return None
+
+
+def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:
+    """The result file: as asked, or in the run folder, named after checkpoint and data."""
+    if config.output is not None:
+        return config.output
+    data = "val" if config.load_dataset_config else Path(config.dataset[0]).name.split(".")[0]
+    if tuned is not None:
+        merged = "-merged" if config.merge_lora else ""
+        return tuned.checkpoint.parent / "infer" / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"
+    return Path("output") / "infer" / f"{Path(folder.name).name}-{data}.jsonl"

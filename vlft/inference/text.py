@@ -1,0 +1,173 @@
+"""Rows -> replies: loading a model to run, and generating with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlft.checkpoints.adapter import load_adapter
+from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.locate import locate_model
+from vlft.data.encode import EncodedSample
+from vlft.errors import ConfigError, DataError
+from vlft.families.processor import Processor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 is greedy."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote.
+
+    Attributes:
+        text: special tokens dropped, white space around it stripped.
+        token_ids: up to and with the end-of-sentence token, if it came.
+    """
+
+    text: str
+    token_ids: list[int]
+
+
+def load(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    dtype: str = "auto",
+    quantize: str = "none",
+    device: str = "auto",
+) -> tuple[Any, Processor]:
+    """A model ready to run, and its processor.
+
+    Args:
+        path: model folder or hub id.
+        adapter: folder of an adapter to put into it.
+        dtype: auto, float32, bfloat16 or float16.
+        quantize: none, nf4 or int8.
+        device: auto, cpu or cuda.
+
+    Returns:
+        transformers' class of the family, or peft's model around it if there is an adapter.
+
+    Raises:
+        CheckpointError: a folder cannot be used.
+    """
+    folder = locate_model(str(path))
+    processor = folder.processor()
+    placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
+    model: Any = load_model(folder, processor.chat.image_token_id, placement)
+    if adapter is not None:
+        model = load_adapter(model, Path(adapter))
+    return model, processor
+
+
+def generate(
+    model: Any,
+    processor: Processor,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int = 64,
+    *,
+    image_root: str | Path | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+) -> list[Reply]:
+    """Replies to rows of the native layout, in one batch; a row's ``response`` is left out.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
+    prompts = [
+        processor.encode({k: v for k, v in row.items() if k != "response"}, image_root)
+        for row in rows
+    ]
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    return generate_replies(model, processor, prompts, sampling)
+
+
+def generate_replies(
+    model: Any,
+    processor: Processor,
+    prompts: Sequence[EncodedSample],
+    sampling: Sampling,
+    streamer: Any = None,
+) -> list[Reply]:
+    """Replies to encoded prompts, in one batch.
+
+    Raises:
+        DataError: a prompt leaves no room for a reply.
+    """
+    if not prompts:
+        return []
+    longest = max(map(len, prompts))
+    room = processor.max_length - longest
+    if room < 1:
+        raise DataError(
+            f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
+            hint="shorten the history, or use fewer images",
+        )
+    inputs = processor.collate(prompts)
+    del inputs["labels"]
+    batch = {name: value.to(model.device) for name, value in inputs.items()}
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    with torch.inference_mode():
+        output = model.generate(
+            **batch, generation_config=_generation(processor, sampling, room), streamer=streamer
+        )
+    return [_reply(ids, processor) for ids in output[:, longest:].tolist()]
+
+
+def settings_of(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """The generation settings as they are recorded with a reply."""
+    return {**asdict(sampling), "seed": seed}
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises ConfigError if a setting of sampling is given for greedy decoding."""
+    if sampling.temperature == 0 and (sampling.top_p != 1 or sampling.top_k != 0):
+        raise ConfigError(
+            "top-p and top-k choose among samples, found temperature 0 (greedy)",
+            place="--temperature",
+            hint="add e.g. --temperature 0.7",
+        )
+
+
+def _generation(processor: Processor, sampling: Sampling, room: int) -> Any:
+    from transformers import GenerationConfig
+
+    chat = processor.chat
+    sampled: dict[str, Any] = {}
+    if sampling.temperature > 0:
+        sampled = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    return GenerationConfig(
+        max_new_tokens=min(sampling.max_new_tokens, room),
+        do_sample=sampling.temperature > 0,
+        repetition_penalty=sampling.repetition_penalty,
+        bos_token_id=chat.bos_id,
+        eos_token_id=chat.eos_id,
+        pad_token_id=chat.pad_id,
+        **sampled,
+    )
+
+
+def _reply(ids: list[int], processor: Processor) -> Reply:
+    eos_id = processor.chat.eos_id
+    end = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
+    return Reply(processor.decode(ids[:end]), ids[:end])
