@@ -6,19 +6,11 @@ Python API are all made from these three dataclasses.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from vlft.errors import ConfigError, UsageError, raise_all
-
-Config = TypeVar("Config", "SftConfig", "InferConfig", "MergeLoraConfig")
+from vlft.errors import ConfigError, UsageError
+from vlft.settings import flag, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -26,46 +18,6 @@ QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    panel: str,
-    choices: tuple[str, ...] = (),
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    resumable: bool = False,
-    shown: str = "",
-) -> Any:
-    """A field of a settings dataclass.
-
-    Args:
-        default: the value without flag and file; the only place where it is written.
-        help: one line for ``--help``.
-        panel: the group in ``--help``.
-        choices: the allowed words, empty for any.
-        minimum: least allowed number.
-        above: the number must be greater than this.
-        maximum: greatest allowed number.
-        resumable: may differ from the saved run when it is resumed, as no result depends on it.
-        shown: the default as shown in ``--help`` when the value says too little.
-    """
-    metadata = {
-        "help": help,
-        "panel": panel,
-        "choices": choices,
-        "minimum": minimum,
-        "above": above,
-        "maximum": maximum,
-        "resumable": resumable,
-        "shown": shown,
-    }
-    if isinstance(default, tuple):
-        return field(default_factory=lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +31,7 @@ class SftConfig:
         shown="the tiny model in sample_data",
     )
     revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting(
-        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
-    )
+    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
     dtype: str = setting(
         "auto",
         "Number format of the weights. auto: float32 on the CPU, the checkpoint's on a GPU.",
@@ -149,9 +99,7 @@ class SftConfig:
     max_steps: int | None = setting(
         None, "Stop after this many steps.", panel="Optimisation", minimum=1, shown="by epochs"
     )
-    batch_size: int = setting(
-        16, "Samples per optimiser step.", panel="Optimisation", minimum=1
-    )
+    batch_size: int = setting(16, "Samples per optimiser step.", panel="Optimisation", minimum=1)
     tokens_per_microbatch: int | None = setting(
         None,
         "Most tokens in one packed row; bounds memory, changes no result.",
@@ -278,9 +226,7 @@ class InferConfig:
         None, "Base model, or a model without adapter.", panel="Model", shown="the checkpoint's"
     )
     revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting(
-        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
-    )
+    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
     dtype: str = setting(
         "auto", "Number format. auto: as in training.", panel="Model", choices=DTYPES
     )
@@ -350,9 +296,7 @@ class InferConfig:
             )
         if self.merge_lora and self.ckpt_dir is None:
             found.append(
-                ConfigError(
-                    "needs an adapter", place="--merge-lora", hint="add --ckpt-dir"
-                )
+                ConfigError("needs an adapter", place="--merge-lora", hint="add --ckpt-dir")
             )
         return found
 
@@ -366,9 +310,7 @@ class MergeLoraConfig:
     )
     model: str | None = setting(None, "Base model.", panel="Model", shown="the run's")
     revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting(
-        "huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS
-    )
+    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
     base: str = setting(
         "dequantized",
         "Weights that a QLoRA adapter is added to: those trained against, or the original ones.",
@@ -406,150 +348,3 @@ class MergeLoraConfig:
                 )
             ]
         return []
-
-
-def flag(name: str) -> str:
-    """The flag of a field: ``lora_rank`` -> ``--lora-rank``."""
-    return "--" + name.replace("_", "-")
-
-
-def field_type(cls: type, name: str) -> Any:
-    """The type of a field's value, without ``None`` and without the tuple around it."""
-    hint = typing.get_type_hints(cls)[name]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-
-
-def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
-    """A checked config from named values.
-
-    Args:
-        cls: one of the settings dataclasses.
-        values: by field name; what is absent keeps its default.
-        source: the file that the values come from, for messages; empty for flags.
-
-    Raises:
-        UsageError: one or many; nothing is reported one at a time.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    problems: list[UsageError] = []
-    converted = {}
-    for name, value in values.items():
-        place = f"{source}: {name}" if source else flag(name)
-        if name not in fields:
-            problems.append(unknown_name(name, list(fields), place=place, what="setting"))
-            continue
-        try:
-            converted[name] = _convert(cls, fields[name], value, place)
-        except UsageError as error:
-            problems.append(error)
-    raise_all(problems)
-    config = cls(**converted)
-    raise_all(config.problems())
-    return config
-
-
-def check(config: Config) -> Config:
-    """The config itself, once each value and all of them together are found allowed.
-
-    Raises:
-        UsageError: one or many.
-    """
-    return build(type(config), dataclasses.asdict(config))
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, keys as fields or as flags without dashes.
-
-    Raises:
-        ConfigError: the file is missing or is not a table of settings.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", place=str(path)) from None
-    if path.suffix == ".json":
-        try:
-            table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"not JSON: {error}", place=str(path)) from None
-    else:
-        import yaml
-
-        try:
-            table = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"not YAML: {error}", place=str(path)) from None
-    if not isinstance(table, dict):
-        raise ConfigError(
-            f"found {type(table).__name__}, a table of settings is allowed",
-            place=str(path),
-            hint='write e.g. {"model": "...", "dataset": ["train.jsonl"]}',
-        )
-    return {str(key).lstrip("-").replace("-", "_"): value for key, value in table.items()}
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """The settings as JSON values, to be read again by ``build``."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
-
-
-def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
-    """The error for a name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
-    return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
-
-
-def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
-    """The value in the field's type, within the field's limits."""
-    if value is None:
-        if spec.default is None:
-            return None
-        raise ConfigError("found nothing, a value is needed", place=place)
-    kind = field_type(cls, spec.name)
-    if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
-        items = [value] if isinstance(value, str) else list(value)
-        return tuple(_scalar(kind, item, place) for item in items)
-    converted = _scalar(kind, value, place)
-    _check_limits(spec.metadata, converted, place)
-    return converted
-
-
-def _scalar(kind: Any, value: Any, place: str) -> Any:
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML reads 1e-4 as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(
-        f"found {value!r} ({type(value).__name__}), {kind.__name__} is allowed", place=place
-    )
-
-
-def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
-    choices = metadata["choices"]
-    if choices and value not in choices:
-        raise ConfigError(
-            f"found {value!r}", place=place, hint=f"allowed: {', '.join(choices)}"
-        )
-    limits = (
-        ("minimum", "at least", lambda v, limit: v >= limit),
-        ("above", "more than", lambda v, limit: v > limit),
-        ("maximum", "at most", lambda v, limit: v <= limit),
-    )
-    for key, words, holds in limits:
-        limit = metadata[key]
-        if limit is not None and not holds(value, limit):
-            raise ConfigError(f"found {value}, {words} {limit} is allowed", place=place)

@@ -12,7 +12,10 @@ Every message has four parts: the place, what was found there, what is allowed, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class VlftError(Exception):

@@ -1,0 +1,1 @@
+"""Model, adapter and run folders: found, read, written."""

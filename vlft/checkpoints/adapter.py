@@ -7,13 +7,16 @@ read, everything else must be at peft's default; weights are safetensors.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from vlft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -62,7 +65,9 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     try:
         peft_model = PeftModel(model, config)
     except ValueError as error:
-        raise CheckpointError(f"the adapter does not fit the model: {error}", place=str(folder)) from None
+        raise CheckpointError(
+            f"the adapter does not fit the model: {error}", place=str(folder)
+        ) from None
     result = set_peft_model_state_dict(peft_model, load_file(weights))
     missing = [name for name in result.missing_keys if "lora_" in name]
     if result.unexpected_keys or missing:

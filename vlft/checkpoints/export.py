@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
 
 from vlft.checkpoints.weights import read_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from vlft.checkpoints.locate import ModelFolder
@@ -120,9 +121,7 @@ def _write_small_files(
         config["architectures"] = [base.family.model_class]
         _write_json(folder / "config.json", config)
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
-        _write_json(
-            folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id}
-        )
+        _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
     _write_processor_files(base, folder, chat, native, layout)
 
 

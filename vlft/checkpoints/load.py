@@ -8,7 +8,6 @@ the wrong shape is an error that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from vlft.checkpoints.locate import ModelFolder
 from vlft.checkpoints.quantize import (
     is_quantized,
     mark_quantized,
@@ -27,7 +25,11 @@ from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
+
+    from vlft.checkpoints.locate import ModelFolder
 
 DTYPES = {
     "float32": torch.float32,
@@ -108,17 +110,14 @@ def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -
     return model.eval()
 
 
-def empty_model(
-    folder: ModelFolder, image_token_id: int, attn: str = "sdpa"
-) -> PreTrainedModel:
+def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") -> PreTrainedModel:
     """The module of a folder on the meta device: shapes and names, buffers real, no weights."""
     import transformers
 
     cls: Any = getattr(transformers, folder.family.model_class)
     config = cls.config_class(**folder.native_config(image_token_id))
     with init_empty_weights(include_buffers=False):
-        model = cls._from_config(config, attn_implementation=attn)
-    return model
+        return cls._from_config(config, attn_implementation=attn)
 
 
 def native_tensors(folder: ModelFolder, expected: set[str]) -> Iterator[tuple[str, Tensor]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import find_family
-from vlft.families.base import Family
 from vlft.families.processor import Processor, load_processor
+
+if TYPE_CHECKING:
+    from vlft.families.base import Family
 
 TINY_MODEL = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-vl"
 
@@ -110,9 +112,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED))
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -132,9 +132,7 @@ def _from_modelscope(name: str, revision: str | None) -> Path:
             hint="pip install 'vlft[modelscope]'",
         ) from None
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_file_pattern=list(DOWNLOADED))
-        )
+        return Path(snapshot_download(name, revision=revision, allow_file_pattern=list(DOWNLOADED)))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"modelscope did not give it: {error}", place=f"--model {name}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,10 +18,12 @@ from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placeme
 from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.config import MergeLoraConfig, check
-
 from vlft.errors import CheckpointError, ConfigError, VerificationError
-from vlft.families.processor import Processor
+from vlft.settings import check
+
+if TYPE_CHECKING:
+    from vlft.config import MergeLoraConfig
+    from vlft.families.processor import Processor
 
 # Largest relative difference of logits, by what the files can hold: about 8 roundings of a weight.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -86,7 +87,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     difference = _verify(part, sample, before, placement, TOLERANCE[dtype])
     if target.exists():
         shutil.rmtree(target)
-    os.replace(part, target)
+    part.replace(target)
     console.info(
         f"merged model: {target} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
         f"its logits differ by {difference:.1e} from those of base and adapter"

@@ -23,7 +23,7 @@ def quantize_linears(model: nn.Module, prefix: str, quantize: str, dtype: torch.
     ]
     for name in names:
         owner, _, leaf = name.rpartition(".")
-        linear = model.get_submodule(name)
+        linear: Any = model.get_submodule(name)
         setattr(model.get_submodule(owner), leaf, _quantized_like(linear, quantize, dtype))
 
 
@@ -57,8 +57,8 @@ def dequantized_weight(module: Any) -> Tensor:
         return value.float()
     # Row scales are the largest magnitudes; 127 steps each way.
     state = module.state
-    scales = module.weight.SCB if module.weight.SCB is not None else state.SCB
-    codes = module.weight.CB if module.weight.CB is not None else state.CB
+    scales: Tensor = module.weight.SCB if module.weight.SCB is not None else state.SCB
+    codes: Tensor = module.weight.CB if module.weight.CB is not None else state.CB
     return codes.float() * scales.float().unsqueeze(1) / 127.0
 
 
@@ -89,11 +89,13 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
 
     size = (linear.in_features, linear.out_features, linear.bias is not None)
     if quantize == "nf4":
-        layer = bnb.nn.Linear4bit(
+        layer: Any = bnb.nn.Linear4bit(
             *size, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
         )
         # Else evaluation on some CPUs repacks the weight in place: bfloat16 products whatever the
         # dtype, and a crash where the width is no multiple of the block.
         layer.support_avx512bf16_for_cpu = False
-        return layer
-    return bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, device="meta")
+        quantized: nn.Module = layer
+        return quantized
+    eight: nn.Module = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, device="meta")
+    return eight

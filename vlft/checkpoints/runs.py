@@ -1,9 +1,9 @@
 """Run folders: where they are made, how a checkpoint gets into one whole or not at all.
 
-    output/<model name>/v<k>-<time>/
-      run_config.json  provenance.json  metrics.jsonl  images/*.png
-      checkpoint-<step>/  weights or adapter, run_config.json, state/
-      best -> checkpoint-<step>, last -> checkpoint-<step>
+output/<model name>/v<k>-<time>/
+  run_config.json  provenance.json  metrics.jsonl  images/*.png
+  checkpoint-<step>/  weights or adapter, run_config.json, state/
+  best -> checkpoint-<step>, last -> checkpoint-<step>
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, VlftError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 RUN_CONFIG = "run_config.json"
@@ -125,7 +127,7 @@ def point(link: Path, target: str) -> None:
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
     part.symlink_to(target)
-    os.replace(part, link)
+    part.replace(link)
 
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:

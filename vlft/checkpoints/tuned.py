@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlft.checkpoints.adapter import is_adapter
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
 from vlft.checkpoints.runs import find_checkpoint, read_run_config
-from vlft.config import SftConfig, build
+from vlft.config import SftConfig
+from vlft.settings import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)

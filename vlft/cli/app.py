@@ -23,9 +23,9 @@ app = typer.Typer(
 )
 app.command("sft", help=sft.HELP, cls=help_command(SftConfig, sft.HELP))(sft.command)
 app.command("infer", help=infer.HELP, cls=help_command(InferConfig, infer.HELP))(infer.command)
-app.command(
-    "merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP)
-)(merge_lora.command)
+app.command("merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP))(
+    merge_lora.command
+)
 
 
 def _print_version(value: bool) -> None:
@@ -36,7 +36,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[  # noqa: ARG001 (handled by its callback)
+    version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:

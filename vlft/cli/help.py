@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from vlft.config import field_type, flag
+from vlft.settings import field_type, flag
 
 METAVARS: dict[Any, str] = {int: " N", float: " X", Path: " PATH", str: " TEXT", bool: ""}
 FLAG_WIDTH = 28

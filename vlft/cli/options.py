@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vlft.config import Config, build, field_type, flag, read_config_file
 from vlft.errors import UsageError
+from vlft.settings import Config, build, field_type, flag, read_config_file
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def command(
-    cls: type[Config], work: Callable[[Config, set[str]], None]
-) -> Callable[..., None]:
+def command(cls: type[Config], work: Callable[[Config, set[str]], None]) -> Callable[..., None]:
     """A function that Typer can make a command of: one option per field of ``cls``.
 
     Args:
@@ -31,7 +31,9 @@ def command(
     def run(**given: Any) -> None:
         config_file = given.pop("config")
         given.pop("debug")
-        written = {name: value for name, value in given.items() if value not in (None, [])}
+        written: dict[str, Any] = {
+            name: value for name, value in given.items() if value not in (None, [])
+        }
         table: dict[str, Any] = {}
         if config_file is not None:
             table = read_config_file(config_file)
@@ -60,7 +62,7 @@ def _parameter(cls: type, spec: dataclasses.Field[Any]) -> inspect.Parameter:
         kind = typing.Literal[spec.metadata["choices"]]
     repeatable = typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple
     annotation: Any = list[kind] if repeatable else kind  # type: ignore[valid-type]
-    return _option(spec.name, typing.Optional[annotation], None, names)
+    return _option(spec.name, annotation | None, None, names)
 
 
 def _option(name: str, annotation: Any, default: object, names: str) -> inspect.Parameter:

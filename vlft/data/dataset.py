@@ -199,9 +199,7 @@ def _checked(item: Conversation | UsageError, broken: dict[Path, DataError]) -> 
     return item
 
 
-def _fit(
-    conversation: Conversation, encode: Encode, options: DataOptions
-) -> Conversation | None:
+def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Conversation | None:
     """The conversation within max_length, or None if it is to be skipped."""
     limit = options.max_length
     length = len(encode(conversation))

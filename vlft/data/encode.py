@@ -1,6 +1,6 @@
 """Conversations -> token ids and labels. The one function for training and inference alike.
 
-    Conversation --template--> chat text, reply spans --tokenizer--> ids, labels --images--> expanded
+Conversation --template--> chat text, reply spans --tokenizer--> ids, labels --images--> expanded
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vlft.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def decode(path: Path, *, place: str = "") -> Image.Image:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlft.config import unknown_name
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
 from vlft.errors import DataError
+from vlft.settings import unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
@@ -105,9 +107,7 @@ def place_images(
         )
     left = iter(images)
     return [
-        tuple(
-            next(left) if tag.fullmatch(piece) else piece for piece in tag.split(text) if piece
-        )
+        tuple(next(left) if tag.fullmatch(piece) else piece for piece in tag.split(text) if piece)
         for text in texts
     ]
 

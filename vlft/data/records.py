@@ -1,15 +1,17 @@
-"""Data files -> records. A record is the fields of one sample as read, and the place it came from."""
+"""Data files -> records: the fields of each sample as read, and the place they came from."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 FORMATS = (".jsonl", ".json", ".csv")
 
@@ -55,9 +57,7 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
             f"not UTF-8 (byte {error.start})", place=str(path), hint="save the file as UTF-8"
         ) from None
     if not text.strip():
-        raise DataError(
-            "the file is empty", place=str(path), hint="write one JSON object per line"
-        )
+        raise DataError("the file is empty", place=str(path), hint="write one JSON object per line")
     readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table}
     return readers[path.suffix](text, path)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import deepseek_vl
-from vlft.families.base import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlft.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (deepseek_vl.FAMILY,)
 

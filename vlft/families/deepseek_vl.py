@@ -1,12 +1,11 @@
 """DeepSeek-VL with one SigLIP tower: deepseek-vl-1.3b-base and -chat, and the tiny model.
 
-    picture -> SigLIP tower -> aligner (linear, GELU, linear) -> Llama LLM
+picture -> SigLIP tower -> aligner (linear, GELU, linear) -> Llama LLM
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
@@ -15,6 +14,8 @@ from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 SYSTEM_PROMPT = (

@@ -1,21 +1,22 @@
-"""Tensor names of the authors' layout <-> those of transformers' class, and what changes on the way.
+"""Tensor names of the authors' layout <-> those of transformers' class.
 
-    authors' file            rule        transformers' module
-    blocks.3.attn.qkv.bias   split       layers.3.self_attn.{q,k,v}_proj.bias
-    pos_embed [1, n, W]      squeeze     embeddings.position_embedding.weight [n, W]
-    norm.weight              rename      post_layernorm.weight
+authors' file            rule        transformers' module
+blocks.3.attn.qkv.bias   split       layers.3.self_attn.{q,k,v}_proj.bias
+pos_embed [1, n, W]      squeeze     embeddings.position_embedding.weight [n, W]
+norm.weight              rename      post_layernorm.weight
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vlft.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from torch import Tensor
 
 Change = Literal["rename", "split", "squeeze"]
@@ -74,9 +75,7 @@ class KeyMap:
     def __init__(self, rules: Iterable[KeyRule], unused: Iterable[str] = ()) -> None:
         self._rules = tuple(rules)
         self._from_original = [(_compile(rule.original), rule) for rule in self._rules]
-        self._from_native = [
-            (_compile(name), rule) for rule in self._rules for name in rule.native
-        ]
+        self._from_native = [(_compile(name), rule) for rule in self._rules for name in rule.native]
         self._unused = [_compile(name) for name in unused]
 
     def is_unused(self, original: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -42,5 +43,6 @@ def to_pixel_values(
     """
     values = (np.asarray(picture, dtype=np.uint8) * np.float64(rescale)).astype(np.float32)
     if mean is not None and std is not None:
-        values = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+        values -= np.asarray(mean, np.float32)
+        values /= np.asarray(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from vlft.data.layouts import native
 from vlft.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
     from vlft.data.conversation import Conversation
@@ -39,9 +40,7 @@ class Processor:
     pixels: Pixels
     max_length: int
 
-    def encode(
-        self, row: Mapping[str, Any], image_root: str | Path | None = None
-    ) -> EncodedSample:
+    def encode(self, row: Mapping[str, Any], image_root: str | Path | None = None) -> EncodedSample:
         """A row of the native layout as ids and labels.
 
         Args:
@@ -114,10 +113,9 @@ def load_processor(
         CheckpointError: a file is missing or contradicts another.
     """
     tokenizer = _load_tokenizer(folder)
-    image_token_id = tokenizer.token_to_id(family.image_tag)
-    if image_token_id is None:
+    if tokenizer.token_to_id(family.image_tag) is None:
         tokenizer.add_special_tokens([AddedToken(family.image_tag, special=True)])
-        image_token_id = tokenizer.token_to_id(family.image_tag)
+    image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
     convert = family.native_config if layout == "original" else family.clean_config
     native_config = convert(config, image_token_id)
     image_tokens = family.image_tokens(native_config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families.keymap import KeyRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

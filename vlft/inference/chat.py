@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
 
@@ -13,8 +12,12 @@ from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
 from vlft.data.images import decode
 from vlft.errors import DataError, VlftError
-from vlft.families.processor import Processor
 from vlft.inference.text import Sampling, generate_replies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vlft.families.processor import Processor
 
 HELP = "/image PATH adds a picture to the next message; /clear, /system TEXT, /exit"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import Progress
@@ -16,14 +16,17 @@ from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.config import InferConfig, check
-from vlft.data.conversation import Conversation
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.errors import ConfigError
-from vlft.families.processor import Processor
 from vlft.inference.chat import chat
 from vlft.inference.results import ResultFile
 from vlft.inference.text import Sampling, check_sampling, generate_replies, settings_of
+from vlft.settings import check
+
+if TYPE_CHECKING:
+    from vlft.config import InferConfig
+    from vlft.data.conversation import Conversation
+    from vlft.families.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,7 @@ def _answer(
             progress.advance(task, len(batch))
 
 
-def _load_data(
-    config: InferConfig, tuned: Tuned | None, processor: Processor
-) -> Dataset | None:
+def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
     """The records to answer, None for a chat."""
     encode = processor.encode_conversation
     if config.load_dataset_config and tuned is not None:

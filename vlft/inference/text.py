@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
-from vlft.data.encode import EncodedSample
 from vlft.errors import ConfigError, DataError
-from vlft.families.processor import Processor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vlft.data.encode import EncodedSample
+    from vlft.families.processor import Processor
 
 
 @dataclass(frozen=True)

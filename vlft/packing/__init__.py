@@ -1,0 +1,1 @@
+"""Samples to rows, rows to steps."""

@@ -14,13 +14,16 @@ tokens and positions that it would have alone, so its losses are those it would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row with its tensors on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

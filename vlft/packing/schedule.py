@@ -1,18 +1,22 @@
 """Samples -> epochs -> optimiser steps -> rows. Depends on the seed and nothing else.
 
-    epoch   groups of samples that share pictures, shuffled
-    step    the next ``batch_size`` samples
-    row     as many of the step's samples as fit into ``tokens_per_row``, those that share together
+epoch   groups of samples that share pictures, shuffled
+step    the next ``batch_size`` samples
+row     as many of the step's samples as fit into ``tokens_per_row``, those that share together
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vlft.data.encode import EncodedSample
 from vlft.packing.prefix_tree import PackedBatch, Path, common_prefix, pack, to_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from vlft.data.encode import EncodedSample
 
 
 @dataclass(frozen=True)

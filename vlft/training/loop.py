@@ -10,26 +10,29 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vlft import console
 from vlft.checkpoints.runs import save_checkpoint
-from vlft.data.dataset import Dataset
 from vlft.errors import VlftError
-from vlft.families.processor import Processor
-from vlft.packing.prefix_tree import PackedBatch
 from vlft.packing.schedule import Schedule, pack_rows
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
 from vlft.training.state import Position, write_state
 from vlft.vision.encode import pixels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import FrameType
+
+    from vlft.data.dataset import Dataset
+    from vlft.families.processor import Processor
+    from vlft.packing.prefix_tree import PackedBatch
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,18 @@ Targets are anchored to a part of the model: ``q_proj`` means the LLM's, never t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
-from vlft.families.base import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlft.families.base import Family
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
@@ -54,7 +57,7 @@ def add_lora(model: Any, family: Family, options: LoraOptions, base_name: str) -
     targets = resolve_targets(model, family, options)
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=targets_pattern(targets),
         use_dora=options.use_dora,

@@ -7,15 +7,18 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlft import console
-from vlft.packing.prefix_tree import PackedBatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from vlft.packing.prefix_tree import PackedBatch
 
 
 @dataclass

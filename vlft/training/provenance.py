@@ -7,13 +7,15 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlft import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
 

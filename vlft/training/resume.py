@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, read_run_config
-from vlft.config import SftConfig, build, flag, to_json
+from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
+from vlft.settings import build, flag, to_json
 from vlft.training.provenance import data_digests
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 def resumed_config(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,11 @@ from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
 from vlft.checkpoints.runs import new_run_folder, write_run_config
-from vlft.config import SftConfig, check, to_json
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.data.images import content_key
 from vlft.errors import CheckpointError
-from vlft.families.processor import Processor
 from vlft.packing.schedule import Schedule
+from vlft.settings import check, to_json
 from vlft.training.loop import Job, LoopOptions, train
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 from vlft.training.loss import PackedLoss
@@ -33,7 +31,12 @@ from vlft.training.show import parts_table, sample_text
 from vlft.training.state import Position, cut_metrics, read_state
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from transformers import PreTrainedModel
+
+    from vlft.config import SftConfig
+    from vlft.families.processor import Processor
 
 # Tokens of a row that keep a step busy without a dense mask of the row growing large.
 TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
@@ -215,9 +218,7 @@ def _make_job(
         if config.tuner == "lora":
             save_adapter(trained, target)
         else:
-            export_model(
-                model, folder, target, processor.chat, layout=folder.layout, dtype=None
-            )
+            export_model(model, folder, target, processor.chat, layout=folder.layout, dtype=None)
         write_run_config(target, to_json(config))
 
     return Job(
@@ -291,9 +292,7 @@ def _close(job: Job, position: Position) -> SftResult:
     if position.finished:
         console.info(f"done: {checkpoint}")
     else:
-        console.info(
-            f"stopped at step {position.step}; go on with: vlft sft --resume {job.run}"
-        )
+        console.info(f"stopped at step {position.step}; go on with: vlft sft --resume {job.run}")
     return SftResult(job.run, checkpoint, position.step, position.finished, position.best_loss)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
 from vlft.data.encode import IGNORE, EncodedSample
-from vlft.families.base import Parts
-from vlft.families.processor import Processor
+
+if TYPE_CHECKING:
+    from vlft.families.base import Parts
+    from vlft.families.processor import Processor
 
 
 def sample_text(sample: EncodedSample, processor: Processor) -> Text:

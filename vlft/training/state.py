@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 METRICS = "metrics.jsonl"
 
@@ -87,7 +88,7 @@ def cut_metrics(run: Path, step: int) -> None:
         kept = [line for line in lines if _step_of(line) <= step]
         part = path.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in kept), "utf-8")
-        os.replace(part, path)
+        part.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -1,0 +1,212 @@
+"""What a settings dataclass is made of, and how values from flags and files become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from vlft.errors import ConfigError, UsageError, raise_all
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Settings(Protocol):
+    """A frozen dataclass whose fields are made by ``setting``."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def problems(self) -> list[UsageError]:
+        """All that is wrong between settings."""
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    panel: str,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    resumable: bool = False,
+    shown: str = "",
+) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        default: the value without flag and file; the only place where it is written.
+        help: one line for ``--help``.
+        panel: the group in ``--help``.
+        choices: the allowed words, empty for any.
+        minimum: least allowed number.
+        above: the number must be greater than this.
+        maximum: greatest allowed number.
+        resumable: may differ from the saved run when it is resumed, as no result depends on it.
+        shown: the default as shown in ``--help`` when the value says too little.
+    """
+    metadata = {
+        "help": help,
+        "panel": panel,
+        "choices": choices,
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "resumable": resumable,
+        "shown": shown,
+    }
+    if isinstance(default, tuple):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``lora_rank`` -> ``--lora-rank``."""
+    return "--" + name.replace("_", "-")
+
+
+def field_type(cls: type, name: str) -> Any:
+    """The type of a field's value, without ``None`` and without the tuple around it."""
+    hint = typing.get_type_hints(cls)[name]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+
+
+def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
+    """A checked config from named values.
+
+    Args:
+        cls: one of the settings dataclasses.
+        values: by field name; what is absent keeps its default.
+        source: the file that the values come from, for messages; empty for flags.
+
+    Raises:
+        UsageError: one or many; nothing is reported one at a time.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    problems: list[UsageError] = []
+    converted = {}
+    for name, value in values.items():
+        place = f"{source}: {name}" if source else flag(name)
+        if name not in fields:
+            problems.append(unknown_name(name, list(fields), place=place, what="setting"))
+            continue
+        try:
+            converted[name] = _convert(cls, fields[name], value, place)
+        except UsageError as error:
+            problems.append(error)
+    raise_all(problems)
+    config = cls(**converted)
+    raise_all(config.problems())
+    return config
+
+
+def check(config: Config) -> Config:
+    """The config itself, once each value and all of them together are found allowed.
+
+    Raises:
+        UsageError: one or many.
+    """
+    return build(type(config), dataclasses.asdict(config))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a JSON or YAML file, keys as fields or as flags without dashes.
+
+    Raises:
+        ConfigError: the file is missing or is not a table of settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", place=str(path)) from None
+    if path.suffix == ".json":
+        try:
+            table = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"not JSON: {error}", place=str(path)) from None
+    else:
+        import yaml
+
+        try:
+            table = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not YAML: {error}", place=str(path)) from None
+    if not isinstance(table, dict):
+        raise ConfigError(
+            f"found {type(table).__name__}, a table of settings is allowed",
+            place=str(path),
+            hint='write e.g. {"model": "...", "dataset": ["train.jsonl"]}',
+        )
+    return {str(key).lstrip("-").replace("-", "_"): value for key, value in table.items()}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The settings as JSON values, to be read again by ``build``."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+    return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
+
+
+def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
+    """The value in the field's type, within the field's limits."""
+    if value is None:
+        if spec.default is None:
+            return None
+        raise ConfigError("found nothing, a value is needed", place=place)
+    kind = field_type(cls, spec.name)
+    if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
+        items = [value] if isinstance(value, str) else list(value)
+        return tuple(_scalar(kind, item, place) for item in items)
+    converted = _scalar(kind, value, place)
+    _check_limits(spec.metadata, converted, place)
+    return converted
+
+
+def _scalar(kind: Any, value: Any, place: str) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML reads 1e-4 as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(
+        f"found {value!r} ({type(value).__name__}), {kind.__name__} is allowed", place=place
+    )
+
+
+def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
+    choices = metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"found {value!r}", place=place, hint=f"allowed: {', '.join(choices)}")
+    minimum, above, maximum = (metadata[key] for key in ("minimum", "above", "maximum"))
+    for broken, words in (
+        (minimum is not None and value < minimum, f"at least {minimum}"),
+        (above is not None and value <= above, f"more than {above}"),
+        (maximum is not None and value > maximum, f"at most {maximum}"),
+    ):
+        if broken:
+            raise ConfigError(f"found {value}, {words} is allowed", place=place)
