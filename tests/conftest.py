@@ -1,0 +1,122 @@
+"""Shared fixtures: the family matrix, its golden checkpoints, and small data sets on them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.locate import ModelFolder, describe
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """A row of the family matrix.
+
+    Attributes:
+        family: name.
+        checkpoint: golden checkpoint of it.
+        roles: of the golden conversations.
+        tolerance: absolute, of float32 logits.
+    """
+
+    family: str
+    checkpoint: str
+    roles: tuple[str, str]
+    tolerance: float = 1e-4
+
+    @property
+    def folder(self) -> Path:
+        return GOLDEN / "checkpoints" / self.checkpoint
+
+    @property
+    def cases(self) -> Path:
+        return GOLDEN / "cases" / self.checkpoint
+
+
+MATRIX = [FamilyCase("deepseek_vl", "deepseek-vl-siglip", ("User", "Assistant"))]
+
+
+@pytest.fixture(params=MATRIX, ids=lambda case: case.checkpoint, scope="session")
+def case(request) -> FamilyCase:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folder(case) -> ModelFolder:
+    return describe(case.folder)
+
+
+@pytest.fixture(scope="session")
+def processor(folder):
+    return folder.processor()
+
+
+@pytest.fixture
+def make_model(folder, processor):
+    """A function that loads a fresh model; float32 on the CPU unless told otherwise."""
+
+    def make(quantize: str = "none", dtype: torch.dtype = torch.float32) -> Any:
+        placement = Placement(torch.device("cpu"), dtype, quantize)
+        return load_model(folder, processor.chat.image_token_id, placement)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_peft():
+    """peft asks transformers by a name that is on its way out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        yield
+
+
+PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")
+
+
+def make_rows(count: int = 24) -> list[dict[str, Any]]:
+    """Rows with shared pictures and prompts, repeats, text alone, history, several images."""
+    rows: list[dict[str, Any]] = []
+    for index in range(count - 4):
+        rows.append(
+            {
+                "query": f"<image>What is number {index % 4}?",
+                "response": f"It is {index % 5}.",
+                "images": [PHOTOS[index % 3]],
+            }
+        )
+    rows.append(dict(rows[0]))
+    rows.append({"query": "Hello.", "response": "Good day to you.", "system": ""})
+    rows.append(
+        {
+            "query": "And now <image>?",
+            "response": "A chart.",
+            "history": [["<image>What is number 1?", "It is 1."]],
+            "images": ["photo_a.jpg", "chart.png"],
+        }
+    )
+    rows.append({"query": "Hello.", "response": "Bye.", "system": "Be brief."})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture
+def train_file(tmp_path) -> Path:
+    return write_jsonl(tmp_path / "train.jsonl", make_rows())

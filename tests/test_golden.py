@@ -1,0 +1,152 @@
+"""The authors' numbers: same text, ids, pixels, features, logits, greedy tokens, loss, gradients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN, MATRIX
+from safetensors.torch import load_file
+
+from vlft.data.encode import tokenize
+from vlft.inference.text import Sampling, generate_replies
+from vlft.packing.prefix_tree import pack
+from vlft.training.loss import PackedLoss
+from vlft.vision.encode import pixels_of
+
+
+def cases_of(kind: str) -> list:
+    found = []
+    for row in MATRIX:
+        for path in sorted(row.cases.glob("*.json")):
+            if not path.name.startswith("_") and json.loads(path.read_text())["kind"] == kind:
+                found.append(pytest.param(row, path, id=f"{row.checkpoint}-{path.stem}"))
+    return found
+
+
+def row_of(messages: list[dict], system: str | None) -> dict:
+    """A conversation of the original processor as a native row."""
+    texts = [message["content"] for message in messages]
+    row = {
+        "query": texts[-2],
+        "history": [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 2, 2)],
+        "images": [image for message in messages for image in message.get("images", [])],
+        "system": system,
+    }
+    return {**row, "response": texts[-1]} if texts[-1] else row
+
+
+@pytest.mark.parametrize(("case", "path"), cases_of("single"), indirect=["case"], scope="session")
+class TestSingle:
+    @pytest.fixture
+    def data(self, path):
+        return json.loads(path.read_text("utf-8"))
+
+    @pytest.fixture
+    def expected(self, path):
+        return load_file(path.with_suffix(".safetensors"))
+
+    @pytest.fixture
+    def sample(self, data, processor):
+        return processor.encode(row_of(data["conversation"], data["system_prompt"]), GOLDEN)
+
+    def test_text_and_ids(self, case, data, expected, sample, processor):
+        assert sample.text == data["sft_format"]
+        assert torch.equal(sample.input_ids, expected["input_ids"][0])
+        mask = (sample.input_ids == processor.chat.image_token_id).to(torch.uint8)
+        assert torch.equal(mask, expected["images_seq_mask"][0])
+        trained = [m for m in data["conversation"] if m["role"] == case.roles[1] and m["content"]]
+        assert bool((sample.labels != -100).any()) == bool(trained)
+
+    def test_pixels(self, data, expected, sample, processor):
+        if not sample.images:
+            pytest.skip("text only")
+        pixels = processor.collate([sample])["pixel_values"]
+        assert pixels.dtype == torch.float32
+        digest = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        assert digest == data["pixel_values_sha256"]
+
+    def test_features(self, case, expected, sample, processor, model):
+        if not sample.images:
+            pytest.skip("text only")
+        pixels = processor.collate([sample])["pixel_values"]
+        with torch.no_grad():
+            features = processor.family.encode_images(model, pixels)
+        torch.testing.assert_close(features, expected["image_embeds"], atol=1e-4, rtol=0)
+
+    def test_logits(self, case, expected, sample, processor, model):
+        inputs = processor.collate([sample])
+        del inputs["labels"]
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        difference = (logits[:, -4:] - expected["logits_last4"]).abs().max()
+        assert difference <= case.tolerance
+        assert torch.equal(logits.argmax(-1), expected["argmax_all"])
+
+    def test_greedy(self, data, expected, sample, processor, model):
+        # The originals do not stop at a special token inside of their 12.
+        reply = generate_replies(model, processor, [sample], Sampling(12))[0]
+        assert reply.token_ids == data["generated_ids"][: len(reply.token_ids)]
+        assert len(reply.token_ids) == 12 or reply.token_ids[-1] == processor.chat.eos_id
+        if len(reply.token_ids) == 12:
+            assert reply.text == data["generated_text"]
+
+
+@pytest.mark.parametrize(("case", "path"), cases_of("tokens_only"), indirect=["case"])
+def test_prompt_ids(case, path, processor):
+    """The raw prompt, tokenised as it stands."""
+    data = json.loads(path.read_text("utf-8"))
+    expected = load_file(path.with_suffix(".safetensors"))["input_ids"][0]
+    chat = processor.chat
+    ids = [chat.bos_id]
+    for token in tokenize(data["prompt"], chat)[0]:
+        ids += [token] * (chat.image_tokens if token == chat.image_token_id else 1)
+    assert ids == expected.tolist()
+
+
+@pytest.mark.parametrize(("case", "path"), cases_of("batch"), indirect=["case"])
+def test_left_padded_batch(case, path, processor, model):
+    data = json.loads(path.read_text("utf-8"))
+    expected = load_file(path.with_suffix(".safetensors"))
+    samples = [
+        processor.encode(row_of(messages, data["system_prompt"]), GOLDEN)
+        for messages in data["conversations"]
+    ]
+    inputs = processor.collate(samples)
+    del inputs["labels"]
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert (logits[:, -4:] - expected["logits_last4"]).abs().max() <= case.tolerance
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(logits.argmax(-1)[real], expected["argmax_all"][real])
+    replies = generate_replies(model, processor, samples, Sampling(12))
+    for reply, ids in zip(replies, expected["generated_ids"].tolist(), strict=True):
+        assert reply.token_ids == ids[: len(reply.token_ids)]
+
+
+@pytest.mark.parametrize(("case", "path"), cases_of("train"), indirect=["case"])
+def test_loss_and_gradients(case, path, processor, model, folder):
+    """Through the packed row, as training computes it."""
+    data = json.loads(path.read_text("utf-8"))
+    expected = load_file(path.with_suffix(".safetensors"))
+    sample = processor.encode(row_of(data["conversation"], data["system_prompt"]), GOLDEN)
+    assert torch.equal(sample.labels, expected["labels"][0])
+    row = pack([sample], processor.chat.image_token_id)
+    assert row.weight.sum() == data["n_label_tokens"]
+    model.requires_grad_(True)
+    loss = PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
+    loss = loss / row.weight.sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(data["loss"], rel=1e-5)
+    native = {name: p.grad for name, p in model.named_parameters()}
+    for name, norm in data["grad_norms"].items():
+        match = folder.family.keys.from_original(name)
+        gradient = match.to_original([native[part] for part in match.native])
+        assert gradient.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+        if f"grad.{name}" in expected:
+            torch.testing.assert_close(gradient, expected[f"grad.{name}"], atol=1e-5, rtol=1e-4)
+    assert all(folder.family.keys.is_unused(name) for name in data["params_without_grad"])

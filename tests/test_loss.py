@@ -1,0 +1,56 @@
+"""The chunked loss against the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vlft.training import loss as module
+from vlft.training.loss import token_loss_sum
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50, bias=False)
+    hidden = torch.randn(37, 16, requires_grad=True)
+    target = torch.randint(0, 50, (37,))
+    weight = torch.randint(1, 4, (37,)).float()
+    return hidden, target, weight, head
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 37, 512])
+def test_same_value_and_gradients(problem, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    hidden, target, weight, head = problem
+    plain = (F.cross_entropy(head(hidden), target, reduction="none") * weight).sum()
+    expected = torch.autograd.grad(plain, [hidden, head.weight])
+    value = token_loss_sum(hidden, target, weight, head)
+    found = torch.autograd.grad(value, [hidden, head.weight])
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_tensor_of_all_logits(problem, monkeypatch):
+    """The head never sees more positions than a chunk."""
+    monkeypatch.setattr(module, "CHUNK", 8)
+    hidden, target, weight, head = problem
+    seen = []
+    head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    token_loss_sum(hidden, target, weight, head).backward()
+    assert max(seen) == 8
+    # Once forward, once again when the backward pass recomputes.
+    assert sum(seen) == 2 * 37
+
+
+def test_no_targets_is_zero(problem):
+    hidden, target, weight, head = problem
+    assert token_loss_sum(hidden[:0], target[:0], weight[:0], head).item() == 0.0
+
+
+def test_half_precision_sums_in_float32(problem):
+    hidden, target, weight, head = problem
+    value = token_loss_sum(hidden.bfloat16(), target, weight, head.bfloat16())
+    assert value.dtype == torch.float32

@@ -1,0 +1,227 @@
+"""The packed row computes what one sample at a time computes: loss and every gradient."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import GOLDEN, make_rows
+
+from vlft.data.encode import EncodedImage, EncodedSample
+from vlft.packing.attention import tree_mask
+from vlft.packing.prefix_tree import common_prefix, pack
+from vlft.packing.schedule import Schedule, pack_rows
+from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.loss import PackedLoss
+from vlft.vision.encode import pixels_of
+
+IMAGE = 99
+
+
+def sample(tokens: str, labels: str = "", images: tuple[EncodedImage, ...] = ()) -> EncodedSample:
+    """Letters as tokens, ``#`` as image tokens; trained are the letters marked by ``^`` below."""
+    ids = torch.tensor([IMAGE if c == "#" else ord(c) - ord("a") for c in tokens])
+    marks = torch.tensor([c == "^" for c in labels.ljust(len(tokens))])
+    return EncodedSample(ids, torch.where(marks, ids, -100), tokens, images)
+
+
+def image(key: str, tokens: int = 2) -> EncodedImage:
+    return EncodedImage(GOLDEN / "images" / "photo_a.jpg", key, tokens)
+
+
+def letters(row) -> str:
+    return "".join("#" if i == IMAGE else chr(i + ord("a")) for i in row.input_ids[0].tolist())
+
+
+class TestTree:
+    def test_the_drawing(self):
+        row = pack([sample("sab"), sample("sac"), sample("sd")], IMAGE)
+        assert letters(row) == "sabcd"
+        assert row.position_ids.tolist() == [[0, 1, 2, 2, 1]]
+        assert row.exit.tolist() == [5, 4, 3, 4, 5]
+        assert (row.samples, row.sample_tokens) == (3, 8)
+
+    def test_order_of_samples_does_not_matter(self):
+        samples = [sample("abc", " ^^"), sample("abd", "  ^"), sample("xyz", " ^^")]
+        rows = [pack([samples[i] for i in order], IMAGE) for order in ((0, 1, 2), (2, 0, 1))]
+        assert letters(rows[0]) == letters(rows[1])
+        assert torch.equal(rows[0].source, rows[1].source)
+
+    def test_a_prefix_of_another_sample(self):
+        row = pack([sample("ab", " ^"), sample("abcd", "  ^^")], IMAGE)
+        assert letters(row) == "abcd"
+        assert list(zip(row.source.tolist(), row.target.tolist(), strict=True)) == [
+            (0, 1),
+            (1, 2),
+            (2, 3),
+        ]
+
+    def test_repeats_weigh_more_and_branches_have_a_target_each(self):
+        row = pack([sample("ab", " ^"), sample("ab", " ^"), sample("ac", " ^")], IMAGE)
+        targets = zip(row.source.tolist(), row.target.tolist(), row.weight.tolist(), strict=True)
+        assert list(targets) == [(0, 1, 2.0), (0, 2, 1.0)]
+
+    def test_the_same_tokens_trained_by_one_and_not_by_the_other(self):
+        row = pack([sample("abc", " ^^"), sample("abd", "  ^")], IMAGE)
+        assert row.weight.tolist() == [1.0, 1.0, 1.0]
+
+    def test_without_sharing_every_sample_is_a_tree(self):
+        row = pack([sample("ab", " ^"), sample("ab", " ^")], IMAGE, share=False)
+        assert letters(row) == "abab"
+        assert row.exit.tolist() == [2, 2, 4, 4]
+        assert row.weight.tolist() == [1.0, 1.0]
+
+    def test_images_are_shared_by_content(self):
+        one, other = image("one"), image("other")
+        row = pack(
+            [
+                sample("s##a", images=(one,)),
+                sample("s##b", images=(one,)),
+                sample("s##a", images=(other,)),
+            ],
+            IMAGE,
+        )
+        assert sorted(len(part) for part in letters(row).split("s")) == [0, 7]
+        assert row.image_positions.tolist() == [i for i, c in enumerate(letters(row)) if c == "#"]
+        assert len(row.images) == 2
+        assert sorted(row.feature_rows.tolist()) == [0, 1, 2, 3]
+
+    def test_one_picture_in_two_places_is_encoded_once(self):
+        one = image("one")
+        row = pack([sample("a##", images=(one,)), sample("b##", images=(one,))], IMAGE)
+        assert row.images == (one,)
+        assert row.feature_rows.tolist() == [0, 1, 0, 1]
+
+    def test_the_mask_is_the_set_of_ancestors(self):
+        generator = random.Random(0)
+        words = ["".join(generator.choices("ab", k=generator.randint(1, 6))) for _ in range(12)]
+        row = pack([sample(word) for word in words], IMAGE)
+        mask = tree_mask(row.exit)[0, 0]
+        assert len(row) == len({word[:end] for word in words for end in range(1, len(word) + 1)})
+        text = letters(row)
+        paths = []
+        for j in range(len(row)):
+            seen = mask[j].nonzero().squeeze(1).tolist()
+            assert row.position_ids[0, seen].tolist() == list(range(len(seen)))
+            paths.append("".join(text[i] for i in seen))
+        assert set(paths) == {word[:end] for word in words for end in range(1, len(word) + 1)}
+
+    @pytest.mark.parametrize(
+        ("left", "right", "length"), [("abc", "abd", 2), ("", "a", 0), ("ab", "ab", 2)]
+    )
+    def test_common_prefix(self, left, right, length):
+        assert common_prefix([*map(ord, left)], [*map(ord, right)]) == length
+
+
+class TestSchedule:
+    def test_every_sample_once_per_epoch_and_seeded(self):
+        schedule = Schedule(tuple("aabbbcdee"), 4, seed=1)
+        for number in range(3):
+            steps = schedule.epoch(number)
+            assert [len(step) for step in steps] == [4, 4, 1]
+            assert sorted(index for step in steps for index in step) == list(range(9))
+        assert schedule.epoch(0) == Schedule(tuple("aabbbcdee"), 4, seed=1).epoch(0)
+        assert schedule.epoch(0) != schedule.epoch(1)
+        assert schedule.epoch(0) != Schedule(tuple("aabbbcdee"), 4, seed=2).epoch(0)
+
+    def test_groups_stay_together(self):
+        groups = tuple(index // 5 for index in range(50))
+        order = [index for step in Schedule(groups, 16, 3).epoch(0) for index in step]
+        seen = [groups[index] for index in order]
+        assert sum(a != b for a, b in zip(seen, seen[1:], strict=False)) == 9
+
+    def test_going_on_in_the_middle_is_going_on(self):
+        schedule = Schedule(tuple(range(10)), 4, seed=0)
+        steps = schedule.steps()
+        all_steps = [next(steps) for _ in range(8)]
+        later = schedule.steps(5)
+        assert [next(later) for _ in range(3)] == all_steps[5:]
+
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("limit", [1, 5, 7, 12, 1000])
+    def test_rows_hold_all_samples_and_keep_the_limit(self, share, limit):
+        samples = [sample(word) for word in ("aab", "aac", "aad", "bcdef", "b", "ccccc")]
+        rows = pack_rows(samples, IMAGE, tokens_per_row=limit, share=share)
+        assert sum(row.samples for row in rows) == 6
+        assert all(len(row) <= limit or row.samples == 1 for row in rows)
+        if limit == 1000:
+            assert len(rows) == 1
+
+    def test_sharers_go_into_one_row(self):
+        samples = [sample("aaaa" + end) for end in "bcd"] + [sample("eeeee")]
+        rows = pack_rows(samples, IMAGE, tokens_per_row=7)
+        assert sorted(row.samples for row in rows) == [1, 3]
+
+
+class TestSameAsOneAtATime:
+    """Loss and every LoRA gradient, float32."""
+
+    @pytest.fixture
+    def samples(self, processor):
+        return [processor.encode(row, GOLDEN / "images") for row in make_rows(20)]
+
+    @pytest.fixture
+    def objective(self, model, folder):
+        torch.manual_seed(0)
+        options = LoraOptions("ALL", rank=4, train_aligner=True, train_vision=True)
+        add_lora(model, folder.family, options)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return PackedLoss(model, folder.family)
+
+    def gradients(self, objective, processor, rows):
+        objective.zero_grad()
+        weight = sum(row.weight.sum() for row in rows)
+        total = 0.0
+        for row in rows:
+            loss = objective(row, pixels_of(row.images, processor)) / weight
+            loss.backward()
+            total += loss.item()
+        trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        return total, {name: p.grad.clone() for name, p in trained.items()}
+
+    @pytest.fixture
+    def alone(self, objective, processor, samples):
+        """transformers' own forward on one sample at a time, all logits, plain cross-entropy."""
+        objective.zero_grad()
+        total, count = 0.0, sum(int((s.labels[1:] != -100).sum()) for s in samples)
+        for item in samples:
+            inputs = processor.collate([item])
+            labels = inputs.pop("labels")
+            logits = objective.model(**inputs).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits[0, :-1], labels[0, 1:], reduction="sum"
+            )
+            (loss / count).backward()
+            total += loss.item() / count
+        trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        return total, {name: p.grad.clone() for name, p in trained.items()}
+
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("limit", [150, 400, 100_000])
+    def test_same(self, objective, processor, samples, alone, share, limit):
+        token = processor.chat.image_token_id
+        rows = pack_rows(samples, token, tokens_per_row=limit, share=share)
+        loss, gradients = self.gradients(objective, processor, rows)
+        assert loss == pytest.approx(alone[0], rel=1e-5)
+        assert gradients.keys() == alone[1].keys()
+        assert len(gradients) > 50
+        for name, gradient in gradients.items():
+            scale = alone[1][name].abs().max().clamp_min(1e-6)
+            assert (gradient - alone[1][name]).abs().max() / scale < 1e-3, name
+
+    def test_sharing_saves_and_repeats_weigh(self, processor, samples):
+        token = processor.chat.image_token_id
+        row = pack(samples, token)
+        assert len(row) < 0.5 * row.sample_tokens
+        assert row.weight.max() >= 2
+
+    def test_a_wrong_mask_is_seen(self, objective, processor, samples, alone):
+        """The comparison above can fail: let each token see the whole row before it."""
+        row = pack(samples, processor.chat.image_token_id)
+        open_row = replace(row, exit=torch.full_like(row.exit, len(row)))
+        loss, _ = self.gradients(objective, processor, [open_row])
+        assert abs(loss - alone[0]) > 1e-3
