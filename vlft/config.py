@@ -19,6 +19,9 @@ ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
 
+# These start from a product that is not zero, and take it off the base weights.
+CHANGES_BASE = ("orthogonal", "olora", "pissa")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig:
@@ -203,13 +206,13 @@ class SftConfig:
                     found.append(
                         ConfigError("belongs to --tuner lora, found full", place=flag(name))
                     )
-        if self.init_lora_weights in ("olora", "pissa") and self.quantize != "none":
+        if self.init_lora_weights in CHANGES_BASE and self.quantize != "none":
             found.append(
                 ConfigError(
                     f"{self.init_lora_weights} changes the base weights, which {self.quantize} "
                     "cannot hold",
                     place="--init-lora-weights",
-                    hint="use default, gaussian or orthogonal with --quantize",
+                    hint="use default or gaussian with --quantize",
                 )
             )
         return found

@@ -12,6 +12,7 @@ Every message has four parts: the place, what was found there, what is allowed, 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class CollectedError(UsageError):
         if rest > 0:
             lines.append(f"... and {rest} more")
         return "\n".join(lines)
+
+
+def shown(path: str | Path) -> str:
+    """The path as messages name it: from the working folder where it lies inside."""
+    whole, here = Path(path), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
 
 
 def raise_all(problems: Sequence[UsageError]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,15 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(
+            f"holds more than weights, or is damaged; weights only are read ({reason})",
+            place=str(path),
+            hint="use a safetensors file, or download the file again",
+        ) from None
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             yield name, tensor

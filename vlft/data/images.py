@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from vlft.errors import DataError
+from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,19 +22,26 @@ def decode(path: Path, *, place: str = "") -> Image.Image:
     Raises:
         DataError: the file is missing or is not a whole picture.
     """
-    where = f"{place}: {path}" if place else str(path)
+    where = f"{place}: {shown(path)}" if place else shown(path)
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "no such image",
             place=where,
             hint="paths start at the data file's folder, or at --image-root",
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
         raise DataError(
-            f"not a whole picture ({error})",
+            "not a picture of a known format",
+            place=where,
+            hint="name a picture, or drop such records with --on-bad-sample skip",
+        ) from None
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None)
+        raise DataError(
+            f"cannot be read ({reason})" if reason else f"not a whole picture ({error})",
             place=where,
             hint="replace the file, or drop such records with --on-bad-sample skip",
         ) from None

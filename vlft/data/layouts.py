@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
+from vlft.data.records import kind_of
 from vlft.errors import DataError
 from vlft.settings import unknown_name
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
+# JSON can write half of a surrogate pair; no tokenizer and no file system takes it.
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
 def native(
@@ -30,7 +34,7 @@ def native(
 
     Args:
         fields: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
-            ``id``, ``meta`` and names with a leading underscore are left alone.
+            ``id``, ``meta`` and names with a leading underscore are left alone; null is absent.
         place: of the record, for messages.
         folder: where relative image paths start.
         image_tag: the family's own tag, read like ``<image>``.
@@ -40,14 +44,12 @@ def native(
         DataError: with the place and what is allowed.
     """
     check_fields(fields, place)
-    if need_response and "response" not in fields:
+    if need_response and fields.get("response") is None:
         raise DataError(
             'no "response"', place=place, hint="training needs the reply that is to be learnt"
         )
-    texts = [text for exchange in fields.get("history") or () for text in exchange]
-    texts.append(fields["query"])
-    images = fields.get("images") or []
-    refs = [_image(name, folder) for name in ([images] if isinstance(images, str) else images)]
+    texts = [*(_history_texts(fields.get("history") or ()) or ()), fields["query"]]
+    refs = [_image(name, folder) for name in _path_list(fields.get("images") or ()) or ()]
     parts = place_images(texts, refs, image_tag=image_tag, place=place)
     response = fields.get("response")
     _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
@@ -64,18 +66,24 @@ def check_fields(fields: Mapping[str, Any], place: str) -> None:
     for name in fields:
         if name not in FIELDS and name not in IGNORED and not name.startswith("_"):
             raise unknown_field(name, place)
-    if "query" not in fields:
+    if fields.get("query") is None:
         raise DataError('no "query"', place=place, hint='write e.g. {"query": "...", ...}')
     for name, value in fields.items():
-        if name in ("query", "response", "system"):
-            if not (isinstance(value, str) or (value is None and name == "system")):
-                raise _wrong_type(name, value, "text", place)
-        elif name == "images":
-            names = value if isinstance(value, list) else [value]
-            if value is not None and not all(isinstance(item, str) for item in names):
-                raise _wrong_type(name, value, "a list of paths", place)
-        elif name == "history" and value is not None and not _is_history(value):
-            raise _wrong_type(name, value, 'a list of ["question", "reply"] pairs', place)
+        if name in FIELDS and value is not None:
+            _check_value(name, value, place)
+
+
+def _check_value(name: str, value: object, place: str) -> None:
+    if name == "images":
+        texts, allowed = _path_list(value), "a list of paths"
+    elif name == "history":
+        texts, allowed = _history_texts(value), 'a list of ["question", "reply"] pairs'
+    else:
+        texts, allowed = [value], "text"
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise _wrong_type(name, value, allowed, place)
+    for text in texts:
+        _check_text(name, text, place)
 
 
 def place_images(
@@ -168,19 +176,49 @@ def _image(name: str, folder: Path) -> ImageRef:
     return ImageRef(folder / name, name)
 
 
-def _is_history(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and all(isinstance(text, str) for text in pair)
-        for pair in value
-    )
+def _path_list(value: object) -> list[Any] | None:
+    """The paths of "images", which may be one path or empty; None if it is no such thing."""
+    if isinstance(value, str):
+        return [value] if value else []
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def _history_texts(value: object) -> list[Any] | None:
+    """All texts of "history" by turns; None if it is no list of pairs."""
+    if not isinstance(value, list | tuple):
+        return None
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        return None
+    return [text for pair in value for text in pair]
+
+
+def _check_text(name: str, text: str, place: str) -> None:
+    half = HALF_CHARACTER.search(text)
+    if half:
+        raise DataError(
+            f'"{name}" holds {half[0]!a}, half of a character',
+            place=place,
+            hint="write the file again as UTF-8, or remove the character",
+        )
+    if name == "images" and not text.strip():
+        raise DataError('"images" holds an empty path', place=place, hint="name a picture")
+    if name == "images" and "\0" in text:
+        raise DataError(
+            f'"images" holds {text!r}; no path has a NUL character',
+            place=place,
+            hint="remove the character",
+        )
 
 
 def _wrong_type(name: str, value: object, allowed: str, place: str) -> DataError:
-    found = f"{type(value).__name__} {value!r}"
-    found = found if len(found) <= 60 else found[:57] + "..."
-    return DataError(f'"{name}": found {found}, {allowed} is allowed', place=place)
+    value_text = reprlib.repr(value)
+    value_text = value_text if len(value_text) <= 50 else value_text[:47] + "..."
+    examples = {"images": '["a.jpg"]', "history": '[["question", "reply"]]'}
+    return DataError(
+        f'"{name}": found {kind_of(value)}, {value_text}; {allowed} is allowed',
+        place=place,
+        hint=f'write e.g. "{name}": ' + examples.get(name, '"..."'),
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import DataError
+from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 FORMATS = (".jsonl", ".json", ".csv")
+BOM = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Record:
     @property
     def place(self) -> str:
         """For messages: ``train.jsonl:17``."""
-        return f"{self.path}:{self.line}"
+        return f"{shown(self.path)}:{self.line}"
 
 
 def read_records(path: Path) -> Iterator[Record | DataError]:
@@ -42,36 +44,54 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
     Raises:
         DataError: the file cannot be read at all.
     """
-    if path.suffix not in FORMATS:
+    readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table}
+    place, kind = shown(path), path.suffix.lower()
+    if path.is_dir():
+        raise DataError("found a folder", place=place, hint=f"name a {_any_of(FORMATS)} file")
+    if kind not in readers:
         raise DataError(
-            f"found {path.suffix or 'no ending'!r}; allowed: {', '.join(FORMATS)}", place=str(path)
+            f"found {path.suffix!r} at the end of the name" if kind else "the name has no ending",
+            place=place,
+            hint=f"name a {_any_of(FORMATS)} file",
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8").lstrip(BOM)
     except FileNotFoundError:
-        raise DataError("no such file", place=str(path), hint="check the path") from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", place=str(path)) from None
+        raise DataError("no such file", place=place, hint="check the path") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"not UTF-8 (byte {error.start})", place=str(path), hint="save the file as UTF-8"
+            f"not UTF-8 (byte {error.start})", place=place, hint="save the file as UTF-8"
         ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot be read ({reason})", place=place, hint="check the path") from None
     if not text.strip():
-        raise DataError("the file is empty", place=str(path), hint="write one JSON object per line")
-    readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table}
-    return readers[path.suffix](text, path)
+        raise DataError(
+            "the file is empty", place=place, hint='write e.g. {"query": "...", "response": "..."}'
+        )
+    return readers[kind](text, path)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    kinds = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "a number"
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def _read_lines(text: str, path: Path) -> Iterator[Record | DataError]:
     # Not splitlines(): it also cuts at U+2028 and its like, which JSON text may hold.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+        # A file that was joined from several has their byte order marks inside.
+        content = line.lstrip(BOM)
+        if content.strip():
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
+                value = json.loads(content)
+            except (ValueError, RecursionError) as error:
                 yield DataError(
-                    f"not JSON: {error.msg} at column {error.colno}",
-                    place=f"{path}:{number}",
+                    f"not JSON: {_reason(error)}",
+                    place=f"{shown(path)}:{number}",
                     hint="write one JSON object per line",
                 )
                 continue
@@ -87,47 +107,72 @@ def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
         return position
 
     def problem(found: str, position: int) -> DataError:
-        line = text.count("\n", 0, position) + 1
+        line = text.count("\n", 0, min(position, len(text.rstrip()))) + 1
         return DataError(
-            found, place=f"{path}:{line}", hint="a .json file holds one array: [{...}, {...}]"
+            found,
+            place=f"{shown(path)}:{line}",
+            hint="a .json file holds one array: [{...}, {...}]",
         )
 
-    position = blank(0)
-    if text[position] != "[":
-        yield problem(f"found {text[position]!r} where the array starts", position)
+    position, line, counted = blank(0), 1, 0
+    mark = text[position]
+    if mark != "[":
+        yield problem(f"found {mark!r} where the array starts", position)
         return
-    position, line, counted = blank(position + 1), 1, 0
-    while position < len(text) and text[position] != "]":
+    if text.startswith("]", blank(position + 1)):
+        position, mark = blank(position + 1), "]"
+    while mark != "]":
+        position = blank(position + 1)
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            yield problem(f"not JSON: {error.msg}", error.pos)
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            yield problem(f"not JSON: {_reason(error)}", getattr(error, "pos", position))
             return
         yield _as_record(value, path, line)
-        position = blank(position)
-        if position < len(text) and text[position] == ",":
-            position = blank(position + 1)
-        elif position >= len(text) or text[position] != "]":
-            yield problem("the array does not go on or end here", min(position, len(text) - 1))
+        position = blank(end)
+        mark = text[position : position + 1]
+        if mark not in (",", "]"):
+            found = f"found {mark!r}" if mark else "the file ends"
+            yield problem(f"{found} where the array goes on with ',' or ends with ']'", position)
             return
+    if blank(position + 1) < len(text):
+        yield problem("found text after the end of the array", blank(position + 1))
 
 
 def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    # Not splitlines(), as above.
+    reader = csv.reader(io.StringIO(text), strict=True)
+    header: list[str] = []
+    line = 1
     try:
         for row in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
+            place = f"{shown(path)}:{line}"
+            if row and not header:
+                header = row
+                twice = next((name for name in row if row.count(name) > 1), None)
+                if twice is not None:
+                    yield DataError(
+                        f"column {twice!r} stands {row.count(twice)} times in the header",
+                        place=place,
+                        hint="give each column a name of its own",
+                    )
+                    return
+            elif row and len(row) != len(header):
                 yield DataError(
-                    f"the header has {len(reader.fieldnames or ())} columns, this row not",
+                    f"found {_cell_count(row)}, the header has {len(header)}",
                     place=place,
                     hint="quote cells that hold commas",
                 )
-                continue
-            yield _cells(row, path, reader.line_num)
+            elif row:
+                yield _cells(dict(zip(header, row, strict=True)), path, line)
+            line = reader.line_num + 1
     except csv.Error as error:
-        yield DataError(f"not CSV: {error}", place=f"{path}:{reader.line_num}")
+        yield DataError(
+            f"not CSV: {error}",
+            place=f"{shown(path)}:{line}",
+            hint='quote cells that hold quotes or line breaks, and write " as "" in them',
+        )
 
 
 def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
@@ -137,11 +182,12 @@ def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
         if name in ("images", "history") and cell.lstrip().startswith("["):
             try:
                 fields[name] = json.loads(cell)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
+                example = '[""a.jpg"", ""b.jpg""]' if name == "images" else '[[""q"", ""r""]]'
                 return DataError(
-                    f"{name}: not JSON: {error.msg}",
-                    place=f"{path}:{line}",
-                    hint='write e.g. "[""a.jpg"", ""b.jpg""]"',
+                    f'"{name}": not JSON: {_reason(error)}',
+                    place=f"{shown(path)}:{line}",
+                    hint=f'write e.g. "{example}"',
                 )
         elif name == "images" and cell:
             fields[name] = [cell]
@@ -153,8 +199,23 @@ def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
 def _as_record(value: object, path: Path, line: int) -> Record | DataError:
     if not isinstance(value, dict):
         return DataError(
-            f"found {type(value).__name__}, an object is allowed",
-            place=f"{path}:{line}",
+            f"found {kind_of(value)}, an object is allowed",
+            place=f"{shown(path)}:{line}",
             hint='write e.g. {"query": "...", "response": "..."}',
         )
     return Record(value, path, line)
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    """What json has against a text."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "too deeply nested" if isinstance(error, RecursionError) else "a number is too long"
+
+
+def _cell_count(row: list[str]) -> str:
+    return f"{len(row)} cell" if len(row) == 1 else f"{len(row)} cells"
+
+
+def _any_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

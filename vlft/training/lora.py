@@ -43,7 +43,7 @@ class LoraOptions:
     train_vision: bool = False
 
 
-def add_lora(model: Any, family: Family, options: LoraOptions, base_name: str) -> Any:
+def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
     """Puts LoRA layers into the model, in place.
 
     Returns:
@@ -63,7 +63,6 @@ def add_lora(model: Any, family: Family, options: LoraOptions, base_name: str) -
         use_dora=options.use_dora,
         use_rslora=options.use_rslora,
         init_lora_weights=True if options.init == "default" else options.init,
-        base_model_name_or_path=base_name,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)

@@ -145,7 +145,7 @@ def prepare_model(
     else:
         model = load_model(folder, image_token_id, placement)
         if checkpoint is None:
-            trained = add_lora(model, folder.family, _lora_options(config), folder.name)
+            trained = add_lora(model, folder.family, _lora_options(config))
         elif is_adapter(checkpoint):
             trained = load_adapter(model, checkpoint, trainable=True)
         else:

@@ -1,0 +1,100 @@
+"""Seconds and peak memory of a computation, and the machine in generic terms."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a computation.
+
+    Attributes:
+        seconds: wall clock.
+        peak_bytes: highest memory during the run, less what was held before it.
+        value: what the computation returned.
+    """
+
+    seconds: float
+    peak_bytes: int
+    value: float
+
+
+def measure(compute: Callable[[], float], device: torch.device) -> Measured:
+    """Runs a computation once, after what is unused was given back to the system.
+
+    On the CPU the peak is the kernel's own high-water mark of the process (Linux), so that no
+    allocation is missed between two samples; on CUDA it is the allocator's.
+    """
+    gc.collect()
+    before = _start_cuda(device) if device.type == "cuda" else _start_cpu()
+    started = time.perf_counter()
+    value = compute()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - started
+    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    return Measured(seconds, after - before, value)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, memory and library versions."""
+    found: dict[str, Any] = {
+        "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def load_average() -> float:
+    """Mean number of busy processes of the last minute: 0 on a quiet machine."""
+    return os.getloadavg()[0]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _start_cuda(device: torch.device) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _start_cpu() -> int:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # 5: set the high-water mark back to what is resident now, see proc_pid_clear_refs(5).
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    value = _field(Path("/proc/self/status"), field)
+    return int(value.split()[0]) * 1024
+
+
+def _field(path: Path, name: str) -> str:
+    for line in path.read_text("utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""

@@ -1,0 +1,196 @@
+"""Pictures of printed text and of shapes, 64 x 64 RGB. A scene says what is to be seen.
+
+Glyphs are drawn at four times the size and reduced, so that they are smooth; they are turned by
+a few degrees, never bent: what they look like is left to the fonts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+if TYPE_CHECKING:
+    import random
+
+SIZE = 64
+SCALE = 4
+MAX_TURN = 8.0  # degrees
+
+# The text fonts that matplotlib carries, and Pillow's own; the rest are parts of formulas.
+FONTS = (
+    *(f"DejaVuSans{mono}{style}" for mono in ("", "Mono")
+      for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10", "pillow",
+)  # fmt: skip
+
+COLOURS = {
+    "red": (208, 32, 40),
+    "green": (34, 140, 52),
+    "blue": (36, 72, 200),
+    "yellow": (236, 206, 32),
+    "orange": (240, 130, 20),
+    "purple": (128, 40, 150),
+    "black": (16, 16, 16),
+    "white": (248, 248, 248),
+}
+LIGHT_COLOURS = ("yellow", "white")
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "hexagon")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows.
+
+    Attributes:
+        kind: digit, letter, number, word, shape or count.
+        text: of a digit, letter, number or word.
+        shape: of a shape or count.
+        colour: of a shape or count; of text, dark or light.
+        count: shapes in the picture.
+    """
+
+    kind: str
+    text: str = ""
+    shape: str = ""
+    colour: str = ""
+    count: int = 1
+
+
+def draw(scene: Scene, rng: random.Random) -> Image.Image:
+    """The picture of a scene; size, place, turn, font, greys and blur are drawn by chance."""
+    if scene.text:
+        mask = _text_mask(scene, rng)
+        ink, paper = _text_colours(scene.colour, rng)
+    else:
+        mask = _shapes_mask(scene, rng)
+        ink, paper = _shape_colours(scene.colour, rng)
+    mask = mask.resize((SIZE, SIZE), Image.Resampling.BOX)
+    picture = Image.composite(
+        Image.new("RGB", (SIZE, SIZE), ink), Image.new("RGB", (SIZE, SIZE), paper), mask
+    )
+    blur = rng.uniform(0.0, 1.2) if rng.random() < 0.5 else 0.0
+    return picture.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.2 else picture
+
+
+@functools.lru_cache(maxsize=4096)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    if name == "pillow":
+        return ImageFont.load_default(size)
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / f"{name}.ttf", size)
+
+
+def _text_mask(scene: Scene, rng: random.Random) -> Image.Image:
+    """The text somewhere in the picture, whole, in one of the fonts."""
+    name = rng.choice(FONTS)
+    left, top, right, bottom = _font(name, 100).getbbox(scene.text)
+    height = rng.uniform(30, 54) if len(scene.text) == 1 else rng.uniform(18, 36)
+    # A slim glyph is limited by its height, a word by its width.
+    factor = min(height / (bottom - top), rng.uniform(44, 56) / (right - left))
+    font = _font(name, round(100 * factor * SCALE))
+    left, top, right, bottom = font.getbbox(scene.text)
+    size = SIZE * SCALE
+    x, y = _centre(rng, (right - left) / SCALE, (bottom - top) / SCALE)
+    mask = Image.new("L", (size, size))
+    place = (x * SCALE - (left + right) / 2, y * SCALE - (top + bottom) / 2)
+    ImageDraw.Draw(mask).text(place, scene.text, font=font, fill=255)
+    turn = rng.uniform(-MAX_TURN, MAX_TURN) * rng.random()
+    return mask.rotate(turn, Image.Resampling.BICUBIC, center=(x * SCALE, y * SCALE))
+
+
+def _centre(rng: random.Random, width: float, height: float) -> tuple[float, float]:
+    """The middle of something of that size, inside of the picture."""
+    free_x, free_y = (max(0.0, SIZE - 4 - side) / 2 for side in (width, height))
+    middle = SIZE / 2
+    return middle + rng.uniform(-free_x, free_x), middle + rng.uniform(-free_y, free_y)
+
+
+def _text_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(ink, paper), grey or nearly so, at least 100 of 255 levels apart."""
+    dark = rng.randint(0, 90)
+    light = rng.randint(max(130, dark + 100), 255)
+    ink, paper = (dark, light) if colour == "dark" else (light, dark)
+    return _tinted(ink, rng), _tinted(paper, rng)
+
+
+def _tinted(grey: int, rng: random.Random) -> tuple[int, ...]:
+    spread = rng.choice((0, 0, 0, 24))
+    return tuple(min(255, max(0, grey + rng.randint(-spread, spread))) for _ in range(3))
+
+
+def _shape_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(ink, paper): the named colour, a little varied, on a grey that it stands out from."""
+    ink = tuple(min(255, max(0, level + rng.randint(-14, 14))) for level in COLOURS[colour])
+    light_ink = colour in LIGHT_COLOURS
+    paper = rng.randint(30, 110) if light_ink else rng.randint(160, 240)
+    if colour in ("green", "purple", "blue", "red") and rng.random() < 0.2:
+        paper = rng.randint(0, 20)
+    return ink, _tinted(paper, rng)
+
+
+def _shapes_mask(scene: Scene, rng: random.Random) -> Image.Image:
+    """The shapes: a single one anywhere, several in cells of a 3 x 3 grid."""
+    mask = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
+    if scene.kind == "shape":
+        radius = rng.uniform(13, 27)
+        places = [(*_centre(rng, 2 * radius, 2 * radius), radius)]
+    else:
+        cells = rng.sample(range(9), scene.count)
+        radius = rng.uniform(6.5, 8.5)
+        places = [
+            (_cell(cell % 3) + rng.uniform(-1, 1), _cell(cell // 3) + rng.uniform(-1, 1), radius)
+            for cell in cells
+        ]
+    turn = math.radians(rng.uniform(-MAX_TURN, MAX_TURN))
+    for x, y, radius in places:
+        part = Image.new("L", mask.size)
+        _draw_shape(ImageDraw.Draw(part), scene.shape, x * SCALE, y * SCALE, radius * SCALE, turn)
+        mask = ImageChops.lighter(mask, part)
+    return mask
+
+
+def _cell(index: int) -> float:
+    return SIZE * (index + 0.5) / 3
+
+
+def _draw_shape(
+    pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, turn: float
+) -> None:
+    if shape in ("circle", "ring"):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        if shape == "ring":
+            inner = radius * 0.6
+            pen.ellipse((x - inner, y - inner, x + inner, y + inner), fill=0)
+        return
+    pen.polygon(
+        [
+            (x + radius * r * math.sin(a + turn), y - radius * r * math.cos(a + turn))
+            for r, a in _corners(shape)
+        ],
+        fill=255,
+    )
+
+
+def _corners(shape: str) -> list[tuple[float, float]]:
+    """(distance, angle from the top) of a polygon's corners."""
+    if shape == "star":
+        return [(0.42 if i % 2 else 1.0, math.pi * i / 5) for i in range(10)]
+    if shape == "cross":
+        wide = math.atan2(0.3, 1.0)
+        arm = [(1.0, -wide), (1.0, wide), (0.42, math.pi / 4)]
+        return [(r, a + quarter * math.pi / 2) for quarter in range(4) for r, a in arm]
+    sides, start = {
+        "triangle": (3, 0.0),
+        "square": (4, math.pi / 4),
+        "diamond": (4, 0.0),
+        "hexagon": (6, math.pi / 6),
+    }[shape]
+    return [(1.0, start + 2 * math.pi * i / sides) for i in range(sides)]

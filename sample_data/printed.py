@@ -1,0 +1,105 @@
+"""Pictures of printed text and shapes with questions: what the tiny base is trained on.
+
+    python sample_data/printed.py OUT_DIR --images 12000 --seed 0
+
+Writes OUT_DIR/images/000000.png, ... and OUT_DIR/train.jsonl. Records of one picture stand next to
+each other. Picture i depends on the seed and on i alone: more images leave the first as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from pictures import COLOURS, SHAPES, Scene, draw
+from questions import TEXT_ONLY, Exchange, ask
+
+# Shares of the pictures.
+KINDS = {"digit": 0.36, "letter": 0.16, "number": 0.14, "word": 0.08, "shape": 0.14, "count": 0.12}
+QUESTIONS = (1, 2, 2, 3, 3, 4)  # on a picture, equally likely
+MULTI_TURN = 0.25  # of the pictures with two questions or more: about 10 % of the records
+TEXT_ONLY_PER_PICTURE = 0.12  # about 5 % of the records
+
+# Letters that look like no other letter or digit, whatever their size.
+CAPITALS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
+SMALL = "abdefghnqrty"
+WORDS = (
+    "at", "be", "do", "go", "hi", "in", "me", "no", "of", "on", "so", "to", "up", "we",
+    "act", "air", "ant", "bag", "bed", "box", "bus", "car", "cat", "cup", "day", "dog", "ear",
+    "egg", "end", "eye", "fox", "fun", "hat", "ice", "ink", "jam", "key", "leg", "map", "net",
+    "oak", "oil", "old", "pen", "pig", "red", "run", "sea", "sky", "sun", "tea", "ten", "top",
+    "van", "war", "way", "wet", "yes", "zoo",
+    "army", "baby", "ball", "bird", "blue", "boat", "book", "cake", "city", "coat", "door",
+    "duck", "east", "face", "farm", "fish", "game", "gold", "hand", "home", "iron", "jump",
+    "king", "lake", "lamp", "milk", "moon", "nose", "open", "park", "quiz", "rain", "road",
+    "ship", "snow", "star", "time", "tree", "very", "wind", "wood", "year", "zero",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Writes the pictures and their records."""
+    parser = argparse.ArgumentParser(description="Make pictures of printed text and shapes.")
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--images", type=int, default=12000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    (options.out_dir / "images").mkdir(parents=True, exist_ok=True)
+    with (options.out_dir / "train.jsonl").open("w", encoding="utf-8") as file:
+        for index in range(options.images):
+            rng = random.Random(f"printed {options.seed} {index}")
+            scene = make_scene(rng)
+            name = f"images/{index:06}.png"
+            for record in make_records(scene, name, rng):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            draw(scene, rng).save(options.out_dir / name)
+
+
+def make_scene(rng: random.Random) -> Scene:
+    """What a picture shows, drawn by chance."""
+    kind = rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
+    if kind in ("shape", "count"):
+        count = rng.randint(1, 5) if kind == "count" else 1
+        return Scene(kind, shape=rng.choice(SHAPES), colour=rng.choice(list(COLOURS)), count=count)
+    text = {
+        "digit": lambda: str(rng.randrange(10)),
+        "letter": lambda: rng.choice(CAPITALS + SMALL),
+        "number": lambda: "".join(str(rng.randrange(10)) for _ in range(rng.randint(2, 3))),
+        "word": lambda: rng.choice((str.lower, str.upper))(rng.choice(WORDS)),
+    }[kind]()
+    return Scene(kind, text=text, colour=rng.choices(("dark", "light"), weights=(0.65, 0.35))[0])
+
+
+def make_records(scene: Scene, image: str, rng: random.Random) -> list[dict[str, Any]]:
+    """The records of a picture, now and then followed by one without a picture."""
+    exchanges = ask(scene, rng.choice(QUESTIONS), rng)
+    if len(exchanges) > 1 and rng.random() < MULTI_TURN:
+        turns = rng.randint(2, min(3, len(exchanges)))
+        records = [_record(exchanges[:turns], image)]
+        exchanges = exchanges[turns:]
+    else:
+        records = []
+    records += [_record([exchange], image) for exchange in exchanges]
+    if rng.random() < TEXT_ONLY_PER_PICTURE:
+        records.append(_record([Exchange(*rng.choice(TEXT_ONLY))], None))
+    return records
+
+
+def _record(exchanges: list[Exchange], image: str | None) -> dict[str, Any]:
+    """One record of the native layout; the picture stands at the start of the first question."""
+    turns = [list(exchange) for exchange in exchanges]
+    if image:
+        turns[0][0] = "<image>" + turns[0][0]
+    *history, (query, response) = turns
+    record: dict[str, Any] = {"query": query, "response": response}
+    if history:
+        record["history"] = history
+    if image:
+        record["images"] = [image]
+    return record
+
+
+if __name__ == "__main__":
+    main()

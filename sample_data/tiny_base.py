@@ -1,0 +1,277 @@
+"""The tiny base before its training: a DeepSeek-VL checkpoint in the authors' layout.
+
+    python sample_data/tiny_base.py OUT_DIR --seed 0
+
+SigLIP tower, two-layer GELU aligner and Llama LLM with random weights, and a byte-level BPE
+tokenizer that splits text as DeepSeek's does, trained on the questions of printed.py and on english.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from printed import make_records, make_scene
+from safetensors.torch import save_file
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    processors,
+    trainers,
+)
+from tokenizers import pre_tokenizers as pre
+from torch import Tensor, nn
+from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
+
+from vlft.checkpoints.load import DTYPES, adapt_name
+from vlft.checkpoints.locate import describe
+from vlft.families.deepseek_vl import FAMILY, SYSTEM_PROMPT
+
+IMAGE_SIZE, PATCH_SIZE = 64, 8
+TOWER_WIDTH, TOWER_LAYERS = 128, 4
+HIDDEN, MLP, LAYERS, HEADS = 192, 448, 6, 6
+VOCABULARY = 1000
+ROWS = 1024  # of the embedding: the vocabulary, rounded up to a multiple of 64
+MAX_LENGTH = 2048
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+
+# DeepSeek's own rules, as its tokenizer.json states them.
+LETTERS = (
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ]+"
+)
+PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"
+CHINESE = r"[一-龥ࠀ-一가-퟿]+"
+SPLITS = (r"[\r\n]", LETTERS, PUNCTUATION, r"\s+$", CHINESE)
+
+
+def main() -> None:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(description="Make the untrained tiny base.")
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    options = parser.parse_args()
+    options.out_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(corpus(options.seed))
+    tokenizer.save(str(options.out_dir / "tokenizer.json"))
+    for name, content in settings(options.dtype).items():
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        (options.out_dir / name).write_text(text + "\n", "utf-8")
+    config = describe(options.out_dir).native_config(tokenizer.token_to_id(FAMILY.image_tag))
+    model = DeepseekVLForConditionalGeneration(DeepseekVLConfig(**config))
+    initialise(model, torch.Generator().manual_seed(options.seed))
+    tensors = original_tensors(dict(model.named_parameters()), DTYPES[options.dtype])
+    save_file(tensors, options.out_dir / "model.safetensors", {"format": "pt"})
+    count = sum(tensor.numel() for tensor in tensors.values())
+    prompt = len(tokenizer.encode(SYSTEM_PROMPT, add_special_tokens=False).ids)
+    print(f"{count:,} parameters, system prompt of {prompt} tokens, in {options.out_dir}")
+
+
+def corpus(seed: int) -> list[str]:
+    """Texts as the base will read them, and some English."""
+    rng = random.Random(f"tokenizer {seed}")
+    texts = [SYSTEM_PROMPT + "\n\nUser: \n\nAssistant: "] * 200
+    for _ in range(4000):
+        for record in make_records(make_scene(rng), "", rng):
+            for query, response in [*record.get("history", []), list(record.values())[:2]]:
+                # A question that follows a picture has no space before it.
+                texts += query.split("<image>")
+                texts.append(f"User: \n\nAssistant: {response}")
+    english = Path(__file__).resolve().parent / "english.txt"
+    return [*texts, *english.read_text("utf-8").split("\n\n") * 5]
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """A tokenizer with DeepSeek's rules and special tokens, and merges of these texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [
+            *(pre.Split(Regex(rule), "isolated") for rule in SPLITS),
+            pre.Digits(individual_digits=True),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [
+        AddedToken(BOS, normalized=True, special=True),
+        AddedToken(EOS, normalized=True, special=True),
+        AddedToken(PAD, normalized=False, special=True),
+        AddedToken(FAMILY.image_tag, normalized=False, special=True),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(special),
+        initial_alphabet=sorted(pre.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def settings(dtype: str) -> dict[str, dict[str, Any]]:
+    """The contents of the folder's small files, by name."""
+    return {
+        "config.json": {
+            "architectures": ["MultiModalityCausalLM"],
+            "model_type": "multi_modality",
+            "torch_dtype": dtype,
+            "aligner_config": _aligner_config(),
+            "language_config": _language_config(dtype),
+            "vision_config": _vision_config(),
+        },
+        "preprocessor_config.json": {
+            "background_color": [127, 127, 127],
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "VLMImageProcessor",
+            "image_size": IMAGE_SIZE,
+            "image_std": [0.5, 0.5, 0.5],
+            "min_size": 14,
+            "processor_class": "VLChatProcessor",
+            "rescale_factor": 1 / 255,
+        },
+        "processor_config.json": {
+            "add_special_token": False,
+            "ignore_id": -100,
+            "image_tag": FAMILY.image_tag,
+            "mask_prompt": True,
+            "num_image_tokens": (IMAGE_SIZE // PATCH_SIZE) ** 2,
+            "processor_class": "VLChatProcessor",
+            "sft_format": "deepseek",
+        },
+        "special_tokens_map.json": _special_tokens(),
+        "tokenizer_config.json": _tokenizer_config(),
+    }
+
+
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Random weights: linear layers keep the variance of their input, biases are zero.
+
+    The last linear layer of each residual branch is smaller, by the root of the number of
+    branches (GPT-2, section 2.3).
+    """
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                std = module.in_features**-0.5
+                if name.endswith(("out_proj", "fc2")):
+                    std /= (2 * TOWER_LAYERS) ** 0.5
+                elif name.endswith(("o_proj", "down_proj")):
+                    std /= (2 * LAYERS) ** 0.5
+                elif name == "lm_head":
+                    std = 0.02
+                module.weight.normal_(std=std, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(
+                    std=INIT_POS if "position" in name else INIT_EMB, generator=generator
+                )
+            elif isinstance(module, nn.Conv2d):
+                bound = (module.in_channels * PATCH_SIZE**2) ** -0.5
+                module.weight.uniform_(-bound, bound, generator=generator)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                module.bias.zero_()
+
+
+INIT_POS = 0.02
+INIT_EMB = 0.02
+
+
+def original_tensors(native: dict[str, nn.Parameter], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters of transformers' class under the authors' names."""
+    tensors: dict[str, Tensor] = {}
+    for name in native:
+        match = FAMILY.keys.from_native(name.replace("vision_model.vision_model", "vision_model"))
+        parts = [native[adapt_name(part, set(native))].detach() for part in match.native]
+        tensors[match.original] = match.to_original(parts).to(dtype).contiguous()
+    return dict(sorted(tensors.items()))
+
+
+def _vision_config() -> dict[str, Any]:
+    return {
+        "cls": "CLIPVisionTower",
+        "model_type": "vision",
+        "params": {
+            "image_size": IMAGE_SIZE,
+            "model_name": "siglip_large_patch16_384",
+            "select_feature": "same",
+            "select_layer": -1,
+            "patch_size": PATCH_SIZE,
+            "width": TOWER_WIDTH,
+            "layers": TOWER_LAYERS,
+        },
+    }
+
+
+def _aligner_config() -> dict[str, Any]:
+    return {
+        "cls": "MlpProjector",
+        "model_type": "aligner",
+        "params": {
+            "depth": 2,
+            "input_dim": TOWER_WIDTH,
+            "n_embed": HIDDEN,
+            "projector_type": "mlp_gelu",
+        },
+    }
+
+
+def _language_config(dtype: str) -> dict[str, Any]:
+    return {
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "max_position_embeddings": MAX_LENGTH,
+        "model_type": "llama",
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": HEADS,
+        "torch_dtype": dtype,
+        "vocab_size": ROWS,
+    }
+
+
+def _special_tokens() -> dict[str, Any]:
+    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    return {
+        "additional_special_tokens": [FAMILY.image_tag],
+        **{name: _token(content, content != PAD) for name, content in named.items()},
+    }
+
+
+def _token(content: str, normalized: bool) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": normalized, "rstrip": False, "single_word": False}
+    return {"content": content, **flags}
+
+
+def _tokenizer_config() -> dict[str, Any]:
+    special = {
+        name: {"__type": "AddedToken", **value} if isinstance(value, dict) else value
+        for name, value in _special_tokens().items()
+    }
+    return {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        **special,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "model_max_length": MAX_LENGTH,
+        "processor_class": "VLChatProcessor",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizerFast",
+        "unk_token": None,
+        "use_default_system_prompt": False,
+    }
+
+
+if __name__ == "__main__":
+    main()

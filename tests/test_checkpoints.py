@@ -1,0 +1,295 @@
+"""Model folders: read tensor by tensor, written in both layouts, refused with reasons."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+
+from vlft.checkpoints.export import export_model
+from vlft.checkpoints.load import Placement, load_model, resolve_placement
+from vlft.checkpoints.locate import describe, locate_model
+from vlft.checkpoints.quantize import dequantize_linears, is_quantized
+from vlft.checkpoints.weights import read_tensors
+from vlft.errors import CheckpointError, ConfigError
+
+CPU = Placement(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def inputs(processor):
+    row = {"query": "<image>What is it?", "images": ["images/chart.png"]}
+    batch = processor.collate([processor.encode(row, GOLDEN)])
+    del batch["labels"]
+    return batch
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.fixture
+def copy(case, tmp_path):
+    return shutil.copytree(case.folder, tmp_path / "model")
+
+
+def load(path):
+    found = describe(path)
+    return load_model(found, found.processor().chat.image_token_id, CPU)
+
+
+def edit_json(path, **fields):
+    value = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**value, **fields}))
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("shard", ["5GB", "200KB"])
+    def test_original_to_original_keeps_names_and_bits(
+        self, case, folder, processor, model, tmp_path, shard
+    ):
+        export_model(
+            model, folder, tmp_path, processor.chat, layout="original", dtype=None,
+            max_shard_size=shard,
+        )  # fmt: skip
+        before = dict(read_tensors(case.folder))
+        after = dict(read_tensors(tmp_path))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "200KB")
+        for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+            assert json.loads((tmp_path / name).read_text()) == json.loads(
+                (case.folder / name).read_text()
+            )
+
+    def test_through_transformers_layout_and_back(
+        self, case, folder, processor, model, inputs, tmp_path
+    ):
+        expected = logits(model, inputs)
+        previous, layouts = folder, ("transformers", "transformers", "original", "original")
+        for number, layout in enumerate(layouts):
+            target = tmp_path / str(number)
+            target.mkdir()
+            chat = previous.processor().chat
+            current = load_model(previous, chat.image_token_id, CPU)
+            export_model(current, previous, target, chat, layout=layout, dtype=None)
+            previous = describe(target)
+            assert previous.layout == layout
+            written = previous.processor()
+            assert written.pixels.fingerprint == processor.pixels.fingerprint
+            assert written.chat.image_tokens == processor.chat.image_tokens
+            assert torch.equal(logits(load(target), inputs), expected)
+        before, after = dict(read_tensors(case.folder)), dict(read_tensors(previous.path))
+        assert all(torch.equal(before[name], after[name]) for name in after)
+        assert all(folder.family.keys.is_unused(name) for name in before.keys() - after.keys())
+
+    def test_transformers_itself_loads_what_is_written(
+        self, folder, processor, model, inputs, tmp_path
+    ):
+        import transformers
+
+        export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
+        cls = getattr(transformers, folder.family.model_class)
+        loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs))
+
+    def test_what_transformers_writes_loads(self, model, processor, inputs, case, tmp_path):
+        model.save_pretrained(tmp_path)
+        for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+            shutil.copy(case.folder / name, tmp_path)
+        assert torch.equal(logits(load(tmp_path), inputs), logits(model, inputs))
+
+
+class TestBinFiles:
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_same_as_safetensors(self, copy, model, inputs, sharded):
+        weights = dict(read_tensors(copy))
+        for path in copy.glob("*.safetensors*"):
+            path.unlink()
+        if sharded:
+            table = {}
+            for number, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2])):
+                torch.save({n: weights[n] for n in names}, copy / f"part-{number}.bin")
+                table.update(dict.fromkeys(names, f"part-{number}.bin"))
+            (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
+        else:
+            torch.save(weights, copy / "pytorch_model.bin")
+        assert torch.equal(logits(load(copy), inputs), logits(model, inputs))
+
+    def test_a_pickle_that_runs_code_is_refused(self, copy, tmp_path):
+        trap = tmp_path / "trap"
+
+        class Bomb:
+            def __reduce__(self):
+                return (open, (str(trap), "w"))
+
+        for path in copy.glob("*.safetensors*"):
+            path.unlink()
+        torch.save({"a": Bomb()}, copy / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="weights only"):
+            load(copy)
+        assert not trap.exists()
+
+
+class TestRefusals:
+    def test_missing_unexpected_and_wrong_tensors_are_named(self, copy):
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        weights["language_model.model.norm.weight"] = torch.zeros(3)
+        del weights["aligner.layers.0.bias"]
+        weights["extra.weight"] = torch.zeros(1)
+        save_file(weights, path)
+        with pytest.raises(CheckpointError) as error:
+            load(copy)
+        text = str(error.value)
+        assert "1 tensors that the model does not have: extra.weight" in text
+        assert "1 tensors of the wrong shape: model.language_model.norm.weight (3,)" in text
+        assert "tensors missing: model.aligner.linear1.bias" in text
+
+    def test_a_damaged_file(self, copy):
+        path = copy / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(CheckpointError, match="damaged"):
+            load(copy)
+
+    @pytest.mark.parametrize(
+        ("config", "found"),
+        [
+            ({"model_type": "qwen2_vl"}, "found model_type 'qwen2_vl'"),
+            ({"a": 1, "b": 2}, "found model_type None and the keys a, b"),
+        ],
+    )
+    def test_other_models(self, tmp_path, config, found):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=found) as error:
+            describe(tmp_path)
+        assert "supported are: DeepSeek-VL" in str(error.value)
+
+    def test_no_config(self, tmp_path):
+        (tmp_path / "readme.txt").write_text("hi")
+        with pytest.raises(CheckpointError, match=r"no config\.json; found readme\.txt"):
+            describe(tmp_path)
+
+    def test_no_folder(self):
+        with pytest.raises(CheckpointError, match="no such folder, and not a hub id either"):
+            locate_model("./not/there")
+
+    def test_aligner_of_another_depth(self, copy):
+        config = json.loads((copy / "config.json").read_text())
+        config["aligner_config"]["params"]["depth"] = 3
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="of depth 3; .* depth 2 only"):
+            describe(copy).processor()
+
+    def test_an_index_may_not_leave_its_folder(self, copy):
+        (copy / "model.safetensors").unlink()
+        table = {"weight_map": {"a": "../../etc/passwd"}}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(table))
+        with pytest.raises(CheckpointError, match="outside of the folder"):
+            load(copy)
+
+    def test_no_gpu(self, folder):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        with pytest.raises(ConfigError, match="found no usable GPU"):
+            resolve_placement(folder, dtype="auto", device="cuda", quantize="none")
+
+
+class TestHostileConfigs:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"auto_map": {"AutoModel": "evil.Model"}},
+            {"attn_implementation": "someone/kernel"},
+            {"_attn_implementation": "someone/kernel"},
+            {"quantization_config": {"quant_method": "evil"}},
+        ],
+    )
+    @pytest.mark.parametrize("layout", ["original", "transformers"])
+    def test_code_and_kernels_are_never_named(
+        self, folder, processor, model, inputs, tmp_path, fields, layout
+    ):
+        export_model(model, folder, tmp_path, processor.chat, layout=layout, dtype=None)
+        (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
+        config = json.loads((tmp_path / "config.json").read_text())
+        inner = "text_config" if layout == "transformers" else "language_config"
+        config[inner].update(fields)
+        (tmp_path / "config.json").write_text(json.dumps({**config, **fields}))
+        loaded = load(tmp_path)
+        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        assert loaded.config._attn_implementation == "sdpa"
+
+    def test_untied_weights_stay_untied(self, folder, processor, model, tmp_path):
+        """Without the field the class ties the output layer, silently."""
+        export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["tie_word_embeddings"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        loaded = load(tmp_path)
+        assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+        assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
+
+
+class TestQuantised:
+    @pytest.mark.parametrize("quantize", ["nf4", "int8"])
+    def test_only_the_llm_is_quantised(self, make_model, folder, quantize):
+        model = make_model(quantize)
+        names = [name for name, module in model.named_modules() if is_quantized(module)]
+        assert names
+        assert all(name.startswith(folder.family.parts.language + ".") for name in names)
+
+    @pytest.mark.parametrize(("quantize", "tolerance"), [("nf4", 1e-5), ("int8", 5e-2)])
+    def test_dequantised_weights_compute_the_same(self, make_model, inputs, quantize, tolerance):
+        """int8 rounds the inputs too, so that its products are only near."""
+        model = make_model(quantize)
+        expected = logits(model, inputs)
+        dequantize_linears(model, torch.float32)
+        assert not any(is_quantized(module) for module in model.modules())
+        found = logits(model, inputs)
+        assert (found - expected).norm() / expected.norm() < tolerance
+
+    def test_evaluation_does_not_change_the_weights(self, make_model, inputs):
+        model = make_model("nf4")
+        first = logits(model, inputs)
+        assert torch.equal(logits(model, inputs), first)
+
+
+def test_grouped_query_attention(copy, processor, inputs):
+    """Fewer key and value heads than query heads."""
+    config = json.loads((copy / "config.json").read_text())
+    config["language_config"]["num_key_value_heads"] = 2
+    (copy / "config.json").write_text(json.dumps(config))
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    for name in weights:
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = weights[name][:32].clone()
+    save_file(weights, path)
+    assert logits(load(copy), inputs).isfinite().all()
+
+
+@pytest.mark.parametrize("pad", [None, "<｜end▁of▁sentence｜>"])
+def test_a_tokenizer_without_pad_token_pads_with_eos(copy, pad):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit_json(copy / name, pad_token=pad)
+    chat = describe(copy).processor().chat
+    assert chat.pad_id == chat.eos_id
+
+
+def test_a_tokenizer_without_the_image_tag_gets_it(copy):
+    path = copy / "tokenizer.json"
+    value = json.loads(path.read_text("utf-8"))
+    value["added_tokens"] = [
+        token for token in value["added_tokens"] if token["content"] != "<image_placeholder>"
+    ]
+    value["model"]["vocab"].pop("<image_placeholder>", None)
+    path.write_text(json.dumps(value))
+    chat = describe(copy).processor().chat
+    assert chat.image_token_id == 1503

@@ -1,0 +1,223 @@
+"""What trains, and only that; adapters that plain peft loads."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlft.checkpoints.adapter import load_adapter, save_adapter
+from vlft.checkpoints.export import export_model
+from vlft.config import CHANGES_BASE
+from vlft.errors import CheckpointError, ConfigError
+from vlft.training.lora import (
+    LoraOptions,
+    add_lora,
+    resolve_targets,
+    targets_pattern,
+    train_fully,
+)
+
+OPTIONS = {
+    "qkv": LoraOptions(),
+    "ALL": LoraOptions("ALL", rank=4),
+    "parts": LoraOptions("ALL", train_aligner=True, train_vision=True),
+    "dora": LoraOptions("ALL", use_dora=True),
+    "rslora": LoraOptions(use_rslora=True),
+    "gaussian": LoraOptions(init="gaussian"),
+    "orthogonal": LoraOptions(init="orthogonal"),
+    "olora": LoraOptions(init="olora"),
+    "pissa": LoraOptions(init="pissa"),
+}
+
+
+@pytest.fixture
+def inputs(processor):
+    row = {"query": "<image>What is it?", "images": ["images/photo_a.jpg"]}
+    batch = processor.collate([processor.encode(row, GOLDEN)])
+    del batch["labels"]
+    return batch
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def shake(model):
+    """Moves every adapter weight, so that the adapter does something."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+
+
+class TestTargets:
+    def leaves(self, model, folder, **options):
+        names = resolve_targets(model, folder.family, LoraOptions(**options))
+        return {name.split(".")[-1] for name in names}, names
+
+    def test_qkv_is_the_llms_attention_inputs(self, model, folder):
+        leaves, names = self.leaves(model, folder)
+        assert leaves == set(folder.family.attention_inputs)
+        assert all(name.startswith(folder.family.parts.language + ".") for name in names)
+
+    def test_all_is_every_linear_of_the_llm_and_not_the_head(self, model, folder):
+        _, names = self.leaves(model, folder, target_modules="ALL")
+        language = model.get_submodule(folder.family.parts.language)
+        count = sum(isinstance(module, nn.Linear) for module in language.modules())
+        assert len(names) == count
+        assert folder.family.parts.head not in names
+
+    def test_names_are_anchored_to_the_llm(self, model, folder):
+        leaf = folder.family.attention_inputs[0]
+        _, names = self.leaves(model, folder, target_modules=leaf)
+        assert names
+        assert all(name.startswith(folder.family.parts.language + ".") for name in names)
+
+    def test_a_longer_name_is_one_layer(self, model, folder):
+        leaf = folder.family.attention_inputs[0]
+        _, names = self.leaves(model, folder, target_modules=f"layers.1.self_attn.{leaf}")
+        assert len(names) == 1
+
+    def test_a_regular_expression_is_anchored_too(self, model, folder):
+        _, names = self.leaves(model, folder, target_modules=r".*q_proj|.*out_proj")
+        assert names
+        assert all(name.startswith(folder.family.parts.language + ".") for name in names)
+
+    @pytest.mark.parametrize("spec", ["no_such_proj", "q_proj,no_such_proj", ".*nothing$"])
+    def test_what_matches_nothing_is_an_error_that_lists_what_exists(self, model, folder, spec):
+        with pytest.raises(ConfigError, match=r"matches no linear layer.*\n.*there are .*o_proj"):
+            resolve_targets(model, folder.family, LoraOptions(spec))
+
+    def test_what_is_no_expression_is_an_error(self, model, folder):
+        with pytest.raises(ConfigError, match="not a regular expression"):
+            resolve_targets(model, folder.family, LoraOptions("(q_proj"))
+
+    @pytest.mark.parametrize("name", ["qkv", "ALL", "parts"])
+    def test_the_pattern_matches_the_targets_and_nothing_else(self, model, folder, name):
+        names = resolve_targets(model, folder.family, OPTIONS[name])
+        pattern = re.compile(targets_pattern(names))
+        every = [module_name for module_name, _ in model.named_modules()]
+        assert {n for n in every if pattern.fullmatch(n)} == set(names)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_only_adapters_train_and_only_on_targets(model, folder, name):
+    targets = resolve_targets(model, folder.family, OPTIONS[name])
+    add_lora(model, folder.family, OPTIONS[name])
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert all(".lora_" in n for n in trained)
+    assert {n.split(".lora_")[0] for n in trained} == set(targets)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_starts_as_the_base(model, folder, inputs, name):
+    before = logits(model, inputs)
+    add_lora(model, folder.family, OPTIONS[name])
+    torch.testing.assert_close(logits(model, inputs), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
+    if quantize != "none" and OPTIONS[name].init in CHANGES_BASE:
+        pytest.skip("changes base weights; refused with --quantize")
+    model = make_model(quantize)
+    tuned = add_lora(model, folder.family, OPTIONS[name])
+    shake(model)
+    expected = logits(model, inputs)
+    save_adapter(tuned, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    again = load_adapter(make_model(quantize), tmp_path)
+    assert torch.equal(logits(again, inputs), expected)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_plain_peft_loads_it_onto_transformers_class(
+    model, folder, processor, inputs, tmp_path, name
+):
+    import transformers
+    from peft import PeftModel
+
+    native = tmp_path / "native"
+    native.mkdir()
+    export_model(model, folder, native, processor.chat, layout="transformers", dtype=None)
+    tuned = add_lora(model, folder.family, OPTIONS[name])
+    shake(model)
+    expected = logits(model, inputs)
+    save_adapter(tuned, tmp_path)
+    cls = getattr(transformers, folder.family.model_class)
+    plain = PeftModel.from_pretrained(cls.from_pretrained(native), tmp_path)
+    torch.testing.assert_close(logits(plain, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("aligner", "vision"), [(False, False), (True, False), (True, True)])
+def test_a_full_run_trains_the_asked_parts(model, folder, aligner, vision):
+    train_fully(model, folder.family, aligner=aligner, vision=vision)
+    parts = folder.family.parts
+    for name, parameter in model.named_parameters():
+        frozen = (name.startswith(parts.aligner + ".") and not aligner) or (
+            name.startswith(parts.vision + ".") and not vision
+        )
+        assert parameter.requires_grad != frozen, name
+
+
+class TestHostileAdapters:
+    """Nothing in an adapter folder is run, imported or unpickled."""
+
+    @pytest.fixture
+    def adapter(self, model, folder, tmp_path):
+        save_adapter(add_lora(model, folder.family, LoraOptions()), tmp_path)
+        return tmp_path
+
+    def edit(self, adapter, **fields):
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"megatron_core": "os"},
+            {"megatron_config": {"a": 1}},
+            {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
+            {"eva_config": {"rho": 2.0}},
+            {"modules_to_save": ["lm_head"]},
+            {"made_up": "value"},
+        ],
+    )
+    def test_other_fields_are_refused(self, make_model, adapter, fields):
+        self.edit(adapter, **fields)
+        with pytest.raises(CheckpointError, match=next(iter(fields))):
+            load_adapter(make_model(), adapter)
+
+    def test_other_methods_are_refused(self, make_model, adapter):
+        self.edit(adapter, peft_type="LOHA")
+        with pytest.raises(CheckpointError, match="found peft_type 'LOHA', 'LORA' is allowed"):
+            load_adapter(make_model(), adapter)
+
+    def test_pickled_weights_are_not_read(self, make_model, adapter):
+        weights = load_file(adapter / "adapter_model.safetensors")
+        (adapter / "adapter_model.safetensors").unlink()
+        torch.save(weights, adapter / "adapter_model.bin")
+        with pytest.raises(CheckpointError, match="only safetensors adapters are read"):
+            load_adapter(make_model(), adapter)
+
+    def test_missing_weights_are_named(self, make_model, adapter):
+        path = adapter / "adapter_model.safetensors"
+        weights = load_file(path)
+        name = sorted(weights)[0]
+        del weights[name]
+        save_file(weights, path)
+        with pytest.raises(CheckpointError, match=re.escape(name.split(".lora_")[0])):
+            load_adapter(make_model(), adapter)
