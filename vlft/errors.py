@@ -85,9 +85,10 @@ class CollectedError(UsageError):
 
 
 def shown(path: str | Path) -> str:
-    """The path as messages name it: from the working folder where it lies inside."""
+    """The path as messages name it: from the working folder if it lies inside, never endless."""
     whole, here = Path(path), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+    text = str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
 def raise_all(problems: Sequence[UsageError]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -26,6 +28,18 @@ class Settings(Protocol):
 
 
 Config = TypeVar("Config", bound=Settings)
+
+# The values of a type, in words.
+IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    list: "a list",
+    type(None): "nothing",
+}
+LARGEST_INT = 2**63 - 1
 
 
 def setting(
@@ -126,26 +140,32 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or is not a table of settings.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", place=str(path)) from None
-    if path.suffix == ".json":
-        try:
-            table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"not JSON: {error}", place=str(path)) from None
-    else:
-        import yaml
-
-        try:
-            table = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"not YAML: {error}", place=str(path)) from None
-    if not isinstance(table, dict):
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"found {type(table).__name__}, a table of settings is allowed",
+            f"not UTF-8 (byte {error.start})", place=str(path), hint="name a JSON or YAML file"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot be read ({reason})", place=str(path), hint="name a JSON or YAML file"
+        ) from None
+    example = '{"model": "...", "dataset": ["train.jsonl"]}'
+    if path.suffix != ".json":
+        example = 'a line "model: ..." and a line "dataset: train.jsonl"'
+    try:
+        table = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+    except (ValueError, RecursionError) as error:
+        layout = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(
+            f"not {layout}: {_one_line(error)}", place=str(path), hint=f"write e.g. {example}"
+        ) from None
+    if not isinstance(table, dict):
+        found = IN_WORDS.get(type(table), type(table).__name__)
+        raise ConfigError(
+            f"found {found}, a table of settings is allowed",
             place=str(path),
-            hint='write e.g. {"model": "...", "dataset": ["train.jsonl"]}',
+            hint=f"write e.g. {example}",
         )
     return {str(key).lstrip("-").replace("-", "_"): value for key, value in table.items()}
 
@@ -173,7 +193,7 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
         raise ConfigError("found nothing, a value is needed", place=place)
     kind = field_type(cls, spec.name)
     if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
-        items = [value] if isinstance(value, str) else list(value)
+        items = value if isinstance(value, list | tuple) else [value]
         return tuple(_scalar(kind, item, place) for item in items)
     converted = _scalar(kind, value, place)
     _check_limits(spec.metadata, converted, place)
@@ -183,19 +203,17 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
 def _scalar(kind: Any, value: Any, place: str) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML reads 1e-4 as text.
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(
-        f"found {value!r} ({type(value).__name__}), {kind.__name__} is allowed", place=place
-    )
+    raise ConfigError(f"found {reprlib.repr(value)}, {IN_WORDS[kind]} is allowed", place=place)
 
 
 def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
@@ -203,10 +221,38 @@ def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
     if choices and value not in choices:
         raise ConfigError(f"found {value!r}", place=place, hint=f"allowed: {', '.join(choices)}")
     minimum, above, maximum = (metadata[key] for key in ("minimum", "above", "maximum"))
+    if isinstance(value, int) and maximum is None:
+        maximum = LARGEST_INT
     for broken, words in (
         (minimum is not None and value < minimum, f"at least {minimum}"),
         (above is not None and value <= above, f"more than {above}"),
         (maximum is not None and value > maximum, f"at most {maximum}"),
     ):
         if broken:
-            raise ConfigError(f"found {value}, {words} is allowed", place=place)
+            found = reprlib.repr(value) if isinstance(value, int) else f"{value:g}"
+            raise ConfigError(f"found {found}, {words} is allowed", place=place)
+
+
+def _load_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is none; the message is one line.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _one_line(error: ValueError | RecursionError) -> str:
+    """What a parser has against a text."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error).split("\n")[0]

@@ -12,7 +12,7 @@ from vlft.cli import infer, merge_lora, sft
 from vlft.cli.help import help_command
 from vlft.config import InferConfig, MergeLoraConfig, SftConfig
 from vlft.console import err, show_error
-from vlft.errors import VlftError
+from vlft.errors import UsageError, VlftError, shown
 
 app = typer.Typer(
     help="Fine-tune, run and merge DeepSeek's vision-language models.",
@@ -43,6 +43,17 @@ def options(
     """Options before the command."""
 
 
+def _file_error(error: OSError) -> VlftError:
+    """What the system has against a file that no command checked: a path, a right, a full disk."""
+    reason = str(error.strerror or error).split("\n")[0]
+    place = shown(error.filename) if isinstance(error.filename, str) else ""
+    wrong_path = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, (*wrong_path, PermissionError)):
+        hint = "name another path; --debug shows what it is needed for"
+        return UsageError(f"cannot be used ({reason})", place=place, hint=hint)
+    return VlftError(reason, place=place, hint="--debug shows the traceback")
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     debug = "--debug" in sys.argv
@@ -53,6 +64,12 @@ def main() -> None:
             err.print_exception()
         show_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            err.print_exception()
+        failed = _file_error(error)
+        show_error(str(failed))
+        sys.exit(failed.exit_code)
     except KeyboardInterrupt:
         if debug:
             err.print_exception()

@@ -13,4 +13,6 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft asks transformers by a name that is on its way out.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # The authors' code drops transparency, whichever way the file has it.
+    warnings.filterwarnings("ignore", message="Palette images with Transparency")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

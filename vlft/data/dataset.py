@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, overload
 from vlft.console import warn
 from vlft.data.images import find_broken
 from vlft.data.layouts import native
-from vlft.data.records import Record, read_records
-from vlft.errors import CollectedError, DataError, UsageError, raise_all
+from vlft.data.records import FORMATS, Record, read_records
+from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
     from vlft.data.conversation import Conversation
     from vlft.data.encode import EncodedSample
 
 Encode = Callable[["Conversation"], "EncodedSample"]
+
+SAMPLED = re.compile(f"(.+(?:{'|'.join(map(re.escape, FORMATS))}))#(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,30 @@ def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> 
         options: see DataOptions.
 
     Raises:
-        UsageError: every problem of every record, or that no sample is left.
+        UsageError: every problem of every file and record, or that no sample is left.
     """
     conversations: list[Conversation] = []
     problems: list[UsageError] = []
+    unusable: list[UsageError] = []
     for spec in files:
-        found, wrong = _read_file(spec, encode, options)
+        try:
+            found, wrong = _read_file(spec, encode, options)
+        except UsageError as error:
+            problems.append(error)
+            unusable.append(error)
+            continue
         conversations += found
         problems += wrong
-    if options.on_bad_sample == "error":
-        raise_all(problems)
-    elif problems:
-        warn(f"{len(problems)} bad records skipped, the first: {problems[0]}")
+    raise_all(problems if options.on_bad_sample == "error" else unusable)
+    if problems:
+        bad = "1 bad record" if len(problems) == 1 else f"{len(problems)} bad records, the first"
+        warn(f"skipped {bad}: {problems[0]}")
     if not conversations:
-        raise DataError("no usable sample is left", place=", ".join(files))
+        raise DataError(
+            "no usable sample is left",
+            place=", ".join(map(shown, files)),
+            hint="correct the records; the warnings above name the first that was skipped",
+        )
     return Dataset(conversations, encode)
 
 
@@ -136,11 +149,13 @@ def _read_file(
     """The good conversations of one file and the problems of the others, both in its order."""
     path, count = _parse_spec(spec)
     records = list(read_records(path))
+    if not records:
+        raise DataError("holds no record", place=shown(path), hint="add some, or leave it out")
     if count is not None:
         if count > len(records):
             raise DataError(
-                f"#{count} asks for more than the {len(records)} records of the file",
-                place=spec,
+                f"#{count} asks for more records than the file has",
+                place=shown(spec),
                 hint=f"allowed: #1 to #{len(records)}, or no number for all",
             )
         chosen = sorted(random.Random(options.seed).sample(range(len(records)), count))
@@ -163,15 +178,24 @@ def _read_file(
         else:
             good.append(fitted)
     if too_long:
-        warn(f"{path}: {too_long} samples of more than {options.max_length} tokens skipped")
+        samples = "1 sample" if too_long == 1 else f"{too_long} samples"
+        warn(f"{shown(path)}: skipped {samples} of more than {options.max_length} tokens")
     return good, problems
 
 
 def _parse_spec(spec: str) -> tuple[Path, int | None]:
-    name, mark, count = spec.rpartition("#")
-    if mark and count.isdigit() and int(count) > 0 and not Path(spec).exists():
-        return Path(name), int(count)
-    return Path(spec), None
+    """The file and how many of its records are drawn; a ``#`` may belong to the name itself."""
+    parts = SAMPLED.fullmatch(spec)
+    if parts is None or Path(spec).exists():
+        return Path(spec), None
+    name, count = parts.groups()
+    if not re.fullmatch(r"0*[1-9][0-9]{0,9}", count):
+        raise DataError(
+            f"found #{count} after the name",
+            place=shown(spec),
+            hint="write FILE#N for N of its records, N from 1 on, or FILE for all",
+        )
+    return Path(name), int(count)
 
 
 def _parse(record: Record | DataError, options: DataOptions) -> Conversation | UsageError:
@@ -195,7 +219,8 @@ def _checked(item: Conversation | UsageError, broken: dict[Path, DataError]) -> 
     for image in item.images:
         if image.path in broken:
             error = broken[image.path]
-            raise DataError(error.message, place=f"{item.place}: {image.path}", hint=error.hint)
+            place = f"{item.place}: {shown(image.path)}"
+            raise DataError(error.message, place=place, hint=error.hint)
     return item
 
 
@@ -213,8 +238,11 @@ def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Co
             shorter = shorter.without_first_exchange()
             if len(encode(shorter)) <= limit:
                 return shorter
+    hint = "raise --max-length, or use --on-long skip or truncate-history"
+    if options.on_long == "truncate-history":
+        hint = "it is too long even without its history; raise --max-length, or use --on-long skip"
+    if not options.need_response:
+        hint = "shorten it, or leave such records out with --on-bad-sample skip"
     raise DataError(
-        f"{length} tokens, at most {limit} are allowed",
-        place=conversation.place,
-        hint="raise --max-length, or use --on-long skip or truncate-history",
+        f"{length} tokens, at most {limit} are allowed", place=conversation.place, hint=hint
     )

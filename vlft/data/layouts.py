@@ -48,8 +48,8 @@ def native(
         raise DataError(
             'no "response"', place=place, hint="training needs the reply that is to be learnt"
         )
-    texts = [*(_history_texts(fields.get("history") or ()) or ()), fields["query"]]
-    refs = [_image(name, folder) for name in _path_list(fields.get("images") or ()) or ()]
+    texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
+    refs = [_image(name, folder) for name in _path_list(fields.get("images")) or ()]
     parts = place_images(texts, refs, image_tag=image_tag, place=place)
     response = fields.get("response")
     _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
@@ -160,7 +160,7 @@ def _check_texts(
         raise DataError('"query" is empty', place=place, hint="write the question")
     if response is not None and not response.strip():
         raise DataError(
-            '"response" is empty', place=place, hint="write the reply, or leave the field out"
+            '"response" is empty', place=place, hint="write the reply; only vlft infer does without"
         )
     for name, text in (("response", response), ("system", system)):
         for tag in (COMMON_TAG, image_tag):
@@ -177,7 +177,7 @@ def _image(name: str, folder: Path) -> ImageRef:
 
 
 def _path_list(value: object) -> list[Any] | None:
-    """The paths of "images", which may be one path or empty; None if it is no such thing."""
+    """The paths of "images", which may also be one path; None if it is no such thing."""
     if isinstance(value, str):
         return [value] if value else []
     return list(value) if isinstance(value, list | tuple) else None

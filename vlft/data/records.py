@@ -171,7 +171,7 @@ def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
         yield DataError(
             f"not CSV: {error}",
             place=f"{shown(path)}:{line}",
-            hint='quote cells that hold quotes or line breaks, and write " as "" in them',
+            hint='quote cells that hold quotes or line breaks, with " as ""; or use .jsonl',
         )
 
 
@@ -209,7 +209,8 @@ def _as_record(value: object, path: Path, line: int) -> Record | DataError:
 def _reason(error: ValueError | RecursionError) -> str:
     """What json has against a text."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        # Some of json's messages end with "at" themselves.
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "too deeply nested" if isinstance(error, RecursionError) else "a number is too long"
 
 

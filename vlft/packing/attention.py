@@ -15,3 +15,8 @@ def tree_mask(exit: Tensor) -> Tensor:
     index = torch.arange(len(exit), device=exit.device)
     query, key = index.unsqueeze(1), index.unsqueeze(0)
     return ((key <= query) & (query < exit)).unsqueeze(0).unsqueeze(0)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to the scores, for attention that takes no bool."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vlft.packing.attention import tree_mask
+from vlft.packing.attention import additive, tree_mask
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
@@ -79,10 +79,13 @@ def last_hidden(
     embeddings = place_features(
         model, family, batch.input_ids, pixel_values, batch.image_positions, batch.feature_rows
     )
-    language = model.get_submodule(family.parts.language)
+    language: Any = model.get_submodule(family.parts.language)
+    mask = tree_mask(batch.exit)
+    if language.config._attn_implementation == "eager":
+        mask = additive(mask, embeddings.dtype)
     output = language(
         inputs_embeds=embeddings,
-        attention_mask=tree_mask(batch.exit),
+        attention_mask=mask,
         position_ids=batch.position_ids,
         use_cache=False,
     )

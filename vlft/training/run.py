@@ -153,7 +153,9 @@ def prepare_model(
     if config.gradient_checkpointing or (
         config.gradient_checkpointing is None and placement.device.type == "cuda"
     ):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Releases of transformers differ in the name.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model, trained
 
 
@@ -208,6 +210,9 @@ def _make_job(
     if checkpoint is not None:
         position = read_state(checkpoint, optimizer, model)
         scheduler.load_state_dict(position.scheduler)
+        # The scheduler knows the rate, but gives it to the optimiser only at its next step.
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(position.scaler)
     objective, optimizer, scheduler = accelerator.prepare(

@@ -1,0 +1,299 @@
+"""Records -> conversations: where each image goes, and what is said of fields that cannot be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlft.data.conversation import ImageRef
+from vlft.data.layouts import native
+from vlft.errors import DataError
+
+TAG = "<image_placeholder>"
+
+
+def conversation(fields: dict[str, Any], *, need_response: bool = False):
+    return native(
+        fields,
+        place="a.jsonl:7",
+        folder=Path("data"),
+        image_tag=TAG,
+        need_response=need_response,
+    )
+
+
+def flat(fields: dict[str, Any]) -> list[str]:
+    """Each turn as text, an image as {its name}."""
+    return [
+        "".join(f"{{{part.given}}}" if isinstance(part, ImageRef) else part for part in turn.parts)
+        for turn in conversation(fields).turns
+    ]
+
+
+def message(fields: dict[str, Any], *, need_response: bool = True) -> str:
+    with pytest.raises(DataError) as error:
+        conversation(fields, need_response=need_response)
+    return str(error.value)
+
+
+class TestTurns:
+    def test_roles_and_texts_in_order(self):
+        made = conversation(
+            {"query": "q3", "response": "r3", "history": [["q1", "r1"], ("q2", "r2")]}
+        )
+        assert [(turn.role, turn.parts) for turn in made.turns] == [
+            ("user", ("q1",)), ("assistant", ("r1",)),
+            ("user", ("q2",)), ("assistant", ("r2",)),
+            ("user", ("q3",)), ("assistant", ("r3",)),
+        ]  # fmt: skip
+        assert (made.place, made.reply, made.system) == ("a.jsonl:7", "r3", None)
+
+    def test_texts_are_left_as_they_are(self):
+        made = conversation({"query": "  q\n", "response": " r ", "system": ""})
+        assert [turn.parts for turn in made.turns] == [("  q\n",), (" r ",)]
+        assert made.system == ""
+
+    @pytest.mark.parametrize("absent", [{}, {"response": None}])
+    def test_without_response_it_is_a_question(self, absent):
+        made = conversation({"query": "q", **absent})
+        assert [turn.role for turn in made.turns] == ["user"]
+        assert made.reply is None
+        assert message({"query": "q", **absent}) == (
+            'a.jsonl:7: no "response"\n hint: training needs the reply that is to be learnt'
+        )
+
+    def test_null_is_absent(self):
+        empty = dict.fromkeys(("history", "images", "system", "id", "meta"))
+        assert conversation({"query": "q", "response": "r", **empty}) == conversation(
+            {"query": "q", "response": "r"}
+        )
+
+    def test_id_meta_and_underscores_are_left_alone(self):
+        assert flat({"query": "q", "id": 3, "meta": {"a": [1]}, "_source": object()}) == ["q"]
+
+    def test_an_image_may_be_alone_in_its_turn(self):
+        assert flat({"query": "<image>", "images": ["a.jpg"]}) == ["{a.jpg}"]
+
+    def test_paths_start_at_the_folder(self):
+        made = conversation({"query": "q", "images": ["sub/a.jpg", "/b.jpg", "../c.jpg"]})
+        assert [str(image.path) for image in made.images] == [
+            "data/sub/a.jpg", "/b.jpg", "data/../c.jpg",
+        ]  # fmt: skip
+
+    def test_one_path_needs_no_list(self):
+        assert flat({"query": "q", "images": "a.jpg"}) == ["{a.jpg}q"]
+        assert flat({"query": "q", "images": ""}) == ["q"]
+        assert flat({"query": "q", "images": ()}) == ["q"]
+
+
+class TestTags:
+    @pytest.mark.parametrize("tag", ["<image>", TAG])
+    def test_an_image_stands_where_its_tag_does(self, tag):
+        fields = {"query": f"x {tag} y{tag}", "images": ["1", "2"], "response": "r"}
+        assert flat(fields) == ["x {1} y{2}", "r"]
+
+    def test_both_tags_mix_through_history_and_query(self):
+        fields = {
+            "history": [[f"<image>a{TAG}", "r1"], ["b", "see <image>"], [TAG, "r3"]],
+            "query": "c<image>d",
+            "images": ["1", "2", "3", "4", "5"],
+        }
+        assert flat(fields) == ["{1}a{2}", "r1", "b", "see {3}", "{4}", "r3", "c{5}d"]
+
+    def test_tags_side_by_side(self):
+        assert flat({"query": f"<image>{TAG}<image>", "images": list("123")}) == ["{1}{2}{3}"]
+
+    @pytest.mark.parametrize("text", ["<Image>", "< image>", "<image", "<images>", "&lt;image&gt;"])
+    def test_what_is_no_tag(self, text):
+        assert flat({"query": f"x{text}", "images": ["1"]}) == [f"{{1}}x{text}"]
+        assert flat({"query": f"x{text}"}) == [f"x{text}"]
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_no_tag_and_one_turn(self, count):
+        names = [str(i) for i in range(count)]
+        start = "".join(f"{{{name}}}" for name in names)
+        assert flat({"query": "q", "images": names, "response": "r"}) == [f"{start}q", "r"]
+
+    @pytest.mark.parametrize("turns", [2, 3])
+    def test_no_tag_and_as_many_images_as_turns(self, turns):
+        fields = {
+            "history": [[f"q{i}", f"r{i}"] for i in range(turns - 1)],
+            "query": f"q{turns - 1}",
+            "images": [str(i) for i in range(turns)],
+        }
+        assert flat(fields)[::2] == [f"{{{i}}}q{i}" for i in range(turns)]
+        assert flat(fields)[1::2] == [f"r{i}" for i in range(turns - 1)]
+
+    @pytest.mark.parametrize("turns", [2, 3, 4])
+    def test_no_tag_one_image_and_several_turns(self, turns):
+        fields = {
+            "history": [[f"q{i}", f"r{i}"] for i in range(turns - 1)],
+            "query": "last",
+            "images": ["1"],
+        }
+        assert flat(fields)[0] == "{1}q0"
+        assert flat(fields)[2::2] == [*(f"q{i}" for i in range(1, turns - 1)), "last"]
+
+    @pytest.mark.parametrize(("turns", "images"), [(2, 3), (3, 2), (4, 7)])
+    def test_no_tag_and_numbers_that_do_not_fit(self, turns, images):
+        fields = {
+            "history": [["q", "r"]] * (turns - 1),
+            "query": "q",
+            "images": ["a.jpg"] * images,
+            "response": "r",
+        }
+        assert message(fields) == (
+            f"a.jsonl:7: {images} images listed, {turns} user turns and no <image> in the text\n"
+            " hint: put <image> where each image belongs"
+        )
+
+    @pytest.mark.parametrize(
+        ("query", "images", "found"),
+        [
+            ("<image>", 0, "0 images listed, 1 <image>"),
+            ("<image>", 2, "2 images listed, 1 <image>"),
+            (f"<image>{TAG}", 1, "1 image listed, 2 <image>"),
+            (f"{TAG}<image>x<image>", 4, "4 images listed, 3 <image>"),
+        ],
+    )
+    def test_tags_that_do_not_fit(self, query, images, found):
+        expected = (
+            f"a.jsonl:7: {found} in the text\n"
+            ' hint: put one <image> per entry of "images", in the order they are read'
+        )
+        listed = ["a.jpg"] * images
+        assert message({"query": query, "images": listed, "response": "r"}) == expected
+        history = [[query, "r1"]]
+        assert message({"query": "q", "history": history, "images": listed, "response": "r"}) == (
+            expected
+        )
+
+    @pytest.mark.parametrize("tag", ["<image>", TAG])
+    @pytest.mark.parametrize("name", ["response", "system"])
+    def test_no_tag_belongs_here(self, name, tag):
+        fields = {"query": "q", "response": "r", name: f"x {tag}"}
+        assert message(fields) == (
+            f'a.jsonl:7: {tag} stands in "{name}"\n'
+            " hint: images belong into the query or the history"
+        )
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        ("fields", "found"),
+        [
+            ({"query": 3}, '"query": found a number, 3; text is allowed'),
+            ({"query": ["q"]}, "\"query\": found a list, ['q']; text is allowed"),
+            ({"query": True}, '"query": found true or false, True; text is allowed'),
+            ({"response": 1.5}, '"response": found a number, 1.5; text is allowed'),
+            ({"system": {}}, '"system": found an object, {}; text is allowed'),
+            ({"images": 3}, '"images": found a number, 3; a list of paths is allowed'),
+            ({"images": ["a", 1]}, "\"images\": found a list, ['a', 1]; a list of paths is allowed"),
+            ({"images": [None]}, '"images": found a list, [None]; a list of paths is allowed'),
+            (
+                {"images": {"path": "a"}},
+                "\"images\": found an object, {'path': 'a'}; a list of paths is allowed",
+            ),
+            *(
+                (
+                    {"history": value},
+                    f'"history": found {kind}, {value!r}; '
+                    'a list of ["question", "reply"] pairs is allowed',
+                )
+                for value, kind in (
+                    ([["a", "b", "c"]], "a list"),
+                    ([["a"]], "a list"),
+                    (["ab"], "a list"),
+                    ([["a", None]], "a list"),
+                    ([["a", "b"], 3], "a list"),
+                    ([{"q": "r"}], "a list"),
+                    ({"q": "r"}, "an object"),
+                    ("q", "text"),
+                )
+            ),
+        ],
+    )  # fmt: skip
+    def test_wrong_type(self, fields, found):
+        (name,) = fields
+        example = {"images": '["a.jpg"]', "history": '[["question", "reply"]]'}.get(name, '"..."')
+        assert message({"query": "q", "response": "r", **fields}) == (
+            f'a.jsonl:7: {found}\n hint: write e.g. "{name}": {example}'
+        )
+
+    def test_a_long_value_is_cut(self):
+        nested: list[Any] = []
+        for _ in range(900):
+            nested = [nested]
+        for value in ([1] * 9999, {"x": 9999 * "y"}, nested):
+            assert len(message({"query": value, "response": "r"}).splitlines()[0]) < 120
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("image", "did you mean 'images'?"),
+            ("reponse", "did you mean 'response'?"),
+            ("Query", "did you mean 'query'?"),
+            ("histroy", "did you mean 'history'?"),
+            ("xyz", "allowed: query, response, history, images, system"),
+            ("", "allowed: query, response, history, images, system"),
+        ],
+    )
+    def test_unknown_field(self, name, hint):
+        assert message({"query": "q", "response": "r", name: None}) == (
+            f"a.jsonl:7: unknown field {name!r}\n hint: {hint}; id, meta and _names are left alone"
+        )
+
+    @pytest.mark.parametrize("fields", [{}, {"query": None}])
+    def test_no_query(self, fields):
+        assert message({"response": "r", **fields}) == (
+            'a.jsonl:7: no "query"\n hint: write e.g. {"query": "...", ...}'
+        )
+
+    @pytest.mark.parametrize("text", ["", " \n\t"])
+    def test_empty_query_and_response(self, text):
+        assert message({"query": text, "response": "r"}) == (
+            'a.jsonl:7: "query" is empty\n hint: write the question'
+        )
+        assert message({"query": "q", "response": text}) == (
+            'a.jsonl:7: "response" is empty\n'
+            " hint: write the reply; only vlft infer does without"
+        )
+
+    def test_an_untagged_image_makes_a_query_of_spaces_a_question(self):
+        assert flat({"query": " ", "images": ["1"]}) == ["{1} "]
+
+    @pytest.mark.parametrize("path", ["", "  "])
+    def test_empty_path(self, path):
+        assert message({"query": "q", "response": "r", "images": [path]}) == (
+            'a.jsonl:7: "images" holds an empty path\n hint: name a picture'
+        )
+
+    def test_nul_in_a_path(self):
+        assert message({"query": "q", "response": "r", "images": ["a\0.jpg"]}) == (
+            "a.jsonl:7: \"images\" holds 'a\\x00.jpg'; no path has a NUL character\n"
+            " hint: remove the character"
+        )
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"query": "q\ud83d"},
+            {"response": "\udfffr"},
+            {"system": "\ud800"},
+            {"images": ["a\udc00.jpg"]},
+            {"history": [["q", "r"], ["q", "\udbff"]]},
+        ],
+    )
+    def test_half_a_character(self, fields):
+        ((name, value),) = fields.items()
+        (half,) = re.findall(r"[\ud800-\udfff]", str(value)) or re.findall(r"\\ud...", str(value))
+        assert message({"query": "q", "response": "r", **fields}) == (
+            f"a.jsonl:7: \"{name}\" holds '{half.encode('ascii', 'backslashreplace').decode()}', "
+            "half of a character\n hint: write the file again as UTF-8, or remove the character"
+        )
+
+    def test_whole_characters_beyond_the_basic_plane_are_text(self):
+        assert flat({"query": "😀𝔸", "response": "\ufffd\ue000"}) == ["😀𝔸", "\ufffd\ue000"]

@@ -1,0 +1,327 @@
+"""Whole runs: what they leave, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, make_rows, write_jsonl
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, save_checkpoint
+from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
+from vlft.settings import to_json
+from vlft.training import loop
+from vlft.training.loop import Interrupt
+
+
+@pytest.fixture
+def config(case, train_file, tmp_path):
+    """A short LoRA run: 20 samples, 4 steps of 5."""
+    write_jsonl(train_file, make_rows(20))
+    return vlft.SftConfig(
+        model=str(case.folder),
+        dataset=(str(train_file),),
+        image_root=GOLDEN / "images",
+        val_ratio=0.2,
+        output_dir=tmp_path / "output",
+        batch_size=4,
+        num_train_epochs=1,
+        save_steps=2,
+        learning_rate=1e-2,
+        lora_dropout=0.1,
+        show_sample=False,
+    )
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoint(run) / "adapter_model.safetensors")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoint(run) / "model.safetensors")
+
+
+def same_bits(left, right) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in metrics(run) if "loss" in row]
+
+
+def stop_after(monkeypatch, steps: int):
+    """Sends this process Ctrl-C in the step after so many, as a user would."""
+    taken = []
+    original = loop.take_step
+
+    def take_step(job, rows):
+        taken.append(1)
+        if len(taken) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(job, rows)
+
+    monkeypatch.setattr(loop, "take_step", take_step)
+
+
+class TestRunFolder:
+    def test_what_a_run_leaves(self, config):
+        result = vlft.sft(config)
+        run = result.run
+        assert result.finished
+        assert result.step == 4
+        assert run.parent == config.output_dir / Path(config.model).name
+        assert run.name.startswith("v0-")
+        assert [step for step, _ in checkpoints_in(run)] == [2, 4]
+        assert (run / "last").resolve() == run / "checkpoint-4"
+        assert (run / "best").resolve().parent == run
+        assert (run / "images" / "train_loss.png").read_bytes()[1:4] == b"PNG"
+        assert not list(run.glob(".*"))
+        saved = json.loads((run / "run_config.json").read_text())
+        assert saved["dtype"] == "float32"
+        assert saved["learning_rate"] == 1e-2
+        record = json.loads((run / "provenance.json").read_text())
+        assert record["packages"]["torch"] == torch.__version__
+        rows = metrics(run)
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+        assert result.best_loss == min(row["val_loss"] for row in rows if "val_loss" in row)
+        # A second run gets a folder of its own.
+        assert vlft.sft(config).run.name.startswith("v1-")
+
+    def test_it_learns(self, config):
+        longer = dataclasses.replace(config, num_train_epochs=8, save_steps=100)
+        found = losses(vlft.sft(longer).run)
+        assert sum(found[-4:]) < 0.7 * sum(found[:4])
+
+    def test_old_checkpoints_go_and_the_best_stays(self, config):
+        steady = dataclasses.replace(config, save_steps=1, save_total_limit=1)
+        run = vlft.sft(steady).run
+        best = int((run / "best").resolve().name.split("-")[1])
+        assert {step for step, _ in checkpoints_in(run)} == {4, best}
+
+    def test_early_stop(self, config, monkeypatch):
+        monkeypatch.setattr(loop, "evaluate", lambda _job: 1.0)
+        stopping = dataclasses.replace(config, eval_steps=1, early_stop=2)
+        result = vlft.sft(stopping)
+        assert (result.step, result.finished) == (3, True)
+
+    def test_max_steps(self, config):
+        assert vlft.sft(dataclasses.replace(config, max_steps=3)).step == 3
+
+    def test_tensorboard(self, config):
+        run = vlft.sft(dataclasses.replace(config, max_steps=1, report_to="tensorboard")).run
+        assert list(run.rglob("events.out.tfevents.*"))
+
+
+class TestInvariance:
+    """How samples are packed, split and shared changes no loss."""
+
+    def test_rows_and_sharing(self, config):
+        plain = dataclasses.replace(config, lora_dropout=0.0)
+        reference = losses(vlft.sft(plain).run)
+        for change in (
+            {"tokens_per_microbatch": 150},
+            {"gradient_checkpointing": True},
+            {"attn": "eager"},
+        ):
+            found = losses(vlft.sft(dataclasses.replace(plain, **change)).run)
+            assert found == pytest.approx(reference, rel=1e-4), change
+
+    def test_one_step_of_all_samples_is_the_same_without_sharing(self, config):
+        whole = dataclasses.replace(config, lora_dropout=0.0, batch_size=100)
+        shared = vlft.sft(whole).run
+        alone = vlft.sft(dataclasses.replace(whole, share_prefix=False)).run
+        assert losses(alone) == pytest.approx(losses(shared), rel=1e-5)
+        rows = metrics(shared)
+        assert rows[0]["tokens_saved"] > 0.5
+        assert metrics(alone)[0]["tokens_saved"] == 0.0
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"tuner": "full", "learning_rate": 1e-3, "train_vision": True},
+            {"quantize": "nf4"},
+            {"dtype": "bfloat16"},
+            {"use_dora": True, "lora_target_modules": "ALL", "train_aligner": True},
+            {"init_lora_weights": "pissa"},
+        ],
+        ids=lambda change: "-".join(map(str, change)) or "lora",
+    )
+    @pytest.mark.parametrize("stop", [3])
+    def test_same_bits_as_a_run_that_never_stopped(self, config, monkeypatch, change, stop):
+        settings = dataclasses.replace(config, **change)
+        read = weights if settings.tuner == "full" else adapter
+        whole = vlft.sft(settings)
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop)
+            cut = vlft.sft(settings)
+        assert (cut.step, cut.finished) == (stop, False)
+        rest = vlft.sft(vlft.SftConfig(resume=cut.run))
+        assert (rest.run, rest.step, rest.finished) == (cut.run, 4, True)
+        assert same_bits(read(whole.run), read(rest.run))
+        keys = ("step", "loss", "val_loss", "learning_rate", "grad_norm")
+        kept = [
+            [{key: row.get(key) for key in keys} for row in metrics(run)]
+            for run in (whole.run, rest.run)
+        ]
+        assert kept[0] == kept[1]
+
+    def test_a_finished_run_stays_as_it_is(self, config):
+        first = vlft.sft(config)
+        before = adapter(first.run)
+        again = vlft.sft(vlft.SftConfig(resume=first.run))
+        assert again.step == first.step
+        assert same_bits(adapter(again.run), before)
+
+    def test_from_an_earlier_checkpoint_only_when_asked(self, config):
+        run = vlft.sft(config).run
+        before = adapter(run)
+        early = run / "checkpoint-2"
+        with pytest.raises(CheckpointError, match=r"the run goes on to checkpoint-4(.|\n)*--over"):
+            vlft.sft(vlft.SftConfig(resume=early))
+        again = vlft.sft(vlft.SftConfig(resume=early, overwrite=True))
+        assert same_bits(adapter(again.run), before)
+        assert [row["step"] for row in metrics(run) if "loss" in row] == [1, 2, 3, 4]
+
+    def test_other_settings_are_refused_together(self, config):
+        run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
+        with pytest.raises(UsageError) as error:
+            vlft.sft(vlft.SftConfig(resume=run, lora_rank=16, batch_size=2))
+        assert "--lora-rank: found 16, the run has 8" in str(error.value)
+        assert "--batch-size: found 2, the run has 4" in str(error.value)
+
+    def test_what_changes_no_result_may_change(self, config, monkeypatch):
+        stop_after(monkeypatch, 2)
+        run = vlft.sft(config).run
+        assert vlft.sft(vlft.SftConfig(resume=run, logging_steps=2, save_total_limit=1)).finished
+
+    def test_other_data_is_refused(self, config, monkeypatch):
+        stop_after(monkeypatch, 2)
+        run = vlft.sft(config).run
+        write_jsonl(Path(config.dataset[0]), make_rows(18))
+        with pytest.raises(CheckpointError, match="not the one that the run was started with"):
+            vlft.sft(vlft.SftConfig(resume=run))
+
+    def test_no_such_run(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no such folder"):
+            vlft.sft(vlft.SftConfig(resume=tmp_path / "nothing"))
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from vlft.checkpoints.runs import save_checkpoint
+run = Path(sys.argv[1])
+def write(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+save_checkpoint(run, 6, write, keep=3, best_step=None)
+"""
+
+
+class TestKilled:
+    def test_in_the_middle_of_a_save(self, config):
+        run = vlft.sft(config).run
+        before = adapter(run)
+        command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(run)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert (run / ".checkpoint-6.part").exists()
+        assert find_checkpoint(run).name == "checkpoint-4"
+        assert same_bits(adapter(run), before)
+
+        def write(folder):
+            (folder / "run_config.json").write_text("{}")
+
+        save_checkpoint(run, 6, write, keep=3, best_step=None)
+        assert find_checkpoint(run).name == "checkpoint-6"
+        assert not list(run.glob(".*"))
+
+    def test_a_real_run_at_any_moment(self, config, tmp_path):
+        """SIGKILL from outside once a checkpoint is there, then go on."""
+        settings = dataclasses.replace(config, save_steps=1, num_train_epochs=3)
+        whole = vlft.sft(settings)
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps(to_json(settings) | {"output_dir": str(tmp_path / "killed")}))  # noqa: E501
+        command = [sys.executable, "-m", "vlft", "sft", "--config", str(file)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("killed/*/*/checkpoint-2")):
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        run = next(tmp_path.glob("killed/*/*"))
+        rest = vlft.sft(vlft.SftConfig(resume=run))
+        assert same_bits(adapter(whole.run), adapter(rest.run))
+
+    def test_a_full_disk_keeps_what_was_there(self, tmp_path):
+        def good(folder):
+            (folder / "run_config.json").write_text("{}")
+
+        def full(folder):
+            (folder / "x").write_text("x")
+            raise OSError(28, "No space left on device")
+
+        save_checkpoint(tmp_path, 1, good, keep=1, best_step=None)
+        with pytest.raises(VlftError, match="No space left on device"):
+            save_checkpoint(tmp_path, 2, full, keep=1, best_step=None)
+        assert [step for step, _ in checkpoints_in(tmp_path)] == [1]
+        assert not list(tmp_path.glob(".*"))
+
+
+class TestInterrupt:
+    def test_the_second_stops_at_once(self):
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupt.asked
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_signals_are_given_back(self):
+        before = signal.getsignal(signal.SIGINT)
+        with Interrupt():
+            assert signal.getsignal(signal.SIGINT) != before
+        assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch):
+    monkeypatch.setattr(loop, "row_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(VlftError, match=r"the loss is nan(.|\n)*lower --learning-rate"):
+        vlft.sft(config)
+
+
+def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train_file):
+    monkeypatch.setattr("vlft.training.run.load_model", pytest.fail)
+    rows = make_rows(20)
+    rows[3]["images"] = ["not_there.jpg"]
+    rows[7]["response"] = " "
+    write_jsonl(train_file, rows)
+    with pytest.raises(UsageError) as error:
+        vlft.sft(config)
+    assert "train.jsonl:4: " in str(error.value)
+    assert "no such image" in str(error.value)
+    assert 'train.jsonl:8: "response" is empty' in str(error.value)
+
+
+def test_a_target_that_matches_nothing_leaves_no_run(config):
+    with pytest.raises(ConfigError, match="'nothing_proj' matches no linear layer"):
+        vlft.sft(dataclasses.replace(config, lora_target_modules="nothing_proj"))
+
+
