@@ -192,9 +192,7 @@ class TestSameAsOneAtATime:
             inputs = processor.collate([item])
             labels = inputs.pop("labels")
             logits = objective.model(**inputs).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits[0, :-1], labels[0, 1:], reduction="sum"
-            )
+            loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
             (loss / count).backward()
             total += loss.item() / count
         trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}

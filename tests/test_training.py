@@ -257,7 +257,7 @@ class TestKilled:
         settings = dataclasses.replace(config, save_steps=1, num_train_epochs=3)
         whole = vlft.sft(settings)
         file = tmp_path / "settings.json"
-        file.write_text(json.dumps(to_json(settings) | {"output_dir": str(tmp_path / "killed")}))  # noqa: E501
+        file.write_text(json.dumps(to_json(settings) | {"output_dir": str(tmp_path / "killed")}))
         command = [sys.executable, "-m", "vlft", "sft", "--config", str(file)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -308,7 +308,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch):
 
 
 def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train_file):
-    monkeypatch.setattr("vlft.training.run.load_model", pytest.fail)
+    monkeypatch.setattr("vlft.training.setup.load_model", pytest.fail)
     rows = make_rows(20)
     rows[3]["images"] = ["not_there.jpg"]
     rows[7]["response"] = " "
@@ -323,5 +323,3 @@ def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train
 def test_a_target_that_matches_nothing_leaves_no_run(config):
     with pytest.raises(ConfigError, match="'nothing_proj' matches no linear layer"):
         vlft.sft(dataclasses.replace(config, lora_target_modules="nothing_proj"))
-
-

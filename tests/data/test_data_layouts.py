@@ -258,8 +258,7 @@ class TestFields:
             'a.jsonl:7: "query" is empty\n hint: write the question'
         )
         assert message({"query": "q", "response": text}) == (
-            'a.jsonl:7: "response" is empty\n'
-            " hint: write the reply; only vlft infer does without"
+            'a.jsonl:7: "response" is empty\n hint: write the reply; only vlft infer does without'
         )
 
     def test_an_untagged_image_makes_a_query_of_spaces_a_question(self):

@@ -255,7 +255,9 @@ class TestFiles:
     def test_folder(self):
         Path("a.jsonl").mkdir()
         for name in ("a.jsonl", ""):
-            with pytest.raises(DataError, match=r"^(a\.jsonl|\.): found a folder\n hint: name a \."):
+            with pytest.raises(
+                DataError, match=r"^(a\.jsonl|\.): found a folder\n hint: name a \."
+            ):
                 read_records(Path(name))
 
     def test_not_a_path(self):

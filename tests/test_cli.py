@@ -1,0 +1,164 @@
+"""The command line: frozen flags, readable help, light imports, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlft import __version__
+from vlft.cli import app
+from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+from vlft.settings import flag
+
+# A new flag is a decision: it is made here, in the dataclass and in the README together.
+FLAGS = {
+    "sft": """
+        --model --revision --hub --dtype --device --quantize --attn
+        --dataset --val-dataset --val-ratio --image-root --max-length --on-long --on-bad-sample
+        --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
+        --use-rslora --init-lora-weights --train-aligner --train-vision
+        --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
+        --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
+        --share-prefix --seed
+        --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
+        --report-to --resume --overwrite --show-sample
+    """,
+    "infer": """
+        --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
+        --load-dataset-config --dataset --image-root --on-bad-sample --system
+        --max-new-tokens --temperature --top-p --top-k --repetition-penalty --batch-size --seed
+        --output --overwrite --show-samples
+    """,
+    "merge-lora": """
+        --ckpt-dir --model --revision --hub --base --device
+        --output-dir --format --dtype --max-shard-size --overwrite
+    """,
+}
+CLASSES = {"sft": SftConfig, "infer": InferConfig, "merge-lora": MergeLoraConfig}
+
+
+def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["vlft", *arguments])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    captured = capfd.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_are_frozen(command):
+    assert [flag(f.name) for f in dataclasses.fields(CLASSES[command])] == FLAGS[command].split()
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_reads_well_at_80_columns(monkeypatch, capfd, command):
+    code, text, _ = run(monkeypatch, capfd, command, "--help")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    for name in FLAGS[command].split():
+        assert name in text.replace("[no-]", ""), name
+    for spec in dataclasses.fields(CLASSES[command]):
+        assert spec.metadata["help"].split()[0] in text
+    assert "…" not in text
+
+
+def test_commands(monkeypatch, capfd):
+    code, text, _ = run(monkeypatch, capfd, "--help")
+    assert code == 0
+    assert all(command in text for command in FLAGS)
+    assert run(monkeypatch, capfd, "--version")[:2] == (0, f"vlft {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sft"], "--dataset: no training data given"),
+        (["sft", "--dataset", "a.jsonl", "--lora-rank", "0"], "--lora-rank: found 0, at least 1"),
+        (["merge-lora"], "--ckpt-dir: no adapter given"),
+        (["infer", "--ckpt-dir", "nowhere"], "nowhere: no such folder"),
+        (["sft", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments, message):
+    code, text, err = run(monkeypatch, capfd, *arguments)
+    assert code == 2
+    assert text == ""
+    assert err.startswith(f"error: {message}")
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(monkeypatch, capfd):
+    code, _, err = run(monkeypatch, capfd, "merge-lora", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert "error: --ckpt-dir: no adapter given" in err
+
+
+def test_an_unknown_flag_is_answered_with_near_ones(monkeypatch, capfd):
+    code, _, err = run(monkeypatch, capfd, "sft", "--lora-rnk", "8")
+    assert code == 2
+    assert "--lora-rank" in err
+
+
+def test_flags_win_over_the_file(monkeypatch, capfd, tmp_path):
+    seen = []
+    monkeypatch.setattr("vlft.training.run.run_sft", lambda *a: seen.append(a) or Finished())
+    file = tmp_path / "settings.yaml"
+    file.write_text("dataset: a.jsonl\nlearning-rate: 1e-3\nlora_rank: 4\n")
+    run_ok(monkeypatch, "sft", "--config", str(file), "--lora-rank", "2", "--no-show-sample")
+    config, written = seen[0]
+    assert (config.lora_rank, config.learning_rate, config.dataset) == (2, 1e-3, ("a.jsonl",))
+    assert config.show_sample is False
+    assert written == {"dataset", "learning_rate", "lora_rank", "show_sample"}
+
+
+class Finished:
+    finished = True
+
+
+def run_ok(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["vlft", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code in (0, None)
+
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "matplotlib", "numpy")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from vlft.cli.app import main\n"
+        f"sys.argv = ['vlft', *{arguments!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys, vlft; print([n for n in {HEAVY!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_m_vlft():
+    done = subprocess.run(
+        [sys.executable, "-m", "vlft", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"vlft {__version__}\n"
+
+
+def test_without_the_repository_a_model_is_required(monkeypatch, capfd):
+    monkeypatch.setattr("vlft.checkpoints.locate.TINY_MODEL", Path("/nowhere/tiny-vl"))
+    code, _, err = run(monkeypatch, capfd, "sft", "--dataset", "a.jsonl")
+    assert code == 2
+    assert "error: --model: the tiny model comes with the repository only" in err

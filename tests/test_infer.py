@@ -1,0 +1,283 @@
+"""Answers to data sets, the chat, the Python API."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN, MATRIX, make_rows, write_jsonl
+
+import vlft
+from vlft.checkpoints.runs import find_checkpoint
+from vlft.console import out
+from vlft.data.encode import EncodedSample
+from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
+from vlft.inference import run as infer_run
+from vlft.inference.chat import chat
+from vlft.inference.text import Sampling, generate_replies
+
+CASE = MATRIX[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run that leaves an adapter which does something."""
+    home = tmp_path_factory.mktemp("infer")
+    result = vlft.sft(
+        vlft.SftConfig(
+            model=str(CASE.folder),
+            dataset=(str(write_jsonl(home / "train.jsonl", make_rows(24))),),
+            image_root=GOLDEN / "images",
+            val_ratio=0.25,
+            output_dir=home / "output",
+            num_train_epochs=3,
+            batch_size=4,
+            learning_rate=1e-2,
+            show_sample=False,
+        )
+    )
+    return result.run
+
+
+def answer(run, **settings):
+    return vlft.infer(
+        vlft.InferConfig(ckpt_dir=run, **{"max_new_tokens": 8, "show_samples": 0, **settings})
+    )
+
+
+class TestDatasets:
+    def test_the_validation_set_of_the_run(self, run):
+        result = answer(run, load_dataset_config=True, overwrite=True)
+        assert result.output == run / "infer" / f"{find_checkpoint(run).name}-val.jsonl"
+        rows = result.rows
+        assert len(rows) == 6
+        queries = {(row["query"], row["response"]) for row in make_rows(24)}
+        assert {(row["query"], row["label"]) for row in rows} <= queries
+        for row in rows:
+            assert set(row) >= {"query", "response", "label", "images", "generation"}
+            assert row["generation"]["max_new_tokens"] == 8
+            assert row["generation"]["temperature"] == 0.0
+
+    def test_any_file_without_replies(self, run, tmp_path):
+        rows = [{"query": "Hi.", "id": 7}, {"query": "<image>?", "images": ["chart.png"]}]
+        file = write_jsonl(tmp_path / "ask.jsonl", rows)
+        target = tmp_path / "out" / "answers.jsonl"
+        result = answer(run, dataset=(str(file),), image_root=GOLDEN / "images", output=target)
+        assert [row["query"] for row in result.rows] == ["Hi.", "<image>?"]
+        assert [row["label"] for row in result.rows] == [None, None]
+        assert result.rows[1]["images"] == ["chart.png"]
+        assert [json.loads(line) for line in target.read_text().splitlines()] == result.rows
+
+    def test_batches_change_nothing(self, run, tmp_path):
+        replies = [
+            [
+                row["response"]
+                for row in answer(
+                    run,
+                    load_dataset_config=True,
+                    batch_size=size,
+                    output=tmp_path / f"{size}.jsonl",
+                ).rows
+            ]
+            for size in (1, 4)
+        ]
+        assert replies[0] == replies[1]
+
+    def test_merged_in_memory_says_the_same(self, run, tmp_path):
+        both = [
+            answer(run, load_dataset_config=True, merge_lora=merge, output=tmp_path / name).rows
+            for merge, name in ((False, "a.jsonl"), (True, "b.jsonl"))
+        ]
+        assert [r["response"] for r in both[0]] == [r["response"] for r in both[1]]
+
+    def test_it_goes_on_where_it_stopped(self, run, tmp_path, monkeypatch):
+        target = tmp_path / "answers.jsonl"
+        whole = answer(run, load_dataset_config=True, output=target, batch_size=2).rows
+        lines = target.read_text().splitlines(keepends=True)
+        target.write_text("".join(lines[:3]) + lines[3][:20])
+        asked = []
+        original = infer_run.generate_replies
+        monkeypatch.setattr(
+            infer_run,
+            "generate_replies",
+            lambda model, processor, prompts, sampling: (
+                asked.append(len(prompts)) or original(model, processor, prompts, sampling)
+            ),
+        )
+        again = answer(run, load_dataset_config=True, output=target, batch_size=2).rows
+        assert again == whole
+        assert sum(asked) == 3
+
+    def test_a_file_of_other_settings_or_data_is_kept(self, run, tmp_path):
+        target = tmp_path / "answers.jsonl"
+        answer(run, load_dataset_config=True, output=target)
+        before = target.read_bytes()
+        with pytest.raises(CheckpointError, match="line 1 was made with other settings"):
+            answer(run, load_dataset_config=True, output=target, max_new_tokens=3)
+        file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hi."}] * 6)
+        with pytest.raises(CheckpointError, match="line 1 answers another record"):
+            answer(run, dataset=(str(file),), output=target)
+        assert target.read_bytes() == before
+
+    def test_a_base_model_alone(self, tmp_path):
+        file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hello! What can you do for me?"}])
+        config = vlft.InferConfig(
+            model=str(CASE.folder), dataset=(str(file),), output=tmp_path / "o.jsonl",
+            max_new_tokens=3, show_samples=0,
+        )  # fmt: skip
+        assert len(vlft.infer(config).rows) == 1
+
+    def test_samples_are_shown(self, run, capsys, monkeypatch):
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "file", buffer)
+        answer(run, load_dataset_config=True, show_samples=1, overwrite=True)
+        assert [line.split("]")[0] for line in buffer.getvalue().splitlines()[:3]] == [
+            "[prompt", "[output", "[label",
+        ]  # fmt: skip
+
+    def test_sampling_is_seeded(self, run, tmp_path):
+        rows = [
+            answer(
+                run, load_dataset_config=True, temperature=1.0, seed=seed,
+                output=tmp_path / f"{number}.jsonl",
+            ).rows
+            for number, seed in enumerate((1, 1, 2))
+        ]  # fmt: skip
+        texts = [[row["response"] for row in found] for found in rows]
+        assert texts[0] == texts[1] != texts[2]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"load_dataset_config": True, "dataset": ("a.jsonl",)}, "one of the two is allowed"),
+            ({"load_dataset_config": True, "ckpt_dir": None}, "needs the run"),
+            ({"merge_lora": True, "ckpt_dir": None}, "needs an adapter"),
+            ({"top_p": 0.5}, "found temperature 0"),
+            ({"max_new_tokens": 0}, "--max-new-tokens: found 0, at least 1 is allowed"),
+        ],
+    )
+    def test_settings_that_do_not_go_together(self, run, settings, message):
+        with pytest.raises(UsageError, match=message):
+            vlft.infer(vlft.InferConfig(**{"ckpt_dir": run, **settings}))
+
+
+class TestChat:
+    def talk(self, lines, monkeypatch):
+        model, processor = vlft.load(CASE.folder)
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "file", buffer)
+        chat(model, processor, Sampling(6), system=None, lines=io.StringIO("\n".join(lines)))
+        return buffer.getvalue().splitlines()
+
+    def replies(self, rows):
+        model, processor = vlft.load(CASE.folder)
+        return [r.text for r in vlft.generate(model, processor, rows, 6, image_root=GOLDEN)]
+
+    def test_history_images_and_commands(self, monkeypatch):
+        picture = GOLDEN / "images" / "chart.png"
+        spoken = self.talk(
+            ["Hi.", f"/image {picture}", "What?", "", "/clear", "Hi.", "/system Be brief.", "Hi.",
+             "/exit", "never asked"],
+            monkeypatch,
+        )  # fmt: skip
+        first = self.replies([{"query": "Hi."}])[0]
+        second = self.replies(
+            [{"query": "<image>What?", "history": [["Hi.", first]], "images": [str(picture)]}]
+        )[0]
+        third = self.replies([{"query": "Hi.", "system": "Be brief."}])[0]
+        text = "\n".join(spoken)
+        assert text == "\n".join([first, second, first, third])
+
+    def test_a_mistake_does_not_end_it(self, monkeypatch, capsys):
+        spoken = self.talk(["/image no.png", "/nothing", "Hi."], monkeypatch)
+        assert "\n".join(spoken) == self.replies([{"query": "Hi."}])[0]
+
+
+class TestApi:
+    def test_load_encode_collate(self):
+        model, processor = vlft.load(CASE.folder)
+        row = {"query": "<image>What?", "response": "A cat.", "images": ["images/photo_a.jpg"]}
+        sample = processor.encode(row, image_root=GOLDEN)
+        assert isinstance(sample, EncodedSample)
+        assert sample.input_ids.shape == sample.labels.shape
+        assert sample.text.endswith("Assistant: A cat.<｜end▁of▁sentence｜>")
+        inputs = processor.collate([sample, processor.encode({"query": "Hi."})])
+        with torch.no_grad():
+            logits = model(**{k: v for k, v in inputs.items()}).logits
+        assert logits.shape == (*inputs["input_ids"].shape, model.config.text_config.vocab_size)
+
+    def test_trained_tokens_decode_to_the_replies(self):
+        _, processor = vlft.load(CASE.folder)
+        row = {"query": "b", "response": "It is 12.", "history": [["a", "是 of 3."]]}
+        sample = processor.encode(row)
+        trained = sample.labels[sample.labels != -100].tolist()
+        text = processor.chat.tokenizer.decode(trained, skip_special_tokens=False)
+        eos = processor.chat.eos_token
+        assert text == f" 是 of 3.{eos} It is 12.{eos}"
+
+    def test_a_prompt_is_the_start_of_its_answer(self):
+        """What is generated after is what was trained after."""
+        _, processor = vlft.load(CASE.folder)
+        for reply in ("It is.", "你好", "(x)", "123", "\u00e9t\u00e9", "<b>"):
+            prompt = processor.encode({"query": "What?"}).input_ids
+            whole = processor.encode({"query": "What?", "response": reply})
+            assert torch.equal(whole.input_ids[: len(prompt)], prompt)
+            assert (whole.labels[: len(prompt)] == -100).all()
+            assert (whole.labels[len(prompt) :] != -100).all()
+
+    def test_system_prompts(self):
+        _, processor = vlft.load(CASE.folder)
+        texts = [
+            processor.encode({"query": "Hi.", **extra}).text
+            for extra in ({}, {"system": ""}, {"system": "Be brief."}, {"system": None})
+        ]
+        assert texts[1] == "User: Hi.\n\nAssistant:"
+        assert texts[2] == "Be brief.\n\nUser: Hi.\n\nAssistant:"
+        assert texts[0] == texts[3]
+        assert texts[0].startswith("You are a helpful language and vision assistant.")
+
+    def test_an_adapter(self, run):
+        model, processor = vlft.load(CASE.folder, adapter=find_checkpoint(run))
+        row = {"query": "<image>What is number 1?", "images": ["images/photo_b.jpg"]}
+        base, _ = vlft.load(CASE.folder)
+        tuned = vlft.generate(model, processor, [row], 8, image_root=GOLDEN)[0]
+        plain = vlft.generate(base, processor, [row], 8, image_root=GOLDEN)[0]
+        assert tuned.text.startswith("It is")
+        assert tuned.token_ids != plain.token_ids
+
+    def test_replies_do_not_depend_on_their_neighbours(self):
+        model, processor = vlft.load(CASE.folder)
+        rows = [{"query": "Hi there."}, {"query": "<image>?", "images": ["images/chart.png"]}]
+        together = vlft.generate(model, processor, rows, 8, image_root=GOLDEN)
+        alone = [vlft.generate(model, processor, [r], 8, image_root=GOLDEN)[0] for r in rows]
+        assert together == alone
+
+    def test_no_rows(self):
+        model, processor = vlft.load(CASE.folder)
+        assert generate_replies(model, processor, [], Sampling()) == []
+
+    @pytest.mark.parametrize("name", vlft.__all__)
+    def test_public_names(self, name):
+        assert getattr(vlft, name) is not None
+        assert name in dir(vlft)
+
+    def test_unknown_names(self):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            vlft.nothing  # noqa: B018
+
+    def test_a_prompt_without_room(self):
+        model, processor = vlft.load(CASE.folder)
+        with pytest.raises(DataError, match="less than 16384 are allowed"):
+            vlft.generate(model, processor, [{"query": "word " * 9000}], 8)
+
+    def test_no_adapter_there(self, tmp_path):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            vlft.load(CASE.folder, adapter=tmp_path)
+
+    def test_a_gpu_that_is_not_there(self):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        with pytest.raises(ConfigError, match="found no usable GPU"):
+            vlft.load(CASE.folder, device="cuda")

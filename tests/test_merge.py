@@ -1,0 +1,158 @@
+"""merge-lora: merged equals unmerged, in both layouts, or it does not claim success."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN, make_rows, write_jsonl
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints import merge
+from vlft.checkpoints.locate import describe
+from vlft.checkpoints.merge import merge_lora
+from vlft.checkpoints.runs import find_checkpoint
+from vlft.errors import CheckpointError, VerificationError
+
+CHANGES = {
+    "lora": {},
+    "nf4": {"quantize": "nf4"},
+    "parts-dora": {
+        "lora_target_modules": "ALL",
+        "use_dora": True,
+        "train_aligner": True,
+        "train_vision": True,
+    },
+    "pissa": {"init_lora_weights": "pissa"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, case):
+    """Short runs by name, made when first asked for."""
+    home = tmp_path_factory.mktemp("merge")
+    data = write_jsonl(home / "train.jsonl", make_rows(16))
+    made = {}
+
+    def get(name):
+        if name not in made:
+            config = vlft.SftConfig(
+                model=str(case.folder), dataset=(str(data),), image_root=GOLDEN / "images",
+                val_ratio=0.0, output_dir=home / name, max_steps=3, batch_size=8,
+                learning_rate=1e-2, show_sample=False,
+            )  # fmt: skip
+            made[name] = vlft.sft(dataclasses.replace(config, **CHANGES[name])).run
+        return made[name]
+
+    return get
+
+
+def config_of(run, target, **settings):
+    return vlft.MergeLoraConfig(ckpt_dir=run, output_dir=target, **settings)
+
+
+@pytest.fixture
+def sample_inputs(processor):
+    row = {"query": "<image>What is number 1?", "images": ["images/photo_b.jpg"]}
+    batch = processor.collate([processor.encode(row, GOLDEN)])
+    del batch["labels"]
+    return batch
+
+
+def logits(path, inputs, **load):
+    model, _ = vlft.load(path, **load)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("name", ["lora", "parts-dora", "pissa"])
+def test_merged_is_unmerged(runs, case, sample_inputs, tmp_path, name, layout):
+    run = runs(name)
+    result = merge_lora(config_of(run, tmp_path / "m", format=layout))
+    assert result.difference < 1e-5
+    assert describe(result.folder).layout == layout
+    unmerged = logits(case.folder, sample_inputs, adapter=find_checkpoint(run))
+    merged = logits(result.folder, sample_inputs)
+    base = logits(case.folder, sample_inputs)
+    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
+    assert (merged - base).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("base", ["dequantized", "original"])
+def test_qlora_bases(runs, case, sample_inputs, tmp_path, base):
+    run = runs("nf4")
+    result = merge_lora(config_of(run, tmp_path / "m", base=base))
+    quantised = logits(case.folder, sample_inputs, adapter=find_checkpoint(run), quantize="nf4")
+    whole = logits(case.folder, sample_inputs, adapter=find_checkpoint(run))
+    merged = logits(result.folder, sample_inputs)
+    expected = quantised if base == "dequantized" else whole
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_files_are_those_of_the_base(runs, case, tmp_path):
+    folder = merge_lora(config_of(runs("lora"), tmp_path / "m")).folder
+    assert {p.name for p in folder.iterdir()} == {p.name for p in case.folder.iterdir()}
+    before = load_file(case.folder / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("self_attn" in name and "o_proj" not in name for name in changed)
+
+
+def test_dtype_follows_the_run_or_the_flag(runs, tmp_path):
+    for name, dtype, expected in (
+        ("lora", "auto", torch.float32),
+        ("lora", "bfloat16", torch.bfloat16),
+        ("bfloat16", "auto", torch.bfloat16),
+    ):
+        folder = merge_lora(config_of(runs(name), tmp_path / f"{name}-{dtype}", dtype=dtype)).folder
+        tensors = load_file(folder / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {expected}
+        stated = json.loads((folder / "config.json").read_text())["torch_dtype"]
+        assert stated == str(expected).removeprefix("torch.")
+
+
+def test_a_folder_in_use_is_kept(runs, tmp_path):
+    target = tmp_path / "m"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="the output folder is in use"):
+        merge_lora(config_of(runs("lora"), target))
+    assert (target / "mine.txt").read_text() == "mine"
+    merge_lora(config_of(runs("lora"), target, overwrite=True))
+    assert not (target / "mine.txt").exists()
+    assert (target / "model.safetensors").exists()
+
+
+def test_a_wrong_result_is_not_a_success(runs, tmp_path, monkeypatch):
+    original = merge.export_model
+
+    def broken(model, *args, **settings):
+        model.lm_head.weight.data[0] += 1.0
+        original(model, *args, **settings)
+
+    monkeypatch.setattr(merge, "export_model", broken)
+    with pytest.raises(VerificationError, match="logits differ by"):
+        merge_lora(config_of(runs("lora"), tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_full_run_has_nothing_to_merge(case, tmp_path):
+    run = vlft.sft(
+        vlft.SftConfig(
+            model=str(case.folder),
+            dataset=(str(write_jsonl(tmp_path / "t.jsonl", make_rows(8))),),
+            image_root=GOLDEN / "images", val_ratio=0.0, output_dir=tmp_path / "o", max_steps=1,
+            tuner="full", show_sample=False,
+        )
+    ).run  # fmt: skip
+    with pytest.raises(CheckpointError, match="there is nothing to merge"):
+        merge_lora(config_of(run, tmp_path / "m"))
+    # It is a model by itself.
+    assert describe(find_checkpoint(run)).layout == "original"
