@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import load_average, machine, measure, write_json
+from benchmarks.measure import CLOCKS, load_average, machine, measure, write_json
 from vlft.training.loss import token_loss_sum
 
 Kernel = Callable[[Tensor, Tensor, nn.Linear], Tensor]
@@ -50,7 +50,7 @@ def kernels(positions: int) -> dict[str, Kernel]:
 
 
 def measure_kernel(
-    kernel: Kernel, hidden: Tensor, target: Tensor, head: nn.Linear, repeats: int
+    kernel: Kernel, hidden: Tensor, target: Tensor, head: nn.Linear, repeats: int, clock: str
 ) -> dict[str, Any]:
     """Loss, median seconds and peak memory of forward and backward, after one warm-up."""
 
@@ -60,7 +60,7 @@ def measure_kernel(
         loss.backward()
         return loss.item()
 
-    runs = [measure(step, hidden.device) for _ in range(repeats + 1)][1:]
+    runs = [measure(step, hidden.device, clock) for _ in range(repeats + 1)][1:]
     return {
         "loss": runs[-1].value,
         "seconds": statistics.median(run.seconds for run in runs),
@@ -105,9 +105,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--hidden", type=int, default=1024)
     add("--vocabulary", type=int, default=102400)
     add("--repeats", type=int, default=5)
+    add("--threads", type=int, help="default: torch's own")
+    add("--clock", default="wall", choices=sorted(CLOCKS))
     add("--output-json", type=Path)
     options = parser.parse_args(arguments)
     device, load_before = torch.device(options.device), load_average()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     results: list[dict[str, Any]] = []
     for dtype in options.dtypes:
         for positions in options.positions:
@@ -131,7 +135,7 @@ def compare(
     reference, exact = reference_loss(hidden, target, head)
     results = []
     for name, kernel in kernels(positions).items():
-        found = measure_kernel(kernel, hidden, target, head, options.repeats)
+        found = measure_kernel(kernel, hidden, target, head, options.repeats, options.clock)
         assert hidden.grad is not None
         error = float((hidden.grad.double() - exact).norm() / exact.norm())
         shown = str(dtype).removeprefix("torch.")

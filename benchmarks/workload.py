@@ -87,7 +87,8 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> tupl
         _config(shape), dtype=dtype, attn_implementation="sdpa"
     )
     model.requires_grad_(False).to(device)
-    tuned = add_lora(model, FAMILY, LoraOptions(), "random")
+    model.name_or_path = "random"
+    tuned = add_lora(model, FAMILY, LoraOptions())
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)

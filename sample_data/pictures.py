@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIZE = 64
 SCALE = 4
 MAX_TURN = 8.0  # degrees
+MAX_SHIFT = 6.0  # pixels from the middle, of text
+MAX_BLUR = 2.0  # pixels, of a Gaussian
 
 # The text fonts that matplotlib carries, and Pillow's own; the rest are parts of formulas.
 FONTS = (
@@ -76,7 +78,7 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
     picture = Image.composite(
         Image.new("RGB", (SIZE, SIZE), ink), Image.new("RGB", (SIZE, SIZE), paper), mask
     )
-    blur = rng.uniform(0.0, 1.2) if rng.random() < 0.5 else 0.0
+    blur = rng.uniform(0.0, MAX_BLUR) if rng.random() < 0.5 else 0.0
     return picture.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.2 else picture
 
 
@@ -92,13 +94,13 @@ def _text_mask(scene: Scene, rng: random.Random) -> Image.Image:
     """The text somewhere in the picture, whole, in one of the fonts."""
     name = rng.choice(FONTS)
     left, top, right, bottom = _font(name, 100).getbbox(scene.text)
-    height = rng.uniform(30, 54) if len(scene.text) == 1 else rng.uniform(18, 36)
+    height = rng.uniform(36, 60) if len(scene.text) == 1 else rng.uniform(18, 36)
     # A slim glyph is limited by its height, a word by its width.
-    factor = min(height / (bottom - top), rng.uniform(44, 56) / (right - left))
+    factor = min(height / (bottom - top), rng.uniform(46, 60) / (right - left))
     font = _font(name, round(100 * factor * SCALE))
     left, top, right, bottom = font.getbbox(scene.text)
     size = SIZE * SCALE
-    x, y = _centre(rng, (right - left) / SCALE, (bottom - top) / SCALE)
+    x, y = _centre(rng, (right - left) / SCALE, (bottom - top) / SCALE, MAX_SHIFT)
     mask = Image.new("L", (size, size))
     place = (x * SCALE - (left + right) / 2, y * SCALE - (top + bottom) / 2)
     ImageDraw.Draw(mask).text(place, scene.text, font=font, fill=255)
@@ -106,11 +108,10 @@ def _text_mask(scene: Scene, rng: random.Random) -> Image.Image:
     return mask.rotate(turn, Image.Resampling.BICUBIC, center=(x * SCALE, y * SCALE))
 
 
-def _centre(rng: random.Random, width: float, height: float) -> tuple[float, float]:
-    """The middle of something of that size, inside of the picture."""
-    free_x, free_y = (max(0.0, SIZE - 4 - side) / 2 for side in (width, height))
-    middle = SIZE / 2
-    return middle + rng.uniform(-free_x, free_x), middle + rng.uniform(-free_y, free_y)
+def _centre(rng: random.Random, width: float, height: float, shift: float) -> tuple[float, float]:
+    """The middle of something of that size: inside of the picture, at most ``shift`` off."""
+    x, y = (min(shift, max(0.0, SIZE - 2 - side) / 2) for side in (width, height))
+    return SIZE / 2 + rng.uniform(-x, x), SIZE / 2 + rng.uniform(-y, y)
 
 
 def _text_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -141,7 +142,7 @@ def _shapes_mask(scene: Scene, rng: random.Random) -> Image.Image:
     mask = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
     if scene.kind == "shape":
         radius = rng.uniform(13, 27)
-        places = [(*_centre(rng, 2 * radius, 2 * radius), radius)]
+        places = [(*_centre(rng, 2 * radius, 2 * radius, SIZE), radius)]
     else:
         cells = rng.sample(range(9), scene.count)
         radius = rng.uniform(6.5, 8.5)

@@ -1,9 +1,11 @@
 """Pictures of printed text and shapes with questions: what the tiny base is trained on.
 
-    python sample_data/printed.py OUT_DIR --images 12000 --seed 0
+    python sample_data/printed.py OUT_DIR --images 24000 --seed 0
+    python sample_data/printed.py OUT_DIR --images 24000 --seed 1 --kinds digit letter --questions 1
 
 Writes OUT_DIR/images/000000.png, ... and OUT_DIR/train.jsonl. Records of one picture stand next to
 each other. Picture i depends on the seed and on i alone: more images leave the first as they are.
+``--kinds`` and ``--questions`` make an easier course: only such pictures, N questions on each.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pictures import COLOURS, SHAPES, Scene, draw
-from questions import TEXT_ONLY, Exchange, ask
+from questions import WITHOUT_PICTURE, Exchange, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Shares of the pictures.
 KINDS = {"digit": 0.36, "letter": 0.16, "number": 0.14, "word": 0.08, "shape": 0.14, "count": 0.12}
 QUESTIONS = (1, 2, 2, 3, 3, 4)  # on a picture, equally likely
-MULTI_TURN = 0.25  # of the pictures with two questions or more: about 10 % of the records
-TEXT_ONLY_PER_PICTURE = 0.12  # about 5 % of the records
+MULTI_TURN = 0.28  # of the pictures with two questions or more: about 10 % of the records
+TEXT_ONLY = 0.05  # for every question on a picture
 
 # Letters that look like no other letter or digit, whatever their size.
 CAPITALS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -43,23 +48,25 @@ def main() -> None:
     """Writes the pictures and their records."""
     parser = argparse.ArgumentParser(description="Make pictures of printed text and shapes.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--images", type=int, default=12000)
+    parser.add_argument("--images", type=int, default=24000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--questions", type=int, help="on a picture (default: 1 to 4)")
     options = parser.parse_args()
     (options.out_dir / "images").mkdir(parents=True, exist_ok=True)
     with (options.out_dir / "train.jsonl").open("w", encoding="utf-8") as file:
         for index in range(options.images):
             rng = random.Random(f"printed {options.seed} {index}")
-            scene = make_scene(rng)
+            scene = make_scene(rng, options.kinds)
             name = f"images/{index:06}.png"
-            for record in make_records(scene, name, rng):
+            for record in make_records(scene, name, rng, options.questions):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
             draw(scene, rng).save(options.out_dir / name)
 
 
-def make_scene(rng: random.Random) -> Scene:
-    """What a picture shows, drawn by chance."""
-    kind = rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
+def make_scene(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Scene:
+    """What a picture of one of these kinds shows, drawn by chance."""
+    kind = rng.choices(kinds, weights=[KINDS[kind] for kind in kinds])[0]
     if kind in ("shape", "count"):
         count = rng.randint(1, 5) if kind == "count" else 1
         return Scene(kind, shape=rng.choice(SHAPES), colour=rng.choice(list(COLOURS)), count=count)
@@ -69,12 +76,15 @@ def make_scene(rng: random.Random) -> Scene:
         "number": lambda: "".join(str(rng.randrange(10)) for _ in range(rng.randint(2, 3))),
         "word": lambda: rng.choice((str.lower, str.upper))(rng.choice(WORDS)),
     }[kind]()
-    return Scene(kind, text=text, colour=rng.choices(("dark", "light"), weights=(0.65, 0.35))[0])
+    return Scene(kind, text=text, colour=rng.choices(("dark", "light"), weights=(0.8, 0.2))[0])
 
 
-def make_records(scene: Scene, image: str, rng: random.Random) -> list[dict[str, Any]]:
+def make_records(
+    scene: Scene, image: str, rng: random.Random, questions: int | None = None
+) -> list[dict[str, Any]]:
     """The records of a picture, now and then followed by one without a picture."""
-    exchanges = ask(scene, rng.choice(QUESTIONS), rng)
+    exchanges = ask(scene, questions or rng.choice(QUESTIONS), rng)
+    text_only = rng.random() < TEXT_ONLY * len(exchanges)
     if len(exchanges) > 1 and rng.random() < MULTI_TURN:
         turns = rng.randint(2, min(3, len(exchanges)))
         records = [_record(exchanges[:turns], image)]
@@ -82,8 +92,8 @@ def make_records(scene: Scene, image: str, rng: random.Random) -> list[dict[str,
     else:
         records = []
     records += [_record([exchange], image) for exchange in exchanges]
-    if rng.random() < TEXT_ONLY_PER_PICTURE:
-        records.append(_record([Exchange(*rng.choice(TEXT_ONLY))], None))
+    if text_only:
+        records.append(_record([Exchange(*rng.choice(WITHOUT_PICTURE))], None))
     return records
 
 

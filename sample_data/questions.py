@@ -34,7 +34,7 @@ DIGIT_NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
-TEXT_ONLY = (
+WITHOUT_PICTURE = (
     ("Hello!", "Hello! Show me a picture."),
     ("Hi, who are you?", "I am a tiny vision assistant."),
     ("Good morning.", "Good morning! How can I help?"),

@@ -191,7 +191,7 @@ class TestFields:
             ({"response": 1.5}, '"response": found a number, 1.5; text is allowed'),
             ({"system": {}}, '"system": found an object, {}; text is allowed'),
             ({"images": 3}, '"images": found a number, 3; a list of paths is allowed'),
-            ({"images": ["a", 1]}, "\"images\": found a list, ['a', 1]; a list of paths is allowed"),
+            ({"images": ["", 1]}, "\"images\": found a list, ['', 1]; a list of paths is allowed"),
             ({"images": [None]}, '"images": found a list, [None]; a list of paths is allowed'),
             (
                 {"images": {"path": "a"}},
@@ -225,7 +225,7 @@ class TestFields:
 
     def test_a_long_value_is_cut(self):
         nested: list[Any] = []
-        for _ in range(900):
+        for _ in range(5000):
             nested = [nested]
         for value in ([1] * 9999, {"x": 9999 * "y"}, nested):
             assert len(message({"query": value, "response": "r"}).splitlines()[0]) < 120

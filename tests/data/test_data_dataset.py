@@ -1,0 +1,425 @@
+"""Data files -> datasets: what is drawn, split, skipped, cut or refused, and how it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import GOLDEN
+
+from vlft.data.conversation import Conversation, ImageRef
+from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
+from vlft.errors import CollectedError, DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+IMAGE_TOKENS = 10
+OPTIONS = DataOptions(image_tag="<image_placeholder>")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def picture(golden_picture) -> str:
+    Path("a.png").write_bytes(golden_picture)
+    return "a.png"
+
+
+@pytest.fixture(scope="session")
+def golden_picture() -> bytes:
+    return (GOLDEN / "images" / "speck.png").read_bytes()
+
+
+def encode(conversation: Conversation) -> Any:
+    """In place of a tokenizer: a character is a token, an image is ten."""
+    parts = [part for turn in conversation.turns for part in turn.parts]
+    return range(sum(IMAGE_TOKENS if isinstance(p, ImageRef) else len(p) for p in parts))
+
+
+def write(name: str, rows: Sequence[dict[str, Any] | str]) -> str:
+    texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    Path(name).write_text("".join(text + "\n" for text in texts), "utf-8")
+    return name
+
+
+def numbered(name: str, count: int) -> str:
+    return write(name, [{"query": f"{name} {i}", "response": "r"} for i in range(count)])
+
+
+def queries(data: Dataset) -> list[str]:
+    return [flat(item)[-2] for item in data.conversations]
+
+
+def flat(conversation: Conversation) -> list[str]:
+    return [
+        "".join(part if isinstance(part, str) else f"{{{part.given}}}" for part in turn.parts)
+        for turn in conversation.turns
+    ]
+
+
+def load(*files: str, **options: Any) -> Dataset:
+    return load_dataset(files, encode, dataclasses.replace(OPTIONS, **options))
+
+
+def message(run: Callable[[], object]) -> str:
+    with pytest.raises(UsageError) as error:
+        run()
+    return str(error.value)
+
+
+class TestReading:
+    def test_files_in_the_order_given(self):
+        numbered("b.jsonl", 3)
+        numbered("a.jsonl", 2)
+        assert queries(load("b.jsonl", "a.jsonl")) == [
+            "b.jsonl 0", "b.jsonl 1", "b.jsonl 2", "a.jsonl 0", "a.jsonl 1",
+        ]  # fmt: skip
+
+    def test_all_three_formats_give_the_same(self, picture):
+        row = {"query": "q, <image>", "response": "r", "images": [picture], "history": [["a", "b"]]}
+        write("a.jsonl", [row])
+        Path("a.json").write_text(json.dumps([row], indent=1))
+        Path("a.csv").write_text(
+            'query,response,images,history\n"q, <image>",r,a.png,"[[""a"", ""b""]]"\n'
+        )
+        made = [load(name).conversations[0] for name in ("a.jsonl", "a.json", "a.csv")]
+        assert [flat(item) for item in made] == [["a", "b", "q, {a.png}", "r"]] * 3
+        assert [item.place for item in made] == ["a.jsonl:1", "a.json:2", "a.csv:2"]
+
+    def test_samples_are_encoded_when_they_are_asked_for(self):
+        data = load(numbered("a.jsonl", 12))
+        assert len(data) == 12
+        assert len(data[11]) == len("a.jsonl 11" + "r")
+        assert queries(data[2:4]) == ["a.jsonl 2", "a.jsonl 3"]
+
+    def test_images_start_at_the_data_file_or_at_the_root(self, picture, golden_picture):
+        for name in ("sub", "root"):
+            Path(name).mkdir()
+            Path(name, "b.png").write_bytes(golden_picture)
+        write("sub/a.jsonl", [{"query": "q", "response": "r", "images": ["b.png"]}])
+        assert [str(i.path) for i in load("sub/a.jsonl").conversations[0].images] == ["sub/b.png"]
+        data = load("sub/a.jsonl", image_root=Path("root"))
+        assert [str(image.path) for image in data.conversations[0].images] == ["root/b.png"]
+
+    def test_a_reply_is_optional_only_for_inference(self):
+        write("a.jsonl", [{"query": "q"}])
+        assert load("a.jsonl", need_response=False).conversations[0].reply is None
+        assert message(lambda: load("a.jsonl")).startswith('a.jsonl:1: no "response"\n')
+
+    def test_the_tag_of_the_family_is_read(self, picture):
+        row = {"query": "x<image_placeholder>", "response": "r", "images": [picture]}
+        write("a.jsonl", [row])
+        assert queries(load("a.jsonl")) == ["x{a.png}"]
+
+
+class TestDrawing:
+    def test_as_many_as_asked_in_their_order_and_by_the_seed(self):
+        numbered("a.jsonl", 50)
+        drawn = {seed: queries(load("a.jsonl#20", seed=seed)) for seed in range(5)}
+        for seed, names in drawn.items():
+            numbers = [int(name.split()[1]) for name in names]
+            assert len(set(numbers)) == 20
+            assert numbers == sorted(numbers)
+            assert queries(load("a.jsonl#20", seed=seed)) == names
+        assert len({tuple(names) for names in drawn.values()}) == 5
+        assert len({name for names in drawn.values() for name in names}) > 40
+
+    def test_all_and_leading_zeros(self):
+        numbered("a.jsonl", 3)
+        assert queries(load("a.jsonl#3")) == queries(load("a.jsonl"))
+        assert queries(load("a.jsonl#03")) == queries(load("a.jsonl"))
+
+    def test_a_file_may_be_named_twice(self):
+        numbered("a.jsonl", 3)
+        assert len(load("a.jsonl", "a.jsonl#2")) == 5
+
+    def test_a_name_may_hold_the_mark(self):
+        numbered("a#1.jsonl", 4)
+        numbered("b.jsonl#2", 1)
+        assert len(load("a#1.jsonl")) == 4
+        assert len(load("a#1.jsonl#2")) == 2
+        # What exists under the whole name is that file.
+        assert "found '.jsonl#2' at the end of the name" in message(lambda: load("b.jsonl#2"))
+
+    def test_of_json_and_csv_too(self):
+        Path("a.json").write_text(json.dumps([{"query": "q", "response": "r"}] * 5))
+        Path("a.CSV").write_text("query,response\n" + 5 * "q,r\n")
+        assert len(load("a.json#2", "a.CSV#3")) == 5
+
+    def test_more_than_there_are(self):
+        numbered("a.jsonl", 3)
+        assert message(lambda: load("a.jsonl#4")) == (
+            "a.jsonl#4: #4 asks for more records than the file has\n"
+            " hint: allowed: #1 to #3, or no number for all"
+        )
+
+    @pytest.mark.parametrize("count", ["0", "00", "-3", "x", "", "1.5", "²", "1e3", 99 * "9"])
+    def test_no_number(self, count):
+        numbered("a.jsonl", 3)
+        found = message(lambda: load(f"a.jsonl#{count}"))
+        assert f": found #{count} after the name\n" in found
+        assert found.endswith(
+            " hint: write FILE#N for N of its records, N from 1 on, or FILE for all"
+        )
+
+    def test_a_missing_file_is_named_without_the_number(self):
+        assert message(lambda: load("no.jsonl#3")) == (
+            "no.jsonl: no such file\n hint: check the path"
+        )
+
+
+class TestSplit:
+    @pytest.mark.parametrize(
+        ("count", "ratio", "expected"),
+        [(20, 0.25, 5), (20, 0.01, 1), (2, 0.9, 1), (3, 0.9, 2), (10, 0.05, 1), (20, 0, 0)],
+    )
+    def test_sizes(self, count, ratio, expected):
+        train, val = load(numbered("a.jsonl", count)).split(ratio, seed=0)
+        assert (len(train), len(val)) == (count - expected, expected)
+
+    def test_disjoint_whole_in_order_and_by_the_seed(self):
+        data = load(numbered("a.jsonl", 40))
+        splits = {seed: [queries(part) for part in data.split(0.3, seed)] for seed in range(5)}
+        for seed, (train, val) in splits.items():
+            assert sorted(train + val) == sorted(queries(data))
+            for part in (train, val):
+                assert part == sorted(part, key=lambda name: int(name.split()[1]))
+            assert [queries(part) for part in data.split(0.3, seed)] == [train, val]
+        assert len({tuple(val) for _, val in splits.values()}) == 5
+
+    def both(self, files, val_files, ratio, **options):
+        return load_train_and_val(
+            files, val_files, ratio, encode, dataclasses.replace(OPTIONS, **options)
+        )
+
+    def test_a_validation_file_is_not_split(self):
+        numbered("a.jsonl", 10)
+        numbered("v.jsonl", 2)
+        train, val = self.both(["a.jsonl"], ["v.jsonl"], 0.5)
+        assert (len(train), queries(val)) == (10, ["v.jsonl 0", "v.jsonl 1"])
+
+    def test_without_one_the_share_is_split_off(self):
+        numbered("a.jsonl", 10)
+        train, val = self.both(["a.jsonl"], [], 0.3, seed=7)
+        assert (len(train), len(val)) == (7, 3)
+        assert [queries(part) for part in load("a.jsonl").split(0.3, 7)] == [
+            queries(train),
+            queries(val),
+        ]
+
+    def test_one_sample_is_not_split(self):
+        numbered("a.jsonl", 1)
+        assert [len(part) for part in self.both(["a.jsonl"], [], 0.5)] == [1, 0]
+
+    def test_the_problems_of_both_are_shown_together(self):
+        write("a.jsonl", ["{", '{"query": "q"}'])
+        write("v.jsonl", [{"query": "", "response": "r"}])
+        found = message(lambda: self.both(["a.jsonl", "no.jsonl"], ["v.jsonl"], 0.5))
+        assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
+            "a.jsonl:1: not JSON: Expecting property name enclosed in double quotes at column 2",
+            'a.jsonl:2: no "response"',
+            "no.jsonl: no such file",
+            'v.jsonl:1: "query" is empty',
+        ]
+
+
+class TestBadRecords:
+    def test_one_is_said_alone(self):
+        write("a.jsonl", [{"query": "q", "response": "r"}, {"query": "q", "response": ""}])
+        with pytest.raises(DataError, match=r'^a\.jsonl:2: "response" is empty\n hint: '):
+            load("a.jsonl")
+
+    @pytest.mark.parametrize(("count", "rest"), [(20, 0), (21, 1), (57, 37)])
+    def test_twenty_are_shown_and_the_rest_is_counted(self, count, rest):
+        write("a.jsonl", [{"query": "q"}] * count)
+        with pytest.raises(CollectedError) as error:
+            load("a.jsonl")
+        assert len(error.value.problems) == count
+        shown = [f'a.jsonl:{i + 1}: no "response"' for i in range(20)]
+        text = str(error.value).splitlines()
+        assert text[:40:2] == shown
+        assert text[40:] == ([f"... and {rest} more"] if rest else [])
+
+    def test_problems_of_all_kinds_are_in_the_order_of_the_file(self, picture):
+        Path("broken.png").write_bytes(b"x")
+        write(
+            "a.jsonl",
+            [
+                {"query": "q", "response": "r", "images": ["no.png"]},
+                "x",
+                {"query": "q", "response": "r", "images": [picture]},
+                {"query": 12345, "response": "r"},
+                {"query": "a" * 31, "response": "r"},
+                {"query": "q", "response": "r", "images": [picture, "broken.png"]},
+                {"query": "<image>", "response": "r"},
+            ],
+        )
+        found = message(lambda: load("a.jsonl", max_length=31))
+        assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
+            "a.jsonl:1: no.png: no such image",
+            "a.jsonl:2: not JSON: Expecting value at column 1",
+            'a.jsonl:4: "query": found a number, 12345; text is allowed',
+            "a.jsonl:5: 32 tokens, at most 31 are allowed",
+            "a.jsonl:6: broken.png: not a picture of a known format",
+            "a.jsonl:7: 0 images listed, 1 <image> in the text",
+        ]
+
+    def test_one_broken_image_is_said_at_every_record_that_names_it(self):
+        write("a.jsonl", [{"query": "q", "response": "r", "images": ["no.png"]}] * 2)
+        found = message(lambda: load("a.jsonl"))
+        assert found.count("no.png: no such image") == 2
+        assert "a.jsonl:2: no.png" in found
+
+    def test_skipping(self, capsys):
+        rows = [{"query": str(i), "response": "r"} for i in range(5)]
+        write("a.jsonl", [rows[0], "{", rows[1], {"query": ""}, rows[2], {}, rows[3]])
+        assert queries(load("a.jsonl", on_bad_sample="skip")) == ["0", "1", "2", "3"]
+        assert capsys.readouterr().err == (
+            "warning: skipped 3 bad records, the first: a.jsonl:2: not JSON: Expecting property "
+            "name enclosed in double quotes at column 2\n hint: write one JSON object per line\n"
+        )
+
+    def test_skipping_one(self, capsys):
+        write("a.jsonl", [{"query": "q", "response": "r"}, {}])
+        load("a.jsonl", on_bad_sample="skip")
+        assert capsys.readouterr().err.startswith(
+            'warning: skipped 1 bad record: a.jsonl:2: no "query"\n'
+        )
+
+    def test_skipping_all(self):
+        write("a.jsonl", [{}])
+        write("b.jsonl", ["x"])
+        assert message(lambda: load("a.jsonl", "b.jsonl", on_bad_sample="skip")) == (
+            "a.jsonl, b.jsonl: no usable sample is left\n"
+            " hint: correct the records; the warnings above name the first that was skipped"
+        )
+
+    def test_a_file_that_cannot_be_read_is_never_skipped(self):
+        numbered("a.jsonl", 3)
+        write("b.jsonl", ["x"])
+        found = message(
+            lambda: load("no.jsonl", "b.jsonl", "a.jsonl", "a.jsonl#9", on_bad_sample="skip")
+        )
+        assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
+            "no.jsonl: no such file",
+            "a.jsonl#9: #9 asks for more records than the file has",
+        ]
+
+    @pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "query,response\n")])
+    def test_a_file_without_records(self, name, text):
+        Path(name).write_text(text)
+        expected = f"{name}: holds no record\n hint: add some, or leave it out"
+        assert message(lambda: load(name)) == expected
+        assert message(lambda: load(f"{name}#1", on_bad_sample="skip")) == expected
+
+
+LONG = {
+    "history": [["<image>aaaa", "bbbb"], ["cccc", "dddd"], ["<image>eeee", "ffff"]],
+    "query": "gggg<image>",
+    "response": "hhhh",
+}
+TURNS = ["{1}aaaa", "bbbb", "cccc", "dddd", "{2}eeee", "ffff", "gggg{3}", "hhhh"]
+
+
+def tokens(turns: Sequence[str]) -> int:
+    text = "".join(turns)
+    images = len(re.findall(r"\{\d\}", text))
+    return len(text) + images * (IMAGE_TOKENS - 3)
+
+
+class TestLongSamples:
+    @pytest.fixture
+    def long(self, golden_picture) -> str:
+        for name in "123":
+            Path(name).write_bytes(golden_picture)
+        assert tokens(TURNS) == 62
+        return write("a.jsonl", [{**LONG, "images": ["1", "2", "3"]}])
+
+    @pytest.mark.parametrize("limit", [None, 62, 63])
+    @pytest.mark.parametrize("on_long", ["error", "skip", "truncate-history"])
+    def test_what_fits_is_left_alone(self, long, limit, on_long):
+        data = load(long, max_length=limit, on_long=on_long)
+        assert flat(data.conversations[0]) == TURNS
+
+    def test_error(self, long):
+        assert message(lambda: load(long, max_length=61)) == (
+            "a.jsonl:1: 62 tokens, at most 61 are allowed\n"
+            " hint: raise --max-length, or use --on-long skip or truncate-history"
+        )
+
+    def test_the_hint_of_inference_names_no_flag_of_training(self, long):
+        assert message(lambda: load(long, max_length=61, need_response=False)) == (
+            "a.jsonl:1: 62 tokens, at most 61 are allowed\n"
+            " hint: shorten it, or leave such records out with --on-bad-sample skip"
+        )
+
+    def test_skip(self, long, capsys):
+        numbered("b.jsonl", 2)
+        data = load(long, "b.jsonl", max_length=61, on_long="skip")
+        assert queries(data) == ["b.jsonl 0", "b.jsonl 1"]
+        assert capsys.readouterr().err == (
+            "warning: a.jsonl: skipped 1 sample of more than 61 tokens\n"
+        )
+
+    @pytest.mark.parametrize("limit", range(18, 64))
+    def test_history_goes_by_whole_exchanges_from_the_oldest(self, long, limit):
+        # Reference: the longest tail of whole exchanges that fits.
+        tails = [TURNS[start:] for start in range(0, len(TURNS), 2)]
+        expected = next(tail for tail in tails if tokens(tail) <= limit)
+        data = load(long, max_length=limit, on_long="truncate-history")
+        (made,) = data.conversations
+        assert flat(made) == expected
+        assert [turn.role for turn in made.turns] == ["user", "assistant"] * (len(expected) // 2)
+        kept = [ref.given for ref in made.images]
+        assert kept == re.findall(r"\{(\d)\}", "".join(expected))
+        assert len(data[0]) == tokens(expected) <= limit
+
+    def test_system_and_place_stay(self, long):
+        write("b.jsonl", [{**LONG, "images": ["1", "2", "3"], "system": "be brief"}])
+        (made,) = load("b.jsonl", max_length=20, on_long="truncate-history").conversations
+        assert (made.system, made.place, len(made.turns)) == ("be brief", "b.jsonl:1", 2)
+
+    def test_a_question_without_reply_keeps_its_last_turn(self, golden_picture, long):
+        row = {**LONG, "images": ["1", "2", "3"]}
+        del row["response"]
+        write("b.jsonl", [row])
+        (made,) = load(
+            "b.jsonl", max_length=14, on_long="truncate-history", need_response=False
+        ).conversations
+        assert flat(made) == ["gggg{3}"]
+
+    def test_what_is_too_long_without_its_history_is_refused(self, long):
+        assert message(lambda: load(long, max_length=17, on_long="truncate-history")) == (
+            "a.jsonl:1: 62 tokens, at most 17 are allowed\n hint: it is too long even without its "
+            "history; raise --max-length, or use --on-long skip"
+        )
+        numbered("b.jsonl", 1)
+        assert queries(
+            load(long, "b.jsonl", max_length=17, on_long="truncate-history", on_bad_sample="skip")
+        ) == ["b.jsonl 0"]
+
+
+def test_lengths_are_those_of_the_real_encoder(processor, golden_picture):
+    # One image more costs as many tokens as it becomes, and the limit counts every token.
+    Path("a.png").write_bytes(golden_picture)
+    rows = [
+        {"query": "<image>" * count + "What?", "response": "That.", "images": ["a.png"] * count}
+        for count in (1, 2, 3)
+    ]
+    write("a.jsonl", rows)
+    data = load_dataset(["a.jsonl"], processor.encode_conversation, OPTIONS)
+    lengths = [len(sample) for sample in data]
+    image = processor.chat.image_tokens
+    assert [b - a for a, b in itertools.pairwise(lengths)] == [image, image]
+    limited = dataclasses.replace(OPTIONS, max_length=lengths[1], on_long="skip")
+    kept = load_dataset(["a.jsonl"], processor.encode_conversation, limited)
+    assert [len(sample) for sample in kept] == lengths[:2]

@@ -1,0 +1,198 @@
+"""Pictures -> RGB as the authors' code sees them, and what is said of files that are none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from PIL import Image
+
+from vlft.data.images import content_key, decode, find_broken
+from vlft.errors import DataError
+
+IMAGES = GOLDEN / "images"
+
+# What the authors' code made of each picture, from every golden case.
+EXPECTED = {
+    entry["file"]: entry
+    for path in sorted((GOLDEN / "cases" / "deepseek-vl-siglip").glob("*.json"))
+    for entry in json.loads(path.read_text("utf-8")).get("images") or []
+}
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def message(path: str | Path, place: str = "") -> str:
+    with pytest.raises(DataError) as error:
+        decode(Path(path), place=place)
+    return str(error.value)
+
+
+class TestDecode:
+    @pytest.mark.parametrize("name", sorted(EXPECTED))
+    def test_pixels_are_those_of_the_authors(self, name):
+        expected = EXPECTED[name]
+        picture = decode(GOLDEN / name)
+        assert picture.mode == "RGB"
+        assert list(picture.size) == expected["size_used"]
+        assert hashlib.sha256(picture.tobytes()).hexdigest() == expected["rgb_sha256"]
+
+    def test_the_golden_cases_hold_every_mode(self):
+        modes = {entry["mode_in_file"] for entry in EXPECTED.values()}
+        assert modes >= {"RGB", "RGBA", "P", "L", "LA", "1"}
+        assert {entry["exif_orientation"] for entry in EXPECTED.values()} == {None, 6}
+
+    def test_alpha_is_dropped_not_blended(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+        pixels[0, :, 3] = 0
+        Image.fromarray(pixels, "RGBA").save("a.png")
+        np.testing.assert_array_equal(np.asarray(decode(Path("a.png"))), pixels[..., :3])
+
+    def test_orientation_in_exif_is_ignored(self):
+        picture = decode(IMAGES / "exif_rot.jpg")
+        with Image.open(IMAGES / "exif_rot.jpg") as stored:
+            assert stored.getexif()[0x0112] == 6
+            assert picture.size == stored.size
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(stored))
+
+    def test_cmyk(self):
+        with Image.open(IMAGES / "cmyk.jpg") as stored:
+            assert stored.mode == "CMYK"
+            inks = np.asarray(stored).astype(float)
+        light = (255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255
+        assert np.abs(np.asarray(decode(IMAGES / "cmyk.jpg")) - light).max() <= 1
+
+    def test_of_an_animation_the_first_frame(self):
+        with Image.open(IMAGES / "anim.gif") as stored:
+            frames = []
+            for number in range(stored.n_frames):
+                stored.seek(number)
+                frames.append(np.asarray(stored.convert("RGB")))
+        assert len(frames) > 1
+        assert not np.array_equal(frames[0], frames[1])
+        np.testing.assert_array_equal(np.asarray(decode(IMAGES / "anim.gif")), frames[0])
+
+
+class TestBroken:
+    def test_missing(self):
+        assert message("no.jpg") == (
+            "no.jpg: no such image\n"
+            " hint: paths start at the data file's folder, or at --image-root"
+        )
+        assert message("no.jpg", "a.jsonl:3").startswith("a.jsonl:3: no.jpg: no such image\n")
+
+    def test_a_whole_path_is_named_from_the_working_folder(self, tmp_path):
+        assert message(tmp_path / "sub" / "no.jpg").startswith("sub/no.jpg: no such image")
+        assert message("/nowhere/no.jpg").startswith("/nowhere/no.jpg: no such image")
+
+    def test_beside_a_file(self):
+        Path("a.jpg").write_bytes(b"")
+        assert message("a.jpg/b.jpg").startswith("a.jpg/b.jpg: no such image")
+
+    def test_folder(self):
+        Path("a.jpg").mkdir()
+        assert message("a.jpg") == (
+            "a.jpg: cannot be read (Is a directory)\n"
+            " hint: replace the file, or drop such records with --on-bad-sample skip"
+        )
+
+    @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(1000)])
+    def test_no_picture(self, content):
+        Path("a.jpg").write_bytes(content)
+        assert message("a.jpg", "a.jsonl:3") == (
+            "a.jsonl:3: a.jpg: not a picture of a known format\n"
+            " hint: name a picture, or drop such records with --on-bad-sample skip"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "share"),
+        [
+            *((name, share) for name in ("photo_a.jpg", "chart.png") for share in (0.3, 0.6, 0.9)),
+            ("cmyk.jpg", 0.9),
+            ("anim.gif", 0.2),
+        ],
+    )
+    def test_cut_short(self, name, share):
+        content = (IMAGES / name).read_bytes()
+        Path(name).write_bytes(content[: int(len(content) * share)])
+        assert re.fullmatch(
+            rf"{name}: not a whole picture \((.*truncated.*|broken PNG file.*)\)\n"
+            r" hint: replace the file, or drop such records with --on-bad-sample skip",
+            message(name),
+        )
+
+    def test_a_checksum_that_is_wrong(self):
+        content = bytearray((IMAGES / "chart.png").read_bytes())
+        content[content.index(b"IDAT") + 20] ^= 0xFF
+        Path("a.png").write_bytes(content)
+        assert "not a whole picture (" in message("a.png")
+
+    def test_a_bomb(self):
+        # 60,000 x 60,000 pixels in a few bytes: refused before it is unpacked.
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            body = kind + data
+            return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+        header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+        Path("a.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", b"")
+            + chunk(b"IEND", b"")
+        )
+        assert "a.png: not a whole picture (Image size (3600000000 pixels) exceeds" in (
+            message("a.png")
+        )
+
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError, SyntaxError, OSError])
+    def test_whatever_a_decoder_raises_is_said_with_the_place(self, monkeypatch, error):
+        def fail(*_: object) -> None:
+            raise error("Failed to decode image")
+
+        monkeypatch.setattr(Image, "open", fail)
+        assert message("a.avif", "a.jsonl:1").startswith(
+            "a.jsonl:1: a.avif: not a whole picture (Failed to decode image)\n"
+        )
+
+    def test_an_endless_name_is_cut(self):
+        assert re.match(r"x{100}\.\.\.x{56}\.jpg: cannot be read \(File name too long\)\n", (
+            message(5000 * "x" + ".jpg")
+        ))  # fmt: skip
+
+
+def test_find_broken_names_each_broken_file_once():
+    good = [IMAGES / "photo_a.jpg", IMAGES / "rgba.png"]
+    Path("bad.png").write_bytes(b"x")
+    broken = find_broken([*good, Path("bad.png"), Path("no.png"), *good, Path("bad.png")])
+    assert {str(path): error.message for path, error in broken.items()} == {
+        "bad.png": "not a picture of a known format",
+        "no.png": "no such image",
+    }
+
+
+class TestContentKey:
+    def test_is_the_digest_of_the_bytes(self):
+        content = (IMAGES / "chart.png").read_bytes()
+        Path("copy.png").write_bytes(content)
+        assert content_key(Path("copy.png")) == hashlib.sha256(content).hexdigest()
+        assert content_key(Path("copy.png")) == content_key(IMAGES / "chart.png")
+
+    def test_follows_the_file(self):
+        path = Path("a.png")
+        keys = set()
+        for number, content in enumerate((b"one", b"two", b"three")):
+            path.write_bytes(content)
+            os.utime(path, ns=(number, number))
+            keys.add(content_key(path))
+        assert keys == {hashlib.sha256(x).hexdigest() for x in (b"one", b"two", b"three")}
