@@ -1,6 +1,8 @@
 """One optimiser step's gradient, the plain way against vlft's, in one process on one model.
 
-python -m benchmarks.packing --output-json benchmarks/results/packing-cpu.json
+The figures of docs/performance.md:
+
+    python -m benchmarks.packing --output-json benchmarks/results/packing-cpu.json
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from vlft.data.images import content_key
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -101,22 +103,21 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
         token if _inside(start, replies) and token != chat.image_token_id else IGNORE
         for token, (start, _) in zip(ids, offsets, strict=True)
     ]
-    input_ids = torch.tensor([chat.bos_id, *ids])
-    repeats = torch.ones_like(input_ids)
-    repeats[input_ids == chat.image_token_id] = chat.image_tokens
     images = tuple(
         EncodedImage(ref.path, content_key(ref.path), chat.image_tokens)
         for ref in conversation.images
     )
-    if int((input_ids == chat.image_token_id).sum()) != len(images):
+    tags = ids.count(chat.image_token_id)
+    if tags != len(images):
         raise DataError(
-            f"the chat text holds {int((input_ids == chat.image_token_id).sum())} "
-            f"{chat.image_tag}, the conversation {len(images)} images",
+            f"the chat text holds {tags} {chat.image_tag}, the conversation {len(images)} images",
             place=conversation.place,
         )
+    # Lists until the end: a tensor operation per sample would wake all threads for nothing.
+    runs = [chat.image_tokens if token == chat.image_token_id else 1 for token in ids]
     return EncodedSample(
-        input_ids.repeat_interleave(repeats),
-        torch.tensor([IGNORE, *labels]).repeat_interleave(repeats),
+        torch.tensor([chat.bos_id, *_repeat(ids, runs)]),
+        torch.tensor([IGNORE, *_repeat(labels, runs)]),
         text,
         images,
     )
@@ -155,3 +156,8 @@ def _message(turn: Turn, chat: ChatFormat) -> dict[str, str]:
 def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
     index = bisect_right(spans, position, key=lambda span: span[0]) - 1
     return index >= 0 and position < spans[index][1]
+
+
+def _repeat(values: list[int], counts: list[int]) -> Iterator[int]:
+    for value, count in zip(values, counts, strict=True):
+        yield from repeat(value, count)
