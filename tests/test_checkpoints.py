@@ -185,7 +185,7 @@ class TestRefusals:
         config = json.loads((copy / "config.json").read_text())
         config["aligner_config"]["params"]["depth"] = 3
         (copy / "config.json").write_text(json.dumps(config))
-        with pytest.raises(CheckpointError, match="of depth 3; .* depth 2 only"):
+        with pytest.raises(CheckpointError, match=r"of depth 3; .* depth 2 only"):
             describe(copy).processor()
 
     def test_an_index_may_not_leave_its_folder(self, copy):

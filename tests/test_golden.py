@@ -1,4 +1,4 @@
-"""The authors' numbers: same text, ids, pixels, features, logits, greedy tokens, loss, gradients."""
+"""The authors' numbers: text, ids, pixels, features, logits, greedy tokens, loss, gradients."""
 
 from __future__ import annotations
 

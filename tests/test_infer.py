@@ -205,7 +205,7 @@ class TestApi:
         assert sample.text.endswith("Assistant: A cat.<｜end▁of▁sentence｜>")
         inputs = processor.collate([sample, processor.encode({"query": "Hi."})])
         with torch.no_grad():
-            logits = model(**{k: v for k, v in inputs.items()}).logits
+            logits = model(**inputs).logits
         assert logits.shape == (*inputs["input_ids"].shape, model.config.text_config.vocab_size)
 
     def test_trained_tokens_decode_to_the_replies(self):

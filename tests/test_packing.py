@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ class TestSchedule:
         groups = tuple(index // 5 for index in range(50))
         order = [index for step in Schedule(groups, 16, 3).epoch(0) for index in step]
         seen = [groups[index] for index in order]
-        assert sum(a != b for a, b in zip(seen, seen[1:], strict=False)) == 9
+        assert sum(a != b for a, b in pairwise(seen)) == 9
 
     def test_going_on_in_the_middle_is_going_on(self):
         schedule = Schedule(tuple(range(10)), 4, seed=0)

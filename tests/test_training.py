@@ -323,3 +323,17 @@ def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train
 def test_a_target_that_matches_nothing_leaves_no_run(config):
     with pytest.raises(ConfigError, match="'nothing_proj' matches no linear layer"):
         vlft.sft(dataclasses.replace(config, lora_target_modules="nothing_proj"))
+    assert not config.output_dir.exists()
+
+
+def test_a_tracker_that_is_not_there(config):
+    with pytest.raises(ConfigError, match="found wandb, which is not installed"):
+        vlft.sft(dataclasses.replace(config, report_to="wandb"))
+
+
+def test_the_shown_sample_marks_what_is_trained(config, capsys):
+    vlft.sft(dataclasses.replace(config, max_steps=1, show_sample=True))
+    shown = capsys.readouterr().err
+    assert "⟦ It is " in shown
+    assert "<｜end▁of▁sentence｜>⟧" in shown
+    assert "<image_placeholder>x36" in shown

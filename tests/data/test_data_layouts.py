@@ -296,3 +296,10 @@ class TestFields:
 
     def test_whole_characters_beyond_the_basic_plane_are_text(self):
         assert flat({"query": "😀𝔸", "response": "\ufffd\ue000"}) == ["😀𝔸", "\ufffd\ue000"]
+
+
+@pytest.mark.parametrize("name", ["https://a.b/c.jpg", "data:image/png;base64,AAAA", "file:/a.jpg"])
+def test_urls_are_refused_by_name(name):
+    row = {"query": "What?", "images": [name]}
+    with pytest.raises(DataError, match="as an image; local files are allowed"):
+        native(row, place="t:1", folder=Path(), image_tag="<i>", need_response=False)

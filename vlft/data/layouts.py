@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
+URL = re.compile(r"(https?|file|data):")
 # JSON can write half of a surrogate pair; no tokenizer and no file system takes it.
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
@@ -49,7 +50,7 @@ def native(
             'no "response"', place=place, hint="training needs the reply that is to be learnt"
         )
     texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
-    refs = [_image(name, folder) for name in _path_list(fields.get("images")) or ()]
+    refs = [_image(name, folder, place) for name in _path_list(fields.get("images")) or ()]
     parts = place_images(texts, refs, image_tag=image_tag, place=place)
     response = fields.get("response")
     _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
@@ -172,7 +173,13 @@ def _check_texts(
                 )
 
 
-def _image(name: str, folder: Path) -> ImageRef:
+def _image(name: str, folder: Path, place: str) -> ImageRef:
+    if URL.match(name):
+        raise DataError(
+            f"found {name[:40]!r} as an image; local files are allowed",
+            place=place,
+            hint="download the images and name their paths",
+        )
     return ImageRef(folder / name, name)
 
 

@@ -23,6 +23,7 @@ from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
 from vlft.training.resume import check_same_data, drop_later_checkpoints, resumed_config
 from vlft.training.setup import (
+    check_tracker,
     learning_rate,
     load_data,
     loop_options,
@@ -76,6 +77,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     if config.resume is not None:
         config, checkpoint = resumed_config(check(config), explicit)
     config = _absolute(check(config))
+    check_tracker(config.report_to)
     folder = locate_model(config.model, revision=config.revision, hub=config.hub)
     processor = folder.processor()
     data = load_data(config, processor)
@@ -87,9 +89,11 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         attn=config.attn,
     )
     config = _resolved(config, placement)
-    run = _open_run(config, folder, checkpoint)
+    if checkpoint is not None:
+        check_same_data(checkpoint.parent, [*config.dataset, *config.val_dataset])
     torch.manual_seed(config.seed)
     model, trained = prepare_model(config, folder, processor, placement, checkpoint)
+    run = _new_run(config, folder) if checkpoint is None else checkpoint.parent
     _introduce(config, model, folder, processor, data)
     job, position = _make_job(
         config, folder, processor, placement, data, model, trained, run, checkpoint
@@ -155,17 +159,12 @@ def _make_job(
     ), position
 
 
-def _open_run(config: SftConfig, folder: ModelFolder, checkpoint: Path | None) -> Path:
-    """The run folder: a new one with settings and provenance, or the resumed one, data checked."""
-    files = [*config.dataset, *config.val_dataset]
-    if checkpoint is not None:
-        run = checkpoint.parent
-        check_same_data(run, files)
-    else:
-        run = new_run_folder(config.output_dir, Path(folder.name).name)
-        record = provenance(folder.path, files)
-        (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        write_run_config(run, to_json(config))
+def _new_run(config: SftConfig, folder: ModelFolder) -> Path:
+    """A run folder with settings and provenance."""
+    run = new_run_folder(config.output_dir, Path(folder.name).name)
+    record = provenance(folder.path, [*config.dataset, *config.val_dataset])
+    (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    write_run_config(run, to_json(config))
     return run
 
 
@@ -181,8 +180,9 @@ def _introduce(
     console.err.print(parts_table(model, folder.family.parts))
     console.info(f"{len(data[0])} training samples, {len(data[1])} validation samples")
     if config.show_sample:
-        console.info("one encoded sample, trained tokens in green:")
-        console.err.print(sample_text(data[0][0], processor))
+        colour = console.err.is_terminal
+        console.info(f"one encoded sample, trained tokens {'in green' if colour else 'in ⟦ ⟧'}:")
+        console.err.print(sample_text(data[0][0], processor, marks=not colour))
 
 
 def _close(job: Job, position: Position) -> SftResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.data.images import content_key
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, ConfigError
 from vlft.packing.schedule import Schedule
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
@@ -128,9 +129,25 @@ def make_accelerator(config: SftConfig, placement: Placement, run: Path) -> Any:
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=str(run),
     )
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"found {accelerator.num_processes} processes; vlft trains with one so far",
+            place="accelerate launch",
+            hint="start it as: vlft sft ...",
+        )
     if config.report_to != "none":
         accelerator.init_trackers("vlft")
     return accelerator
+
+
+def check_tracker(name: str) -> None:
+    """Raises ConfigError if the tracker's package is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise ConfigError(
+            f"found {name}, which is not installed",
+            place="--report-to",
+            hint="pip install 'vlft[tracking]'",
+        )
 
 
 def learning_rate(config: SftConfig) -> float:

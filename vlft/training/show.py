@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
 
 
-def sample_text(sample: EncodedSample, processor: Processor) -> Text:
-    """The tokens of a sample as the model sees them: trained ones green, images as one mark."""
+def sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:
+    """The tokens of a sample as the model sees them.
+
+    Trained ones are green, and in double brackets if ``marks``; an image is its tag and its length.
+    """
     chat = processor.chat
     text = Text()
     ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
@@ -32,7 +35,10 @@ def sample_text(sample: EncodedSample, processor: Processor) -> Text:
             text.append(f"{chat.image_tag}x{end - start}", style="magenta")
         else:
             piece = chat.tokenizer.decode(ids[start:end], skip_special_tokens=False)
-            text.append(piece, style="bold green" if kind == "trained" else "dim")
+            if kind == "trained":
+                text.append(f"⟦{piece}⟧" if marks else piece, style="bold green")
+            else:
+                text.append(piece, style="dim")
         start = end
     return text
 
