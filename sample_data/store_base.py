@@ -1,0 +1,33 @@
+"""The last step of the base's recipe: a trained checkpoint, stored in bfloat16.
+
+    python sample_data/store_base.py CHECKPOINT sample_data/tiny-vl
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from vlft.checkpoints.export import export_model
+from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.locate import describe
+
+
+def main() -> None:
+    """Writes the folder anew."""
+    source, target = describe(Path(sys.argv[1])), Path(sys.argv[2])
+    chat = source.processor().chat
+    placement = resolve_placement(source, dtype="float32", device="cpu", quantize="none")
+    model = load_model(source, chat.image_token_id, placement)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    export_model(model, source, target, chat, layout="original", dtype=torch.bfloat16)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
