@@ -1,6 +1,6 @@
 """The last step of the base's recipe: a trained checkpoint, stored in bfloat16.
 
-    python sample_data/store_base.py CHECKPOINT sample_data/tiny-vl
+python sample_data/store_base.py CHECKPOINT sample_data/tiny-vl
 """
 
 from __future__ import annotations

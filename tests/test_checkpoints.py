@@ -188,6 +188,31 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=r"of depth 3; .* depth 2 only"):
             describe(copy).processor()
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "processor_config.json",
+            "preprocessor_config.json",
+        ],
+    )
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b"{", b"3"])
+    def test_a_damaged_small_file_is_named(self, copy, name, content):
+        (copy / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            describe(copy).processor()
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"language_config": 3}, {"vision_config": {}}, {"language_config": {"hidden_size": "x"}}],
+    )
+    def test_a_config_of_another_form(self, copy, fields):
+        edit_json(copy / "config.json", **fields)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load(copy)
+
     def test_an_index_may_not_leave_its_folder(self, copy):
         (copy / "model.safetensors").unlink()
         table = {"weight_map": {"a": "../../etc/passwd"}}

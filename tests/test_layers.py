@@ -17,6 +17,7 @@ LAYERS = [
     {"families"},
     {"data"},
     {"config", "settings"},
+    {"files"},
     {"errors", "console"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -6,6 +6,7 @@ Python API are all made from these three dataclasses.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -348,6 +349,14 @@ class MergeLoraConfig:
                     "no adapter given",
                     place="--ckpt-dir",
                     hint="name a run or a checkpoint-N folder of vlft sft",
+                )
+            ]
+        if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", self.max_shard_size):
+            return [
+                ConfigError(
+                    f"found {self.max_shard_size!r}",
+                    place="--max-shard-size",
+                    hint="write e.g. 5GB or 500MB",
                 )
             ]
         return []

@@ -203,6 +203,8 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
 def _scalar(kind: Any, value: Any, place: str) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML reads 1e-4 as text.
         try:

@@ -6,12 +6,12 @@ read, everything else must be at peft's default; weights are safetensors.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
 from vlft.errors import CheckpointError
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,10 +87,7 @@ def read_adapter_config(folder: Path) -> Any:
     from peft import LoraConfig
 
     path = folder / CONFIG_FILE
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{CONFIG_FILE} cannot be read: {error}", place=str(folder)) from None
+    fields = read_object(path)
     if fields.get("peft_type") != "LORA":
         raise CheckpointError(
             f"found peft_type {fields.get('peft_type')!r}, 'LORA' is allowed", place=str(path)

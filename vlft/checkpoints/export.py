@@ -11,6 +11,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from vlft.checkpoints.weights import read_tensors
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +137,7 @@ def _write_processor_files(
 ) -> None:
     """The image processor's numbers under the class names of the other layout."""
     path = base.path / "preprocessor_config.json"
-    numbers = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    numbers = read_object(path) if path.is_file() else {}
     kept = ("min_size", "image_mean", "image_std", "do_normalize", "rescale_factor")
     pixels = {key: numbers[key] for key in kept if key in numbers}
     size = native["vision_config"]["image_size"]

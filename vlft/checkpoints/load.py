@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from vlft.checkpoints.quantize import (
@@ -22,7 +23,7 @@ from vlft.checkpoints.quantize import (
     quantized_weight,
 )
 from vlft.checkpoints.weights import read_tensors
-from vlft.errors import CheckpointError, ConfigError
+from vlft.errors import CheckpointError, ConfigError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +116,14 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
     import transformers
 
     cls: Any = getattr(transformers, folder.family.model_class)
-    config = cls.config_class(**folder.native_config(image_token_id))
+    try:
+        config = cls.config_class(**folder.native_config(image_token_id))
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"a value that the model cannot have: {error}",
+            place=shown(folder.path / "config.json"),
+            hint="download the model again",
+        ) from None
     with init_empty_weights(include_buffers=False):
         return cls._from_config(config, attn_implementation=attn)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import find_family
-from vlft.families.processor import Processor, load_processor
+from vlft.families.processor import Processor, load_processor, native_config
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from vlft.families.base import Family
@@ -44,9 +44,7 @@ class ModelFolder:
 
     def native_config(self, image_token_id: int) -> dict[str, Any]:
         """Keyword arguments for the config of transformers' class."""
-        if self.layout == "original":
-            return self.family.native_config(self.config, image_token_id)
-        return self.family.clean_config(self.config, image_token_id)
+        return native_config(self.path, self.family, self.config, self.layout, image_token_id)
 
 
 def locate_model(
@@ -82,17 +80,14 @@ def describe(path: Path, name: str = "") -> ModelFolder:
     Raises:
         CheckpointError: no config.json, or none of a supported family.
     """
-    try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
+    if not (path / "config.json").is_file():
         found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"no config.json; found {found}",
             place=str(path),
             hint="name the folder that holds config.json and the weights",
-        ) from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"config.json cannot be read: {error}", place=str(path)) from None
+        )
+    config = read_object(path / "config.json")
     family, layout = find_family(config, place=str(path))
     return ModelFolder(path, name or str(path), config, family, layout)
 

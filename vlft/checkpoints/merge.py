@@ -18,7 +18,7 @@ from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placeme
 from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.errors import CheckpointError, ConfigError, VerificationError
+from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
 from vlft.settings import check
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
 
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raises CheckpointError if the folder holds something and may not be replaced."""
+    if target.is_file():
+        raise CheckpointError(
+            "is a file", place=shown(target), hint="name a folder with --output-dir"
+        )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
         raise CheckpointError(
             "the output folder is in use",

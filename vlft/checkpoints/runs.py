@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, VlftError
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,15 +143,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there are none.
     """
-    try:
-        settings: dict[str, Any] = json.loads((folder / RUN_CONFIG).read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{RUN_CONFIG} cannot be read: {error}",
-            place=str(folder),
-            hint="name a run or a checkpoint-N folder of vlft sft",
-        ) from None
-    return settings
+    return read_object(folder / RUN_CONFIG)
 
 
 def _prune(run: Path, keep: int | None, best_step: int | None) -> None:

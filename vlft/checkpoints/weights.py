@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlft.errors import CheckpointError
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     for name in INDEX_FILES:
         if (folder / name).is_file():
-            table = json.loads((folder / name).read_text("utf-8"))["weight_map"]
+            table = read_object(folder / name).get("weight_map")
+            if not isinstance(table, dict):
+                raise CheckpointError("holds no weight_map", place=str(folder / name))
             files = [folder / _plain_name(file, folder) for file in dict.fromkeys(table.values())]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
@@ -42,7 +44,9 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     raise CheckpointError(
-        f"no weights; looked for {', '.join(SINGLE_FILES)} and their indices", place=str(folder)
+        f"no weights; looked for {', '.join(SINGLE_FILES)} and their indices",
+        place=str(folder),
+        hint="download the whole model",
     )
 
 

@@ -5,13 +5,13 @@ picture -> SigLIP tower -> aligner (linear, GELU, linear) -> Llama LLM
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,7 @@ def pixels(folder: Path, config: Config) -> Pixels:
     The background colour is computed from the mean; the file's is ignored, as the authors do.
     """
     path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    settings = read_object(path) if path.is_file() else {}
     size = config["vision_config"]["image_size"]
     mean = tuple(settings.get("image_mean", (0.5, 0.5, 0.5)))
     std = tuple(settings.get("image_std", (0.5, 0.5, 0.5)))

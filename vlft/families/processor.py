@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer
 from vlft.data.encode import ChatFormat, EncodedSample, encode
 from vlft.data.images import decode
 from vlft.data.layouts import native
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, shown
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,9 +117,8 @@ def load_processor(
     if tokenizer.token_to_id(family.image_tag) is None:
         tokenizer.add_special_tokens([AddedToken(family.image_tag, special=True)])
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
-    convert = family.native_config if layout == "original" else family.clean_config
-    native_config = convert(config, image_token_id)
-    image_tokens = family.image_tokens(native_config)
+    native = native_config(folder, family, config, layout, image_token_id)
+    image_tokens = family.image_tokens(native)
     _check_image_tokens(folder, image_tokens)
     names = _special_tokens(folder)
     eos_token = names.get("eos_token", "")
@@ -135,9 +135,28 @@ def load_processor(
         eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
         pad_id=_token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
     )
-    pixels = family.pixels(folder, native_config)
-    max_length = int(native_config["text_config"]["max_position_embeddings"])
+    pixels = family.pixels(folder, native)
+    max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)
+
+
+def native_config(
+    folder: Path, family: Family, config: Mapping[str, Any], layout: str, image_token_id: int
+) -> dict[str, Any]:
+    """Keyword arguments for the config of transformers' class.
+
+    Raises:
+        CheckpointError: config.json lacks something, or holds it in another form.
+    """
+    convert = family.native_config if layout == "original" else family.clean_config
+    try:
+        return convert(config, image_token_id)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"incomplete, or not of the form of {family.title}: {error!r}",
+            place=shown(folder / "config.json"),
+            hint="download the model again",
+        ) from None
 
 
 def template_source(name: str) -> str:
@@ -153,7 +172,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError("no tokenizer.json", place=str(folder))
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_str(json.dumps(read_object(path)))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -165,7 +184,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         if path.is_file():
-            for key, value in json.loads(path.read_text("utf-8")).items():
+            for key, value in read_object(path).items():
                 if key in ("bos_token", "eos_token", "pad_token") and value is not None:
                     found[key] = value["content"] if isinstance(value, dict) else value
     return found
@@ -182,7 +201,7 @@ def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) 
 
 def _check_image_tokens(folder: Path, image_tokens: int) -> None:
     path = folder / "processor_config.json"
-    stated = json.loads(path.read_text("utf-8")).get("num_image_tokens") if path.exists() else None
+    stated = read_object(path).get("num_image_tokens") if path.is_file() else None
     if stated not in (None, image_tokens):
         raise CheckpointError(
             f"num_image_tokens is {stated}, the vision tower makes {image_tokens}",

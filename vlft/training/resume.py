@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, read_run_config
 from vlft.config import SftConfig
-from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
+from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all, shown
+from vlft.files import read_object
 from vlft.settings import build, flag, to_json
 from vlft.training.provenance import data_digests
 
@@ -50,7 +50,8 @@ def resumed_config(
         elif _differs(given_json[spec.name], to_json(saved)[spec.name]):
             problems.append(
                 ConfigError(
-                    f"found {given_json[spec.name]!r}, the run has {saved_json.get(spec.name)!r}",
+                    f"found {_text(given_json[spec.name])}, the run has "
+                    f"{_text(saved_json.get(spec.name))}",
                     place=flag(spec.name),
                     hint="a resumed run keeps its settings: leave the flag out, or start a new run",
                 )
@@ -61,15 +62,12 @@ def resumed_config(
 
 def check_same_data(run: Path, data_files: Collection[str]) -> None:
     """Raises CheckpointError if a data file is not what the run was started with."""
-    try:
-        before = json.loads((run / "provenance.json").read_text("utf-8"))["data"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"provenance.json cannot be read: {error}", place=str(run)) from None
+    before = read_object(run / "provenance.json").get("data", {})
     for path, value in data_digests(list(data_files)).items():
         if before.get(path) != value:
             raise CheckpointError(
                 "the file is not the one that the run was started with",
-                place=path,
+                place=shown(path),
                 hint="put the old file back, or start a new run",
             )
 
@@ -102,3 +100,7 @@ def _differs(given: object, saved: object) -> bool:
             _differs(left, right) for left, right in zip(given, saved, strict=True)
         )
     return given != saved
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else repr(value)

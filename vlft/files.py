@@ -1,0 +1,36 @@
+"""JSON files of model and run folders, read with an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, is no JSON, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no {path.name}", place=shown(path.parent), hint="name the folder that holds it"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", place=shown(path), hint="write or download it again"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"found {type(value).__name__}, an object is allowed",
+            place=shown(path),
+            hint="write or download it again",
+        )
+    return value
