@@ -45,8 +45,8 @@ def main() -> None:
     vlft("infer", "--model", "sample_data/tiny-vl", *answers("base"))
     vlft(
         *["sft", "--dataset", str(DATA / "train.jsonl"), "--val-dataset", str(DATA / "val.jsonl")],
-        *["--lora-target-modules", "ALL", "--lora-rank", "16", "--train-aligner"],
-        *["--learning-rate", "2e-3", "--num-train-epochs", "6", "--logging-steps", "10"],
+        *["--train-aligner", "--learning-rate", "3e-3", "--num-train-epochs", "6"],
+        *["--logging-steps", "25"],
         *["--output-dir", str(OUTPUT)],
     )
     run = next((ROOT / OUTPUT).glob("tiny-vl/v*"))
