@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,6 @@ def make_model(folder, processor):
 @pytest.fixture
 def model(make_model):
     return make_model()
-
-
-@pytest.fixture(autouse=True)
-def _quiet_peft():
-    """peft asks transformers by a name that is on its way out."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        yield
 
 
 PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")

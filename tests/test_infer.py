@@ -273,7 +273,7 @@ class TestApi:
             vlft.generate(model, processor, [{"query": "word " * 9000}], 8)
 
     def test_no_adapter_there(self, tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
             vlft.load(CASE.folder, adapter=tmp_path)
 
     def test_a_gpu_that_is_not_there(self):

@@ -87,18 +87,18 @@ class ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
             self._prompt_seen = True
             return
         self._ids += value.flatten().tolist()
-        self._show(self._processor.decode(self._ids))
+        # A trailing replacement mark is a character whose other bytes are still to come.
+        self._show(self._processor.decode(self._ids).rstrip("\ufffd"))
 
     def end(self) -> None:
-        """Ends the line."""
+        """Shows what was held back and ends the line."""
+        self._show(self._processor.decode(self._ids))
         console.out.print()
 
     def _show(self, text: str) -> None:
-        # A trailing replacement mark is a character whose other bytes are still to come.
-        whole = text.rstrip("\ufffd")
-        if whole.startswith(self._shown):
-            console.out.print(whole[len(self._shown) :], end="", markup=False)
-            self._shown = whole
+        if text.startswith(self._shown):
+            console.out.print(text[len(self._shown) :], end="", markup=False)
+            self._shown = text
 
 
 def chat(
