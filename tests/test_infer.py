@@ -281,3 +281,13 @@ class TestApi:
             pytest.skip("there is a GPU")
         with pytest.raises(ConfigError, match="found no usable GPU"):
             vlft.load(CASE.folder, device="cuda")
+
+
+def test_another_file_is_never_emptied(run, tmp_path):
+    """A result file that is none: kept to the last byte."""
+    target = tmp_path / "notes.json"
+    for content in ('{\n  "mine": 1\n}\n', "notes", '{"query": 1}\nnotes\n'):
+        target.write_text(content)
+        with pytest.raises(CheckpointError, match=r"is no result line|answers another record"):
+            answer(run, load_dataset_config=True, output=target)
+        assert target.read_text() == content

@@ -221,3 +221,33 @@ class TestHostileAdapters:
         save_file(weights, path)
         with pytest.raises(CheckpointError, match=re.escape(name.split(".lora_")[0])):
             load_adapter(make_model(), adapter)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"init_lora_weights": "eva"}, "found init_lora_weights 'eva'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "found init_lora_weights 'pissa_niter_4'"),
+        ({"layers_pattern": "x"}, "cannot be used"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused(
+    model, folder, make_model, tmp_path, fields, message
+):
+    save_adapter(add_lora(model, folder.family, LoraOptions()), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(make_model(), tmp_path)
+
+
+def test_a_damaged_adapter_and_a_wrong_base_are_named(model, folder, make_model, tmp_path):
+    save_adapter(add_lora(model, folder.family, LoraOptions()), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor[:, :3].clone() for name, tensor in weights.items()}, path)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load_adapter(make_model(), tmp_path)
+    path.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load_adapter(make_model(), tmp_path)

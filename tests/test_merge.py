@@ -15,7 +15,7 @@ from vlft.checkpoints import merge
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.merge import merge_lora
 from vlft.checkpoints.runs import find_checkpoint
-from vlft.errors import CheckpointError, VerificationError
+from vlft.errors import CheckpointError, UsageError, VerificationError
 
 CHANGES = {
     "lora": {},
@@ -156,3 +156,11 @@ def test_a_full_run_has_nothing_to_merge(case, tmp_path):
         merge_lora(config_of(run, tmp_path / "m"))
     # It is a model by itself.
     assert describe(find_checkpoint(run)).layout == "original"
+
+
+def test_it_replaces_neither_its_base_nor_its_adapter(runs, case, monkeypatch):
+    run = runs("lora")
+    for target in (run, run.parent, find_checkpoint(run), case.folder, case.folder.parent):
+        with pytest.raises(UsageError, match=r"would replace|in use"):
+            merge_lora(config_of(run, target, overwrite=True))
+    assert find_checkpoint(run).exists()

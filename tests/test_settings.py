@@ -277,7 +277,9 @@ class TestRoundTrip:
         if cls is SftConfig:
             return dataclasses.replace(made, tuner="lora", init_lora_weights="default")
         if cls is InferConfig:
-            return dataclasses.replace(made, load_dataset_config=False)
+            return dataclasses.replace(
+                made, load_dataset_config=False, dataset=(), merge_lora=False
+            )
         return dataclasses.replace(made, max_shard_size="1.5 GB")
 
     def test_through_json(self, cls, changed):

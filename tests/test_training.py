@@ -337,3 +337,19 @@ def test_the_shown_sample_marks_what_is_trained(config, capsys):
     assert "⟦ It is " in shown
     assert "<｜end▁of▁sentence｜>⟧" in shown
     assert "<image_placeholder>x36" in shown
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run(config, monkeypatch):
+    monkeypatch.setattr(loop, "clip", lambda _job: float("nan"))
+    with pytest.raises(VlftError, match="the gradient norm is nan"):
+        vlft.sft(config)
+    # And the next run of the process is a run of its own.
+    monkeypatch.undo()
+    assert vlft.sft(dataclasses.replace(config, dtype="bfloat16", max_steps=1)).finished
+
+
+def test_overwrite_is_not_remembered(config, monkeypatch):
+    run = vlft.sft(dataclasses.replace(config, save_steps=1)).run
+    vlft.sft(vlft.SftConfig(resume=run / "checkpoint-3", overwrite=True))
+    with pytest.raises(CheckpointError, match="the run goes on to checkpoint-4"):
+        vlft.sft(vlft.SftConfig(resume=run / "checkpoint-3"))

@@ -20,7 +20,7 @@ ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
 
-# These start from a product that is not zero, and take it off the base weights.
+# These set base weights too, which 4 and 8 bit cannot hold.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
 
 
@@ -207,6 +207,14 @@ class SftConfig:
                     found.append(
                         ConfigError("belongs to --tuner lora, found full", place=flag(name))
                     )
+        if self.init_lora_weights == "orthogonal" and self.lora_rank % 2:
+            found.append(
+                ConfigError(
+                    f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an "
+                    "even rank",
+                    place="--lora-rank",
+                )
+            )
         if self.init_lora_weights in CHANGES_BASE and self.quantize != "none":
             found.append(
                 ConfigError(
@@ -296,6 +304,22 @@ class InferConfig:
                     "needs the run whose validation set it answers",
                     place="--load-dataset-config",
                     hint="add --ckpt-dir output/.../checkpoint-N",
+                )
+            )
+        if self.merge_lora and self.quantize not in (None, "none"):
+            found.append(
+                ConfigError(
+                    f"found {self.quantize} with --merge-lora, which merges into whole weights",
+                    place="--quantize",
+                    hint="leave one of them out",
+                )
+            )
+        if self.system is not None and (self.dataset or self.load_dataset_config):
+            found.append(
+                ConfigError(
+                    "is of a chat; records have their own",
+                    place="--system",
+                    hint='write "system" into the records',
                 )
             )
         if self.merge_lora and self.ckpt_dir is None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(soft_wrap=True, highlight=False, stderr=True)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
+
+
+def reply(text: str) -> None:
+    """Writes a model's words to stdout as they are: no wrapping, no markup, no tabs replaced."""
+    out.file.write(text)
+    out.file.flush()
 
 
 def info(message: str) -> None:

@@ -157,7 +157,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("error", [RuntimeError, ValueError, SyntaxError, OSError])
     def test_whatever_a_decoder_raises_is_said_with_the_place(self, monkeypatch, error):
-        def fail(*_: object) -> None:
+        def fail(*_: object, **_settings) -> None:
             raise error("Failed to decode image")
 
         monkeypatch.setattr(Image, "open", fail)
@@ -196,3 +196,11 @@ class TestContentKey:
             os.utime(path, ns=(number, number))
             keys.add(content_key(path))
         assert keys == {hashlib.sha256(x).hexdigest() for x in (b"one", b"two", b"three")}
+
+
+def test_no_other_program_is_started(tmp_path):
+    """Pillow would hand this to Ghostscript."""
+    path = tmp_path / "a.eps"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    with pytest.raises(DataError, match="not a picture of a known format"):
+        decode(path)

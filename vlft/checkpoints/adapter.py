@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vlft.config import INIT_LORA
 from vlft.errors import CheckpointError
 from vlft.files import read_object
 
@@ -68,7 +70,15 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         raise CheckpointError(
             f"the adapter does not fit the model: {error}", place=str(folder)
         ) from None
-    result = set_peft_model_state_dict(peft_model, load_file(weights))
+    try:
+        result = set_peft_model_state_dict(peft_model, load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(
+            f"the adapter does not fit the model: {reason}",
+            place=str(folder),
+            hint="use the base that it was trained on",
+        ) from None
     missing = [name for name in result.missing_keys if "lora_" in name]
     if result.unexpected_keys or missing:
         names = [*result.unexpected_keys, *missing][:3]
@@ -104,4 +114,14 @@ def read_adapter_config(folder: Path) -> Any:
             place=str(path),
             hint="only plain LoRA, DoRA and rsLoRA adapters are loaded",
         )
-    return LoraConfig(**{name: fields[name] for name in READ_FIELDS if name in fields})
+    init = fields.get("init_lora_weights", True)
+    if not isinstance(init, bool) and init not in INIT_LORA:
+        raise CheckpointError(
+            f"found init_lora_weights {init!r}",
+            place=str(path),
+            hint=f"allowed: true, false, {', '.join(INIT_LORA[1:])}",
+        )
+    try:
+        return LoraConfig(**{name: fields[name] for name in READ_FIELDS if name in fields})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot be used: {error}", place=str(path)) from None

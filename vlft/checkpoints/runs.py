@@ -8,19 +8,22 @@ output/<model name>/v<k>-<time>/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import CheckpointError, VlftError
+from safetensors import SafetensorError
+
+from vlft.errors import CheckpointError, VlftError, shown
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Sequence
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 RUN_CONFIG = "run_config.json"
@@ -112,10 +115,11 @@ def save_checkpoint(
         point(run / "last", final.name)
         if best_step is not None and (run / f"checkpoint-{best_step}").exists():
             point(run / "best", f"checkpoint-{best_step}")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise VlftError(
-            f"the checkpoint could not be written ({error.strerror}); earlier ones are whole",
+            f"the checkpoint could not be written ({reason}); earlier ones are whole",
             place=str(final),
             hint=f"make room, then go on with: vlft sft --resume {run}",
         ) from error
@@ -165,3 +169,28 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_same_data(run: Path, data_files: Collection[str]) -> None:
+    """Raises CheckpointError if a data file is not what the run was started with."""
+    before = read_object(run / "provenance.json").get("data", {})
+    for path, value in data_digests(list(data_files)).items():
+        if before.get(path) != value:
+            raise CheckpointError(
+                "the file is not the one that the run was started with",
+                place=shown(path),
+                hint="put the old file back, or start a new run",
+            )
+
+
+def data_digests(data_files: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each data file, by its name without ``#N``."""
+    paths = [Path(spec) for spec in data_files]
+    plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]
+    return {str(path): digest(path) for path in plain}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """All that Pillow opens, less what it starts another program for (Ghostscript)."""
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - {"EPS"}))
+
+
 def decode(path: Path, *, place: str = "") -> Image.Image:
     """The picture in RGB: alpha dropped, first frame, EXIF orientation ignored.
 
@@ -24,7 +31,7 @@ def decode(path: Path, *, place: str = "") -> Image.Image:
     """
     where = f"{place}: {shown(path)}" if place else shown(path)
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=formats()) as picture:
             return picture.convert("RGB")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(

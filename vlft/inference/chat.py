@@ -93,11 +93,11 @@ class ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         """Shows what was held back and ends the line."""
         self._show(self._processor.decode(self._ids))
-        console.out.print()
+        console.reply("\n")
 
     def _show(self, text: str) -> None:
         if text.startswith(self._shown):
-            console.out.print(text[len(self._shown) :], end="", markup=False)
+            console.reply(text[len(self._shown) :])
             self._shown = text
 
 

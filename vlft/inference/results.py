@@ -10,11 +10,15 @@ import jsonlines
 
 from vlft.data.conversation import Conversation, flat_text
 from vlft.data.layouts import COMMON_TAG
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+
+# How every result line begins: tells one cut off by a kill from another file's.
+START = b'{"query": '
 
 
 class ResultFile:
@@ -37,9 +41,7 @@ class ResultFile:
         Raises:
             CheckpointError: the file answers other records, or was made with other settings.
         """
-        if self._overwrite:
-            self.path.unlink(missing_ok=True)
-        if not self.path.exists():
+        if self._overwrite or not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return 0
         lines = _whole_lines(self.path)
@@ -56,7 +58,10 @@ class ResultFile:
         return len(lines)
 
     def append(self, conversations: Sequence[Conversation], replies: Sequence[str]) -> None:
-        """Writes the lines of some records and flushes them."""
+        """Writes the lines of some records and flushes them; replaces the file if asked, once."""
+        if self._overwrite:
+            self.path.unlink(missing_ok=True)
+            self._overwrite = False
         with jsonlines.open(self.path, "a", dumps=_dumps, flush=True) as file:
             for conversation, reply in zip(conversations, replies, strict=True):
                 file.write(
@@ -96,19 +101,28 @@ def describe_record(conversation: Conversation) -> dict[str, Any]:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; what follows the last of them is cut off the file."""
+    """The result lines; a last one that a kill cut off is removed from the file.
+
+    Raises:
+        CheckpointError: the file holds something else; it is left as it is.
+    """
     whole: list[dict[str, Any]] = []
     size = 0
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             try:
                 value = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                break
-            if not line.endswith(b"\n") or not isinstance(value, dict):
-                break
-            whole.append(value)
-            size += len(line)
+            except ValueError:
+                value = None
+            if isinstance(value, dict) and line.endswith(b"\n"):
+                whole.append(value)
+                size += len(line)
+            elif line.endswith(b"\n") or line[: len(START)] != START[: len(line)]:
+                raise CheckpointError(
+                    f"line {number} is no result line; the file is left as it is",
+                    place=shown(path),
+                    hint="name another --output",
+                )
     if size < path.stat().st_size:
         os.truncate(path, size)
     return whole

@@ -15,6 +15,7 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
+from vlft.checkpoints.runs import check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.errors import ConfigError
@@ -77,6 +78,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
         "model": folder.name,
         "adapter": str(tuned.adapter) if tuned and tuned.adapter else None,
         "merged": config.merge_lora,
+        "dtype": config.dtype,
+        "quantize": config.quantize,
+        "weights": _weights_stamp(tuned.adapter if tuned and tuned.adapter else folder.path),
     }
     results = ResultFile(_output(config, folder, tuned), settings, overwrite=config.overwrite)
     done = results.done(data.conversations)
@@ -128,8 +132,14 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
         ):
             if row.get(key) not in (None, []):
                 value = ", ".join(row[key]) if key == "images" else row[key]
-                console.out.print(f"[{name}] {value}", markup=False)
-        console.out.print()
+                console.reply(f"[{name}] {value}\n")
+        console.reply("\n")
+
+
+def _weights_stamp(folder: Path) -> list[list[str | int]]:
+    """Name, size and time of the weight files: replies of other weights are not continued."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(files)]
 
 
 def _answer(
@@ -155,6 +165,8 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
     encode = processor.encode_conversation
     if config.load_dataset_config and tuned is not None:
         run = tuned.settings
+        if tuned.checkpoint.with_name("provenance.json").is_file():
+            check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
         options = DataOptions(
             image_tag=processor.family.image_tag,
             image_root=config.image_root or run.image_root,
@@ -178,6 +190,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
             need_response=False,
             on_bad_sample=config.on_bad_sample,
             max_length=processor.max_length - 1,
+            seed=config.seed,
         )
         return load_dataset(config.dataset, encode, options)
     return None

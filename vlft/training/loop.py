@@ -134,10 +134,12 @@ def train(job: Job, position: Position) -> Position:
                 epoch = position.step / job.schedule.steps_per_epoch
                 log.step(position.step, epoch, {**window.metrics(), **metrics})
                 window = Window(started=time.perf_counter())
+            paused = time.perf_counter()
             is_best = evaluate_if_due(job, position, log)
             if is_best or position.finished or position.step % options.save_steps == 0:
                 save(job, position)
                 saved_at = position.step
+            window.started += time.perf_counter() - paused
         if position.step > saved_at:
             save(job, position)
     return position
@@ -160,8 +162,18 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
     weight = sum(float(row.weight.sum()) for row in rows)
     total = 0.0
     for row in rows:
-        loss = row_loss(job, row)
-        job.accelerator.backward(loss / weight)
+        try:
+            loss = row_loss(job, row)
+            job.accelerator.backward(loss / weight)
+        except torch.OutOfMemoryError as error:
+            raise VlftError(
+                f"out of memory with a row of {len(row)} tokens",
+                place=str(job.accelerator.device),
+                hint=(
+                    f"lower --tokens-per-microbatch (now {job.options.tokens_per_row}), "
+                    "or use --gradient-checkpointing or --quantize nf4"
+                ),
+            ) from error
         total += loss.item()
     if not math.isfinite(total):
         raise VlftError(
@@ -170,6 +182,13 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             hint="lower --learning-rate, or check the data; the last checkpoint is whole",
         )
     norm = clip(job)
+    # With a gradient scaler such a step is skipped, and the scale lowered.
+    if job.accelerator.scaler is None and not math.isfinite(norm):
+        raise VlftError(
+            f"the gradient norm is {norm}",
+            place=str(job.run),
+            hint="lower --learning-rate; the last checkpoint is whole",
+        )
     job.optimizer.step()
     job.scheduler.step()
     return total, norm
@@ -186,19 +205,9 @@ def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
     """Loss sum of a row, in nats."""
     device = job.accelerator.device
     pixels = pixels_of(row.images, job.processor)
-    try:
-        loss: torch.Tensor = job.objective(
-            row.to(device), None if pixels is None else pixels.to(device)
-        )
-    except torch.OutOfMemoryError as error:
-        raise VlftError(
-            f"out of memory with a row of {len(row)} tokens",
-            place=str(device),
-            hint=(
-                f"lower --tokens-per-microbatch (now {job.options.tokens_per_row}), "
-                "or use --gradient-checkpointing or --quantize nf4"
-            ),
-        ) from error
+    loss: torch.Tensor = job.objective(
+        row.to(device), None if pixels is None else pixels.to(device)
+    )
     return loss
 
 
@@ -221,7 +230,7 @@ def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
     if not due or not len(job.val):
         return False
     loss = evaluate(job)
-    is_best = position.best_loss is None or loss < position.best_loss
+    is_best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if is_best:
         position.best_loss, position.best_step = loss, position.step
         position.evaluations_without_best = 0

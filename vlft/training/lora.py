@@ -34,7 +34,7 @@ class LoraOptions:
 
     target_modules: str = "qkv"
     rank: int = 8
-    alpha: float = 32
+    alpha: float = 32.0
     dropout: float = 0.0
     use_dora: bool = False
     use_rslora: bool = False
@@ -57,7 +57,8 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
     targets = resolve_targets(model, family, options)
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,
+        # Readers of the file expect a whole number where it is one.
+        lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
         lora_dropout=options.dropout,
         target_modules=targets_pattern(targets),
         use_dora=options.use_dora,

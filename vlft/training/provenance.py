@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlft import __version__
+from vlft.checkpoints.runs import data_digests, digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
 
@@ -35,16 +35,3 @@ def provenance(model: Path, data_files: Sequence[str]) -> dict[str, Any]:
         "model_config": digest(model / "config.json"),
         "data": data_digests(data_files),
     }
-
-
-def data_digests(data_files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each data file, by its name without ``#N``."""
-    paths = [Path(spec) for spec in data_files]
-    plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]
-    return {str(path): digest(path) for path in plain}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, read_run_config
 from vlft.config import SftConfig
-from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all, shown
-from vlft.files import read_object
+from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
 from vlft.settings import build, flag, to_json
-from vlft.training.provenance import data_digests
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,7 +39,7 @@ def resumed_config(
     if explicit is None:
         explicit = [name for name in given_json if given_json[name] != defaults[name]]
     problems: list[UsageError] = []
-    changes = {}
+    changes: dict[str, Any] = {}
     for spec in dataclasses.fields(SftConfig):
         if spec.name not in explicit:
             continue
@@ -57,19 +55,9 @@ def resumed_config(
                 )
             )
     raise_all(problems)
+    # Never out of the saved settings: it removes checkpoints.
+    changes["overwrite"] = given.overwrite
     return dataclasses.replace(saved, **changes), checkpoint
-
-
-def check_same_data(run: Path, data_files: Collection[str]) -> None:
-    """Raises CheckpointError if a data file is not what the run was started with."""
-    before = read_object(run / "provenance.json").get("data", {})
-    for path, value in data_digests(list(data_files)).items():
-        if before.get(path) != value:
-            raise CheckpointError(
-                "the file is not the one that the run was started with",
-                place=shown(path),
-                hint="put the old file back, or start a new run",
-            )
 
 
 def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:

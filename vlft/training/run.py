@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from vlft import console
 from vlft.checkpoints.adapter import save_adapter
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
-from vlft.checkpoints.runs import new_run_folder, write_run_config
+from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
 from vlft.settings import check, to_json
 from vlft.training.loop import Job, train
 from vlft.training.loss import PackedLoss
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
-from vlft.training.resume import check_same_data, drop_later_checkpoints, resumed_config
+from vlft.training.resume import drop_later_checkpoints, resumed_config
 from vlft.training.setup import (
     check_tracker,
     learning_rate,
@@ -95,13 +96,18 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     model, trained = prepare_model(config, folder, processor, placement, checkpoint)
     run = _new_run(config, folder) if checkpoint is None else checkpoint.parent
     _introduce(config, model, folder, processor, data)
-    job, position = _make_job(
-        config, folder, processor, placement, data, model, trained, run, checkpoint
-    )
-    if checkpoint is not None:
-        drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
-        cut_metrics(run, position.step)
-    position = train(job, position)
+    try:
+        job, position = _make_job(
+            config, folder, processor, placement, data, model, trained, run, checkpoint
+        )
+        if checkpoint is not None:
+            drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
+            cut_metrics(run, position.step)
+        position = train(job, position)
+        job.accelerator.end_training()
+    finally:
+        # A later run of the same process may want another precision or device.
+        AcceleratorState._reset_state(reset_partial_state=True)
     return _close(job, position)
 
 
@@ -186,11 +192,6 @@ def _introduce(
 
 
 def _close(job: Job, position: Position) -> SftResult:
-    from accelerate.state import AcceleratorState
-
-    job.accelerator.end_training()
-    # A later run of the same process may want another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=True)
     checkpoint = job.run / f"checkpoint-{position.step}"
     if position.finished:
         console.info(f"done: {checkpoint}")

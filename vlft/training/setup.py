@@ -121,6 +121,7 @@ def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
 def make_accelerator(config: SftConfig, placement: Placement, run: Path) -> Any:
     """Accelerate's Accelerator for this precision and device, with the asked tracker."""
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(placement.dtype, "no")
     accelerator = Accelerator(
@@ -128,6 +129,8 @@ def make_accelerator(config: SftConfig, placement: Placement, run: Path) -> Any:
         cpu=placement.device.type == "cpu",
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=str(run),
+        # Given, so that no environment variable is asked: it would scale the loss.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if accelerator.num_processes > 1:
         raise ConfigError(

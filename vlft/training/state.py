@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,13 +67,13 @@ def read_state(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module)
     try:
         position = Position(**json.loads((path / "state.json").read_text("utf-8")))
         tensors = load_file(path / "state.safetensors")
-    except (OSError, ValueError, TypeError) as error:
+        torch.set_rng_state(tensors.pop("rng.cpu"))
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"no usable state to resume from: {error}",
             place=str(path),
             hint="resume from another checkpoint of the run",
         ) from None
-    torch.set_rng_state(tensors.pop("rng.cpu"))
     cuda = tensors.pop("rng.cuda", None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
