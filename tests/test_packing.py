@@ -150,6 +150,13 @@ class TestSchedule:
         if limit == 1000:
             assert len(rows) == 1
 
+    def test_unrelated_samples_are_joined_only_while_the_row_is_small(self):
+        related = [sample("a" * 1500 + end) for end in "bc"]
+        rows = pack_rows(
+            [*related, sample("d" * 700), sample("e" * 200)], IMAGE, tokens_per_row=4096
+        )
+        assert sorted(len(row) for row in rows) == [900, 1502]
+
     def test_sharers_go_into_one_row(self):
         samples = [sample("aaaa" + end) for end in "bcd"] + [sample("eeeee")]
         rows = pack_rows(samples, IMAGE, tokens_per_row=7)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
 
 
+# Unrelated samples share a row up to this many tokens: enough to fill the matrix products. Beyond,
+# the mask's square costs more than a second row does.
+JOINED_TOKENS = 1024
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The order of the samples of a run.
@@ -71,7 +76,8 @@ def pack_rows(
 ) -> list[PackedBatch]:
     """The samples of a step in as few rows as fit.
 
-    A sample that is longer than ``tokens_per_row`` gets a row of its own.
+    Samples that share a picture or a long prompt fill a row up to ``tokens_per_row``; unrelated ones
+    are joined up to JOINED_TOKENS. A sample that is longer gets a row of its own.
 
     Args:
         samples: of one step.
@@ -85,7 +91,7 @@ def pack_rows(
     # First fit decreasing: the long ones first, each into the first row with room.
     for cost, members in sorted(bundles, key=lambda bundle: -bundle[0]):
         for place, (used, inside) in enumerate(bins):
-            if used + cost <= tokens_per_row:
+            if used + cost <= min(tokens_per_row, JOINED_TOKENS):
                 bins[place] = (used + cost, inside + members)
                 break
         else:
