@@ -76,7 +76,7 @@ def pack_rows(
 ) -> list[PackedBatch]:
     """The samples of a step in as few rows as fit.
 
-    Samples that share a picture or a long prompt fill a row up to ``tokens_per_row``; unrelated ones
+    Samples that share much of their prompt fill a row up to ``tokens_per_row``; unrelated ones
     are joined up to JOINED_TOKENS. A sample that is longer gets a row of its own.
 
     Args:
