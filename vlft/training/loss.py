@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlft.families.base import Family
     from vlft.packing.prefix_tree import PackedBatch
 
-# Positions whose logits exist at once: 512 x 102400 x 4 bytes = 200 MB, three times in the backward.
+# Positions whose logits exist at once: 512 x 102400 x 4 bytes = 200 MB, thrice in backward.
 CHUNK = 512
 
 
