@@ -41,7 +41,14 @@ class FamilyCase:
         return GOLDEN / "cases" / self.checkpoint
 
 
-MATRIX = [FamilyCase("deepseek_vl", "deepseek-vl-siglip", ("User", "Assistant"))]
+WORDS = ("User", "Assistant")
+TOKENS = ("<|User|>", "<|Assistant|>")
+MATRIX = [
+    FamilyCase("deepseek_vl", "deepseek-vl-siglip", WORDS),
+    FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, 2e-4),
+    FamilyCase("janus", "janus", WORDS),
+    FamilyCase("janus", "janus-pro", TOKENS),
+]
 
 
 @pytest.fixture(params=MATRIX, ids=lambda case: case.checkpoint, scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 
@@ -10,11 +11,11 @@ import torch
 from conftest import GOLDEN, MATRIX
 from safetensors.torch import load_file
 
+from vlft.checkpoints.export import canonical_name
 from vlft.data.encode import tokenize
 from vlft.inference.text import Sampling, generate_replies
 from vlft.packing.prefix_tree import pack
 from vlft.training.loss import PackedLoss
-from vlft.vision.encode import pixels_of
 
 
 def cases_of(kind: str) -> list:
@@ -36,6 +37,13 @@ def row_of(messages: list[dict], system: str | None) -> dict:
         "system": system,
     }
     return {**row, "response": texts[-1]} if texts[-1] else row
+
+
+def rows_of(found: torch.Tensor, expected: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor and what is stored of it, as rows: large ones are stored in part."""
+    if name in expected:
+        return found.flatten(0, -2), expected[name].flatten(0, -2)
+    return found.flatten(0, -2)[expected[f"{name}.row_idx"]], expected[f"{name}.rows"]
 
 
 @pytest.mark.parametrize(("case", "path"), cases_of("single"), indirect=["case"], scope="session")
@@ -63,7 +71,7 @@ class TestSingle:
     def test_pixels(self, data, expected, sample, processor):
         if not sample.images:
             pytest.skip("text only")
-        pixels = processor.collate([sample])["pixel_values"]
+        pixels = processor.pixel_values(sample.images)
         assert pixels.dtype == torch.float32
         digest = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
         assert digest == data["pixel_values_sha256"]
@@ -71,10 +79,10 @@ class TestSingle:
     def test_features(self, case, expected, sample, processor, model):
         if not sample.images:
             pytest.skip("text only")
-        pixels = processor.collate([sample])["pixel_values"]
         with torch.no_grad():
-            features = processor.family.encode_images(model, pixels)
-        torch.testing.assert_close(features, expected["image_embeds"], atol=1e-4, rtol=0)
+            features = processor.family.encode_images(model, processor.image_inputs(sample.images))
+        found, wanted = rows_of(features, expected, "image_embeds")
+        torch.testing.assert_close(found, wanted, atol=case.tolerance, rtol=0)
 
     def test_logits(self, case, expected, sample, processor, model):
         inputs = processor.collate([sample])
@@ -91,7 +99,7 @@ class TestSingle:
         assert reply.token_ids == data["generated_ids"][: len(reply.token_ids)]
         assert len(reply.token_ids) == 12 or reply.token_ids[-1] == processor.chat.eos_id
         if len(reply.token_ids) == 12:
-            assert reply.text == data["generated_text"]
+            assert reply.text == data["generated_text"].strip()
 
 
 @pytest.mark.parametrize(("case", "path"), cases_of("tokens_only"), indirect=["case"])
@@ -100,9 +108,11 @@ def test_prompt_ids(case, path, processor):
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))["input_ids"][0]
     chat = processor.chat
+    before, after = chat.image_border
     ids = [chat.bos_id]
     for token in tokenize(data["prompt"], chat)[0]:
-        ids += [token] * (chat.image_tokens if token == chat.image_token_id else 1)
+        run = [*before, *[token] * (processor.pixels.tokens or 0), *after]
+        ids += run if token == chat.image_token_id else [token]
     assert ids == expected.tolist()
 
 
@@ -138,7 +148,7 @@ def test_loss_and_gradients(case, path, processor, model, folder):
     row = pack([sample], processor.chat.image_token_id)
     assert row.weight.sum() == data["n_label_tokens"]
     model.requires_grad_(True)
-    loss = PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
+    loss = PackedLoss(model, folder.family)(row, processor.image_inputs(row.images))
     loss = loss / row.weight.sum()
     loss.backward()
     assert loss.item() == pytest.approx(data["loss"], rel=1e-5)
@@ -149,4 +159,11 @@ def test_loss_and_gradients(case, path, processor, model, folder):
         assert gradient.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-7), name
         if f"grad.{name}" in expected:
             torch.testing.assert_close(gradient, expected[f"grad.{name}"], atol=1e-5, rtol=1e-4)
-    assert all(folder.family.keys.is_unused(name) for name in data["params_without_grad"])
+    trained = {
+        match.original
+        for name, gradient in native.items()
+        if gradient is not None
+        for match in folder.family.keys.from_native(canonical_name(name), len(gradient))
+    }
+    for pattern in data["params_without_grad"]:
+        assert not fnmatch.filter(trained, pattern), pattern

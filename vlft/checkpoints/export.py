@@ -11,7 +11,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from vlft.checkpoints.weights import read_tensors
-from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,10 +77,10 @@ def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tens
     keys = base.family.keys
     native = _native_state(model)
     state: dict[str, Tensor] = {}
-    for name in native:
-        match = keys.from_native(name)
-        if match.original not in state:
-            state[match.original] = match.to_original([native[part] for part in match.native])
+    for name, tensor in native.items():
+        for match in keys.from_native(name, len(tensor)):
+            if match.original not in state:
+                state[match.original] = match.to_original([native[part] for part in match.native])
     if base.layout == "original":
         state.update(
             (name, tensor) for name, tensor in read_tensors(base.path) if keys.is_unused(name)
@@ -119,50 +118,19 @@ def _write_small_files(
         _write_json(folder / "config.json", base.family.original_config(native, dtype))
     else:
         config = {**model.config.to_dict(), "dtype": dtype}
-        config["architectures"] = [base.family.model_class]
+        config["architectures"] = [type(model).__name__]
         _write_json(folder / "config.json", config)
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
         _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
-    _write_processor_files(base, folder, chat, native, layout)
+    pixels, processor = base.family.processor_files(base.path, base.config, native, layout)
+    _write_json(folder / "preprocessor_config.json", pixels)
+    _write_json(folder / "processor_config.json", processor)
 
 
 def _copy_small_files(base: ModelFolder, folder: Path) -> None:
     for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
         if (base.path / name).is_file():
             shutil.copyfile(base.path / name, folder / name)
-
-
-def _write_processor_files(
-    base: ModelFolder, folder: Path, chat: ChatFormat, native: Mapping[str, Any], layout: str
-) -> None:
-    """The image processor's numbers under the class names of the other layout."""
-    path = base.path / "preprocessor_config.json"
-    numbers = read_object(path) if path.is_file() else {}
-    kept = ("min_size", "image_mean", "image_std", "do_normalize", "rescale_factor")
-    pixels = {key: numbers[key] for key in kept if key in numbers}
-    size = native["vision_config"]["image_size"]
-    if layout == "original":
-        pixels |= {"image_processor_type": "VLMImageProcessor", "image_size": size}
-        processor = {
-            "add_special_token": False,
-            "ignore_id": -100,
-            "image_tag": chat.image_tag,
-            "mask_prompt": True,
-            "processor_class": "VLChatProcessor",
-            "sft_format": "deepseek",
-        }
-    else:
-        processor_class, image_class = base.family.processor_classes
-        pixels |= {
-            "image_processor_type": image_class,
-            "processor_class": processor_class,
-            "size": {"height": size, "width": size},
-        }
-        processor = {"processor_class": processor_class}
-    _write_json(folder / "preprocessor_config.json", pixels)
-    _write_json(
-        folder / "processor_config.json", {**processor, "num_image_tokens": chat.image_tokens}
-    )
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

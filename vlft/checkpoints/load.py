@@ -17,20 +17,21 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from vlft.checkpoints.quantize import (
-    is_quantized,
+    holds_quantized,
     mark_quantized,
-    quantize_linears,
+    quantize_language,
     quantized_weight,
 )
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator, Mapping
 
     from transformers import PreTrainedModel
 
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.families.keymap import Match
 
 DTYPES = {
     "float32": torch.float32,
@@ -84,17 +85,17 @@ def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -
         CheckpointError: the files do not fit the class.
     """
     model = empty_model(folder, image_token_id, placement.attn)
-    language = folder.family.parts.language
-    quantize_linears(model, language, placement.quantize, placement.dtype)
+    quantize_language(model, folder.family, placement.quantize, placement.dtype)
     expected = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in expected.items()}
     filled: set[str] = set()
     unexpected: list[str] = []
     wrong: list[str] = []
-    for name, tensor in native_tensors(folder, set(expected)):
+    for name, tensor in native_tensors(folder, shapes):
         if name not in expected:
             unexpected.append(name)
-        elif expected[name].shape != tensor.shape:
-            wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        elif shapes[name] != tensor.shape:
+            wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(shapes[name])}")
         else:
             _place(model, name, tensor, placement)
             filled.add(name)
@@ -113,9 +114,7 @@ def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -
 
 def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") -> PreTrainedModel:
     """The module of a folder on the meta device: shapes and names, buffers real, no weights."""
-    import transformers
-
-    cls: Any = getattr(transformers, folder.family.model_class)
+    cls: Any = folder.family.model_class()
     try:
         config = cls.config_class(**folder.native_config(image_token_id))
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -128,22 +127,70 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
         return cls._from_config(config, attn_implementation=attn)
 
 
-def native_tensors(folder: ModelFolder, expected: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """Every used tensor of a folder under its name in transformers' class."""
+def native_tensors(
+    folder: ModelFolder, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every used tensor of a folder under its name in the model's class.
+
+    Args:
+        folder: of the model.
+        shapes: of the class's tensors, by name.
+    """
     keys = folder.family.keys
+    stacks: dict[str, Stack] = {}
     for name, tensor in read_tensors(folder.path):
         if folder.layout == "transformers":
-            yield adapt_name(name, expected), tensor
+            yield adapt_name(name, shapes), tensor
         elif not keys.is_unused(name):
             match = keys.from_original(name)
             if match is None:
                 yield name, tensor
+            elif match.change == "stack":
+                native = match.native[0]
+                stack = stacks.setdefault(native, Stack(shapes.get(native, torch.Size())))
+                if not stack.add(match, tensor):
+                    yield name, tensor
+                elif stack.is_full:
+                    yield native, stacks.pop(native).tensor
             else:
                 for native, part in zip(match.native, match.to_native(tensor), strict=True):
-                    yield adapt_name(native, expected), part
+                    yield adapt_name(native, shapes), part
 
 
-def adapt_name(name: str, expected: set[str]) -> str:
+class Stack:
+    """A tensor that holds many tensors of the files, while it fills.
+
+    Args:
+        shape: (E, rows, columns).
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+        self.tensor = torch.empty(0)
+        self.wanted = 0
+        self.seen: set[str] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every part is in its place."""
+        return len(self.seen) == self.wanted
+
+    def add(self, match: Match, tensor: Tensor) -> bool:
+        """Puts a part in its place; False if it has none there, or is of another shape."""
+        if len(self.shape) != 3 or match.index >= self.shape[0]:
+            return False
+        if not self.seen:
+            self.tensor = torch.empty(self.shape, dtype=tensor.dtype)
+            self.wanted = self.shape[0] * match.part[1]
+        place = match.place_in(self.tensor)
+        if place.shape != tensor.shape:
+            return False
+        place.copy_(tensor)
+        self.seen.add(match.original)
+        return True
+
+
+def adapt_name(name: str, expected: Container[str]) -> str:
     """The name as this release of transformers has it.
 
     The tower of DeepSeek-VL is ``model.vision_model`` in some releases and
@@ -168,8 +215,9 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -> None:
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if is_quantized(owner) and name.endswith(".weight"):
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if holds_quantized(owner, leaf):
         made = quantized_weight(owner, tensor.to(placement.dtype), placement.device)
     else:
         # A copy: the tensor may be a view of a mapped file.

@@ -6,16 +6,20 @@ quantised again, products computed in the model's dtype.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from vlft.families.base import Family
 
-def quantize_linears(model: nn.Module, prefix: str, quantize: str, dtype: torch.dtype) -> None:
-    """Replaces every linear layer under ``prefix`` by its quantised kind, still without weights."""
+
+def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
+    """Replaces every linear layer of the LLM by its quantised kind, still without weights."""
     if quantize == "none":
         return
+    prefix = family.parts.language
     names = [
         name
         for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
@@ -30,6 +34,11 @@ def quantize_linears(model: nn.Module, prefix: str, quantize: str, dtype: torch.
 def is_quantized(module: nn.Module) -> bool:
     """Whether the module holds a 4 or 8 bit weight."""
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def holds_quantized(module: nn.Module, leaf: str) -> bool:
+    """Whether the parameter of that name in the module is a 4 or 8 bit weight."""
+    return is_quantized(module) and leaf == "weight"
 
 
 def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Parameter:

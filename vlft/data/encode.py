@@ -6,8 +6,7 @@ Conversation --template--> chat text, reply spans --tokenizer--> ids, labels --i
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from itertools import repeat
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +16,26 @@ from vlft.data.images import content_key
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tokenizers import Tokenizer
     from torch import Tensor
 
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class View:
+    """How the model sees a picture.
+
+    Attributes:
+        tokens: how many image tokens it becomes.
+        tiles: (across, down), how many tiles it is cut into beside its whole view.
+    """
+
+    tokens: int
+    tiles: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,9 @@ class ChatFormat:
         system_prompt: where the conversation leaves it open.
         image_tag: stands in the text for an image; a token of its own.
         image_token_id: of the tag.
-        image_tokens: how many of them an image becomes.
+        image_border: ids before and after each image's tokens; may be empty.
+        view: (file, number of images in the conversation) -> tokens and tiles.
+        apart: whether messages are tokenised one by one, replies without the space before them.
         bos_id: put first.
         eos_token: closes a reply.
         eos_id: of eos_token.
@@ -50,7 +64,9 @@ class ChatFormat:
     system_prompt: str
     image_tag: str
     image_token_id: int
-    image_tokens: int
+    image_border: tuple[tuple[int, ...], tuple[int, ...]]
+    view: Callable[[Path, int], View]
+    apart: bool
     bos_id: int
     eos_token: str
     eos_id: int
@@ -65,11 +81,13 @@ class EncodedImage:
         path: where its pixels come from.
         key: equal keys are the same picture, treated the same.
         tokens: how many image tokens it becomes.
+        tiles: see View.
     """
 
     path: Path
     key: str
     tokens: int
+    tiles: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -98,29 +116,17 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     Trained are, in every assistant turn, the reply and its end-of-sentence token.
     """
     text, replies = render(conversation, chat)
-    ids, offsets = tokenize(text, chat)
-    labels = [
-        token if _inside(start, replies) and token != chat.image_token_id else IGNORE
-        for token, (start, _) in zip(ids, offsets, strict=True)
-    ]
-    images = tuple(
-        EncodedImage(ref.path, content_key(ref.path), chat.image_tokens)
-        for ref in conversation.images
-    )
+    ids, labels = _apart(conversation, chat) if chat.apart else _together(text, replies, chat)
+    images = _images(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
         raise DataError(
             f"the chat text holds {tags} {chat.image_tag}, the conversation {len(images)} images",
             place=conversation.place,
         )
-    # Lists until the end: a tensor operation per sample would wake all threads for nothing.
-    runs = [chat.image_tokens if token == chat.image_token_id else 1 for token in ids]
-    return EncodedSample(
-        torch.tensor([chat.bos_id, *_repeat(ids, runs)]),
-        torch.tensor([IGNORE, *_repeat(labels, runs)]),
-        text,
-        images,
-    )
+    ids, labels = _expand(ids, labels, images, chat)
+    # Lists until here: a tensor operation per sample would wake all threads for nothing.
+    return EncodedSample(torch.tensor(ids), torch.tensor(labels), text, images)
 
 
 def render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tuple[int, int]]]:
@@ -148,6 +154,67 @@ def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, in
     return encoding.ids, encoding.offsets
 
 
+def _together(
+    text: str, replies: list[tuple[int, int]], chat: ChatFormat
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of the chat text as one piece."""
+    ids, offsets = tokenize(text, chat)
+    labels = [
+        token if _inside(start, replies) and token != chat.image_token_id else IGNORE
+        for token, (start, _) in zip(ids, offsets, strict=True)
+    ]
+    return ids, labels
+
+
+def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
+    """Ids and labels of the messages one by one: no token spans two of them."""
+    system = chat.system_prompt if conversation.system is None else conversation.system
+    ids = tokenize(system.strip(), chat)[0]
+    labels = [IGNORE] * len(ids)
+    for turn in conversation.turns:
+        if turn.role == "user":
+            text, _ = render(replace(conversation, turns=(turn,), system=""), chat)
+            piece = tokenize(text, chat)[0]
+            labels += [IGNORE] * len(piece)
+        else:
+            piece = [*tokenize(flat_text(turn, chat.image_tag).strip(), chat)[0], chat.eos_id]
+            labels += [IGNORE if token == chat.image_token_id else token for token in piece]
+        ids += piece
+    return ids, labels
+
+
+def _images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
+    references = conversation.images
+    views = [chat.view(ref.path, len(references)) for ref in references]
+    return tuple(
+        EncodedImage(ref.path, _key(content_key(ref.path), view.tiles), view.tokens, view.tiles)
+        for ref, view in zip(references, views, strict=True)
+    )
+
+
+def _key(content: str, tiles: tuple[int, int]) -> str:
+    """One picture cut in two ways is two to the model."""
+    return content if tiles == (0, 0) else f"{content}/{tiles[0]}x{tiles[1]}"
+
+
+def _expand(
+    ids: list[int], labels: list[int], images: tuple[EncodedImage, ...], chat: ChatFormat
+) -> tuple[list[int], list[int]]:
+    """Puts the begin of the sequence first, and each image's tokens in the place of its tag."""
+    before, after = chat.image_border
+    rest = iter(images)
+    all_ids, all_labels = [chat.bos_id], [IGNORE]
+    for token, label in zip(ids, labels, strict=True):
+        if token == chat.image_token_id:
+            run = [*before, *[token] * next(rest).tokens, *after]
+            all_ids += run
+            all_labels += [IGNORE] * len(run)
+        else:
+            all_ids.append(token)
+            all_labels.append(label)
+    return all_ids, all_labels
+
+
 def _message(turn: Turn, chat: ChatFormat) -> dict[str, str]:
     role = chat.roles[0] if turn.role == "user" else chat.roles[1]
     return {"role": role, "content": flat_text(turn, chat.image_tag)}
@@ -156,8 +223,3 @@ def _message(turn: Turn, chat: ChatFormat) -> dict[str, str]:
 def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
     index = bisect_right(spans, position, key=lambda span: span[0]) - 1
     return index >= 0 and position < spans[index][1]
-
-
-def _repeat(values: list[int], counts: list[int]) -> Iterator[int]:
-    for value, count in zip(values, counts, strict=True):
-        yield from repeat(value, count)

@@ -6,14 +6,16 @@ import functools
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -29,10 +31,23 @@ def decode(path: Path, *, place: str = "") -> Image.Image:
     Raises:
         DataError: the file is missing or is not a whole picture.
     """
+    return _read(path, lambda picture: picture.convert("RGB"), place)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels, EXIF orientation ignored; only the file's head is read.
+
+    Raises:
+        DataError: the file is missing or is not a picture.
+    """
+    return _read(path, lambda picture: picture.size, "")
+
+
+def _read(path: Path, use: Callable[[Image.Image], T], place: str) -> T:
     where = f"{place}: {shown(path)}" if place else shown(path)
     try:
         with Image.open(path, formats=formats()) as picture:
-            return picture.convert("RGB")
+            return use(picture)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "no such image",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +12,50 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from vlft.data.encode import View
     from vlft.families.keymap import KeyMap
 
 Config = Mapping[str, Any]
+Tiles = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a model are, as module names of the transformers class."""
+    """Where the parts of a model are, as names of modules or parameters of its class.
 
-    vision: str
-    aligner: str
+    Attributes:
+        vision: the towers.
+        aligner: what turns their features into the LLM's.
+        language: the LLM.
+        head: its vocabulary projection.
+        other: parts that take no part in understanding; kept as they are.
+    """
+
+    vision: tuple[str, ...]
+    aligner: tuple[str, ...]
     language: str
     head: str
+    other: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pictures of one checkpoint become pixel values.
+    """How pictures of one checkpoint become a model's inputs.
 
     Attributes:
-        transform: RGB picture -> (3, H, W) float32.
-        fingerprint: all numbers that the transform depends on.
+        tokens: of a picture; None where it depends on the picture.
+        view: (file, number of pictures in its conversation) -> tokens and tiles.
+        transform: (RGB picture, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
+            processor makes them.
+        inputs: (all views of I pictures (V, 3, H, W), tiles of each picture) -> the keyword
+            arguments of the model.
+        fingerprint: all numbers that the above depend on.
     """
 
-    transform: Callable[[Image], Tensor]
+    tokens: int | None
+    view: Callable[[Path, int], View]
+    transform: Callable[[Image, Tiles], Tensor]
+    inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
     fingerprint: str
 
 
@@ -45,26 +64,31 @@ class Family:
     """A model family.
 
     Attributes:
-        name: of the family, its file and its template.
+        name: of the family and its file.
         title: for people.
         model_types: ``model_type`` in config.json -> the layout that it names.
         recognises: whether a config.json with such a model_type is of this family.
         template: file name under ``templates/``.
         image_tag: the family's own tag.
-        roles: how the chat text names user and assistant.
+        added_tokens: special tokens that a tokenizer gets, in this order, if it lacks them.
+        image_border: tokens before and after each picture's.
+        apart: whether messages are tokenised one by one instead of as one text.
+        roles: (model folder, its config.json) -> how the chat text names user and assistant.
         system_prompt: the default.
-        parts: module names.
+        parts: see Parts.
         attention_inputs: leaf names of the LLM's attention inputs (``qkv``).
         keys: tensor names of both layouts.
-        model_class: name of the class in transformers.
-        native_config: config.json of the authors' layout -> keyword arguments of the class's
-            config; refuses what the class cannot hold.
-        clean_config: config.json of transformers' layout -> the same, known fields only.
+        model_class: the class, imported when called.
+        native_config: config.json of the authors' layout, image token id -> keyword arguments of
+            the class's config; refuses what the class cannot hold.
+        clean_config: config.json of transformers' layout -> the same, known fields only; None
+            where transformers has no class, hence no layout.
         original_config: those keyword arguments and a dtype -> config.json of the authors' layout.
-        processor_classes: transformers' names of processor and image processor, for export.
-        pixels: model folder -> picture transform.
-        image_tokens: keyword arguments of the config -> tokens per picture.
-        encode_images: (model, pixels (I, 3, H, W)) -> features (I, T, D).
+        pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
+        processor_files: (model folder, its config.json, the keyword arguments, layout) ->
+            preprocessor_config.json and processor_config.json of that layout.
+        encode_images: (model, inputs of I pictures) -> (R, D) features, those of all pictures
+            laid end to end.
     """
 
     name: str
@@ -73,16 +97,37 @@ class Family:
     recognises: Callable[[Config], bool]
     template: str
     image_tag: str
-    roles: tuple[str, str]
     system_prompt: str
     parts: Parts
     attention_inputs: tuple[str, ...]
     keys: KeyMap
-    model_class: str
+    model_class: Callable[[], Any]
     native_config: Callable[[Config, int], dict[str, Any]]
-    clean_config: Callable[[Config, int], dict[str, Any]]
+    clean_config: Callable[[Config, int], dict[str, Any]] | None
     original_config: Callable[[Config, str], dict[str, Any]]
-    processor_classes: tuple[str, str]
-    pixels: Callable[[Path, Config], Pixels]
-    image_tokens: Callable[[Config], int]
-    encode_images: Callable[[nn.Module, Tensor], Tensor]
+    pixels: Callable[[Path, Config, Config], Pixels]
+    processor_files: Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]]
+    encode_images: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    roles: Callable[[Path, Config], tuple[str, str]] = lambda _folder, _config: (
+        "User",
+        "Assistant",
+    )
+    added_tokens: tuple[str, ...] = ()
+    image_border: tuple[str, str] | None = None
+    apart: bool = False
+
+
+def is_in(name: str, parts: Sequence[str]) -> bool:
+    """Whether a module or parameter name is one of the parts, or within one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def from_transformers(name: str) -> Callable[[], Any]:
+    """A class of transformers, imported when called."""
+
+    def find() -> Any:
+        import transformers
+
+        return getattr(transformers, name)
+
+    return find

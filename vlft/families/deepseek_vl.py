@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels
+from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.files import read_object
+from vlft.families.pixels import read_numbers, square_files, square_pixels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
 
+IMAGE_TAG = "<image_placeholder>"
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
     "content that the user provides, and assist the user with a variety of tasks using natural "
@@ -60,14 +62,10 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
 
 def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of transformers' layout."""
-    language = llama.text_config(config["text_config"])
-    # The class's own default ties; absent, the text config states what the weights are.
-    tied = config.get("tie_word_embeddings", language["tie_word_embeddings"])
     return {
-        "text_config": {**language, "tie_word_embeddings": tied},
+        **llama.clean_text_config(config),
         "vision_config": siglip.clean_vision_config(config["vision_config"]),
         "image_token_id": image_token_id,
-        "tie_word_embeddings": tied,
     }
 
 
@@ -103,38 +101,30 @@ def image_tokens(config: Config) -> int:
     return int(vision["image_size"] // vision["patch_size"]) ** 2
 
 
-def pixels(folder: Path, config: Config) -> Pixels:
-    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json.
-
-    The background colour is computed from the mean; the file's is ignored, as the authors do.
-    """
-    path = folder / "preprocessor_config.json"
-    settings = read_object(path) if path.is_file() else {}
-    size = config["vision_config"]["image_size"]
-    mean = tuple(settings.get("image_mean", (0.5, 0.5, 0.5)))
-    std = tuple(settings.get("image_std", (0.5, 0.5, 0.5)))
-    min_size = settings.get("min_size", 14)
-    rescale = settings.get("rescale_factor", 0.00392156862745098)
-    normalise = settings.get("do_normalize", True)
-    background = tuple(int(value * 255) for value in mean)
-
-    def transform(picture: Any) -> Tensor:
-        from vlft.families.pixels import resize_and_pad, to_pixel_values
-
-        square = resize_and_pad(picture, size, min_size, background)  # type: ignore[arg-type]
-        return to_pixel_values(
-            square, rescale, mean if normalise else None, std if normalise else None
-        )
-
-    return Pixels(transform, repr((size, min_size, background, rescale, normalise, mean, std)))
+def pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
+    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
+    numbers = read_numbers(folder, native["vision_config"]["image_size"])
+    return square_pixels(numbers, image_tokens(native))
 
 
-def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(I, 3, H, W) pixels -> (I, T, D) features that replace the image tokens."""
+def processor_files(
+    folder: Path,
+    raw: Config,  # noqa: ARG001
+    native: Config,
+    layout: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """preprocessor_config.json and processor_config.json of a layout."""
+    numbers = read_numbers(folder, native["vision_config"]["image_size"])
+    tokens = image_tokens(native)
+    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
+
+
+def encode_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(I, 3, H, W) pixels -> (I * T, D) features that replace the image tokens."""
     features: Tensor = model.model.get_image_features(  # type: ignore[union-attr, operator]
-        pixel_values, return_dict=True
+        **inputs, return_dict=True
     ).pooler_output
-    return features
+    return features.flatten(0, 1)
 
 
 def _check_aligner(params: Config) -> None:
@@ -153,23 +143,21 @@ FAMILY = Family(
     model_types={"multi_modality": "original", "deepseek_vl": "transformers"},
     recognises=recognises,
     template="deepseek_vl.jinja",
-    image_tag="<image_placeholder>",
-    roles=("User", "Assistant"),
+    image_tag=IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,
     parts=Parts(
-        vision="model.vision_model",
-        aligner="model.aligner",
+        vision=("model.vision_model",),
+        aligner=("model.aligner",),
         language="model.language_model",
         head="lm_head",
     ),
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
-    model_class="DeepseekVLForConditionalGeneration",
+    model_class=from_transformers("DeepseekVLForConditionalGeneration"),
     native_config=native_config,
     clean_config=clean_config,
     original_config=original_config,
-    processor_classes=("DeepseekVLProcessor", "DeepseekVLImageProcessor"),
     pixels=pixels,
-    image_tokens=image_tokens,
+    processor_files=processor_files,
     encode_images=encode_images,
 )

@@ -33,6 +33,19 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_type": "llama", **DEFAULTS, **known}
 
 
+def clean_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``text_config`` and ``tie_word_embeddings`` of a config.json of transformers' layout.
+
+    The classes' own default ties; absent, the text config states what the weights are.
+    """
+    language = text_config(config["text_config"])
+    tied = config.get("tie_word_embeddings", language["tie_word_embeddings"])
+    return {
+        "text_config": {**language, "tie_word_embeddings": tied},
+        "tie_word_embeddings": tied,
+    }
+
+
 def language_config(text: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The authors' language_config for keyword arguments of LlamaConfig."""
     kept = {key: value for key, value in text.items() if key != "rope_parameters"}

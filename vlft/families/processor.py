@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from vlft.data.encode import ChatFormat, EncodedSample, encode
+from vlft.data.encode import ChatFormat, EncodedImage, EncodedSample, encode
 from vlft.data.images import decode
 from vlft.data.layouts import native
 from vlft.errors import CheckpointError, shown
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from vlft.data.conversation import Conversation
     from vlft.families.base import Family, Pixels
+
+# The families' padding token, where a tokenizer names none.
+PAD = "<｜▁pad▁｜>"
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,22 @@ class Processor:
         """A checked conversation as ids and labels."""
         return encode(conversation, self.chat)
 
-    def pixel_values(self, paths: Sequence[Path]) -> Tensor:
-        """(I, 3, H, W) float32 pixels of I pictures."""
-        return torch.stack([self.pixels.transform(decode(path)) for path in paths])
+    def pixel_values(self, images: Sequence[EncodedImage]) -> Tensor:
+        """(V, 3, H, W) float32: all views of I pictures, as the authors' processor makes them."""
+        views = [self.pixels.transform(decode(image.path), image.tiles) for image in images]
+        return torch.cat(views)
+
+    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        """The keyword arguments of the model for I pictures; empty if there is none."""
+        if not images:
+            return {}
+        return self.pixels.inputs(self.pixel_values(images), [image.tiles for image in images])
 
     def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
-        """The plain, left-padded batch of B samples, as transformers' classes take it.
+        """The plain, left-padded batch of B samples, as the model's class takes it.
 
         Returns:
-            input_ids, attention_mask, labels: (B, T) int64; pixel_values: (I, 3, H, W) float32 of
-            all images in order, absent if there is none.
+            input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images in order.
         """
         length = max(len(sample) for sample in samples)
         batch = {
@@ -89,10 +98,8 @@ class Processor:
             batch["input_ids"][row, start:] = sample.input_ids
             batch["attention_mask"][row, start:] = 1
             batch["labels"][row, start:] = sample.labels
-        paths = [image.path for sample in samples for image in sample.images]
-        if paths:
-            batch["pixel_values"] = self.pixel_values(paths)
-        return batch
+        images = [image for sample in samples for image in sample.images]
+        return {**batch, **self.image_inputs(images)}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a reply: special tokens dropped, white space around it stripped."""
@@ -114,28 +121,29 @@ def load_processor(
         CheckpointError: a file is missing or contradicts another.
     """
     tokenizer = _load_tokenizer(folder)
-    if tokenizer.token_to_id(family.image_tag) is None:
-        tokenizer.add_special_tokens([AddedToken(family.image_tag, special=True)])
+    names = _special_tokens(folder)
+    _add_tokens(tokenizer, family, names)
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
     native = native_config(folder, family, config, layout, image_token_id)
-    image_tokens = family.image_tokens(native)
-    _check_image_tokens(folder, image_tokens)
-    names = _special_tokens(folder)
+    pixels = family.pixels(folder, config, native)
+    _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
+    border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
     chat = ChatFormat(
         template=template_source(family.template),
         tokenizer=tokenizer,
-        roles=family.roles,
+        roles=family.roles(folder, config),
         system_prompt=family.system_prompt,
         image_tag=family.image_tag,
         image_token_id=image_token_id,
-        image_tokens=image_tokens,
+        image_border=(tuple(border[:1]), tuple(border[1:])),
+        view=pixels.view,
+        apart=family.apart,
         bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,
         eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
         pad_id=_token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
     )
-    pixels = family.pixels(folder, native)
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)
 
@@ -149,6 +157,8 @@ def native_config(
         CheckpointError: config.json lacks something, or holds it in another form.
     """
     convert = family.native_config if layout == "original" else family.clean_config
+    if convert is None:
+        raise CheckpointError("of a layout that does not exist", place=shown(folder))
     try:
         return convert(config, image_token_id)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -178,6 +188,17 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _add_tokens(tokenizer: Tokenizer, family: Family, names: dict[str, str]) -> None:
+    """Adds what the family's processor adds to a tokenizer without it, in its order."""
+    for token in (*family.added_tokens, family.image_tag):
+        if token == PAD and names.get("pad_token"):
+            continue
+        if tokenizer.token_to_id(token) is None:
+            tokenizer.add_special_tokens([AddedToken(token, special=True)])
+        if token == PAD:
+            names["pad_token"] = PAD
+
+
 def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token, pad_token by name; the tokenizer's own file wins over the map."""
     found: dict[str, str] = {}
@@ -199,10 +220,10 @@ def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) 
     return int(token_id)
 
 
-def _check_image_tokens(folder: Path, image_tokens: int) -> None:
+def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
     path = folder / "processor_config.json"
     stated = read_object(path).get("num_image_tokens") if path.is_file() else None
-    if stated not in (None, image_tokens):
+    if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(
             f"num_image_tokens is {stated}, the vision tower makes {image_tokens}",
             place=str(path),

@@ -75,8 +75,8 @@ def tower_params(vision: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def key_rules(original: str, native: str) -> list[KeyRule]:
-    """The rules of a tower at these prefixes."""
+def key_rules(original: str, native: str, *, attention_output: str = "out_proj") -> list[KeyRule]:
+    """The rules of a tower at these prefixes; classes differ in one name."""
     block, layer = f"{original}.blocks.{{i}}", f"{native}.encoder.layers.{{i}}"
     embeddings = f"{native}.embeddings"
     return [
@@ -89,7 +89,7 @@ def key_rules(original: str, native: str) -> list[KeyRule]:
             tuple(f"{layer}.self_attn.{name}_proj.{{p}}" for name in "qkv"),
             "split",
         ),
-        KeyRule(f"{block}.attn.proj.{{p}}", (f"{layer}.self_attn.out_proj.{{p}}",)),
+        KeyRule(f"{block}.attn.proj.{{p}}", (f"{layer}.self_attn.{attention_output}.{{p}}",)),
         KeyRule(f"{block}.mlp.{{leaf}}.{{p}}", (f"{layer}.mlp.{{leaf}}.{{p}}",)),
         KeyRule(f"{original}.norm.{{p}}", (f"{native}.post_layernorm.{{p}}",)),
     ]

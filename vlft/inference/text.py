@@ -12,6 +12,7 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
 from vlft.errors import ConfigError, DataError
+from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,9 +124,7 @@ def generate_replies(
         )
     inputs = processor.collate(prompts)
     del inputs["labels"]
-    batch = {name: value.to(model.device) for name, value in inputs.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    batch = moved(inputs, model.get_input_embeddings().weight)
     with torch.inference_mode():
         output = model.generate(
             **batch, generation_config=_generation(processor, sampling, room), streamer=streamer

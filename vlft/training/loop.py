@@ -23,7 +23,6 @@ from vlft.packing.schedule import Schedule, pack_rows
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
 from vlft.training.state import Position, write_state
-from vlft.vision.encode import pixels_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,9 +203,9 @@ def clip(job: Job) -> float:
 def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
     """Loss sum of a row, in nats."""
     device = job.accelerator.device
-    pixels = pixels_of(row.images, job.processor)
+    images = job.processor.image_inputs(row.images)
     loss: torch.Tensor = job.objective(
-        row.to(device), None if pixels is None else pixels.to(device)
+        row.to(device), {name: value.to(device) for name, value in images.items()}
     )
     return loss
 

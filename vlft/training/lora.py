@@ -19,6 +19,7 @@ from torch import nn
 
 from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
+from vlft.families.base import is_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,11 +73,11 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
 def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool) -> None:
     """Makes the LLM and the asked parts trainable, in float32."""
     parts = family.parts
-    prefixes = [parts.language, parts.head]
-    prefixes += [parts.aligner] if aligner else []
-    prefixes += [parts.vision] if vision else []
+    trained = [parts.language, parts.head]
+    trained += parts.aligner if aligner else ()
+    trained += parts.vision if vision else ()
     for name, parameter in model.named_parameters():
-        if name.startswith(tuple(f"{prefix}." for prefix in prefixes)):
+        if is_in(name, trained):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 
@@ -88,7 +89,7 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> l
         ConfigError: a name or expression that matches nothing, with what exists.
     """
     parts = family.parts
-    language = _linears(model, parts.language)
+    language = _linears(model, [parts.language])
     extra = _linears(model, parts.aligner) if options.train_aligner else []
     extra += _linears(model, parts.vision) if options.train_vision else []
     if options.target_modules == "qkv":
@@ -122,11 +123,11 @@ def targets_pattern(names: Sequence[str]) -> str:
     return "|".join(patterns)
 
 
-def _linears(model: nn.Module, prefix: str) -> list[str]:
+def _linears(model: nn.Module, parts: Sequence[str]) -> list[str]:
     return [
         name
-        for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
-        if isinstance(module, nn.Linear) or is_quantized(module)
+        for name, module in model.named_modules()
+        if is_in(name, parts) and (isinstance(module, nn.Linear) or is_quantized(module))
     ]
 
 

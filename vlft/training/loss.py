@@ -13,6 +13,8 @@ from vlft.packing.attention import additive, tree_mask
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vlft.families.base import Family
     from vlft.packing.prefix_tree import PackedBatch
 
@@ -65,19 +67,19 @@ class PackedLoss(nn.Module):
         self.model = model
         self.family = family
 
-    def forward(self, batch: PackedBatch, pixel_values: Tensor | None) -> Tensor:
+    def forward(self, batch: PackedBatch, images: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
-        hidden = last_hidden(self.model, self.family, batch, pixel_values)
+        hidden = last_hidden(self.model, self.family, batch, images)
         head: Any = self.model.get_submodule(self.family.parts.head)
         return token_loss_sum(hidden[0, batch.source], batch.target, batch.weight, head)
 
 
 def last_hidden(
-    model: nn.Module, family: Family, batch: PackedBatch, pixel_values: Tensor | None
+    model: nn.Module, family: Family, batch: PackedBatch, images: Mapping[str, Tensor]
 ) -> Tensor:
     """(1, N, D) last hidden states of a packed row."""
     embeddings = place_features(
-        model, family, batch.input_ids, pixel_values, batch.image_positions, batch.feature_rows
+        model, family, batch.input_ids, images, batch.image_positions, batch.feature_rows
     )
     language: Any = model.get_submodule(family.parts.language)
     mask = tree_mask(batch.exit)

@@ -10,6 +10,7 @@ from rich.text import Text
 from torch import nn
 
 from vlft.data.encode import IGNORE, EncodedSample
+from vlft.families.base import is_in
 
 if TYPE_CHECKING:
     from vlft.families.base import Parts
@@ -54,12 +55,16 @@ def parts_table(model: nn.Module, parts: Parts) -> Table:
     table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
     for column in ("part", "parameters", "trained", "dtype", "memory"):
         table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
-    rows: dict[str, list[nn.Parameter]] = {
-        "vision": [], "aligner": [], "language": [], "head": [],
-    }  # fmt: skip
+    places = {
+        "vision": parts.vision,
+        "aligner": parts.aligner,
+        "language": (parts.language,),
+        "head": (parts.head,),
+        "other": parts.other,
+    }
+    rows: dict[str, list[nn.Parameter]] = {part: [] for part in places if places[part]}
     for name, parameter in model.named_parameters():
-        part = next((p for p in rows if name.startswith(getattr(parts, p) + ".")), "language")
-        rows[part].append(parameter)
+        rows[next(part for part in rows if is_in(name, places[part]))].append(parameter)
     for part, parameters in rows.items():
         table.add_row(part, *_summary(parameters))
     table.add_section()

@@ -8,33 +8,26 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
-    from vlft.data.encode import EncodedImage
     from vlft.families.base import Family
-    from vlft.families.processor import Processor
-
-
-def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> Tensor | None:
-    """(I, 3, H, W) float32 of the distinct pictures of a row, None if there is none."""
-    return processor.pixel_values([image.path for image in images]) if images else None
 
 
 def place_features(
     model: nn.Module,
     family: Family,
     input_ids: Tensor,
-    pixel_values: Tensor | None,
+    images: Mapping[str, Tensor],
     image_positions: Tensor,
     feature_rows: Tensor,
 ) -> Tensor:
     """The row's input embeddings, with image features at the image tokens.
 
     Args:
-        model: transformers' class of the family.
+        model: the class of the family.
         family: knows how to encode.
         input_ids: (1, N).
-        pixel_values: (I, 3, H, W), each picture once; None for text alone.
+        images: the model's inputs of the row's pictures, each once; empty for text alone.
         image_positions: (M,) where features go.
         feature_rows: (M,) which features, in those of all pictures laid end to end.
 
@@ -42,8 +35,16 @@ def place_features(
         (1, N, D) in the model's dtype.
     """
     embeddings: Tensor = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
-    if pixel_values is None:
+    if not images:
         return embeddings
-    features = family.encode_images(model, pixel_values.to(embeddings.dtype))
-    chosen = features.flatten(0, 1)[feature_rows].to(embeddings.dtype)
+    features = family.encode_images(model, moved(images, embeddings))
+    chosen = features[feature_rows].to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))
+
+
+def moved(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Inputs on the device of a tensor, and in its dtype where they are not integers."""
+    return {
+        name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }

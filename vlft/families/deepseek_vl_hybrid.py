@@ -1,0 +1,254 @@
+"""DeepSeek-VL with two towers: deepseek-vl-7b-base and -chat.
+
+picture, 1024 px ── SAM tower, neck, downsampling ──┐ high half
+        └ 384 px ── SigLIP tower ───────────────────┴ low half ── GELU, linear ── Llama LLM
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError
+from vlft.families import llama, sam, siglip
+from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, encode_images
+from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.pixels import (
+    FILE,
+    HALF,
+    Numbers,
+    fixed_view,
+    normalised,
+    read_numbers,
+    shrunk,
+    square_files,
+    to_square,
+)
+from vlft.files import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from vlft.families.base import Tiles
+
+PROJECTOR = "low_high_hybrid_split_mlp_gelu"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+KEYS = KeyMap(
+    [
+        *siglip.key_rules("vision_model.vision_tower_low.vision_tower", "model.vision_model"),
+        *sam.key_rules("vision_model.vision_tower_high.vision_tower", "model"),
+        KeyRule("aligner.high_up_proj.{p}", ("model.aligner.high_res_vision_proj.{p}",)),
+        KeyRule("aligner.low_up_proj.{p}", ("model.aligner.vision_proj.{p}",)),
+        KeyRule("aligner.layers.1.{p}", ("model.aligner.proj.{p}",)),
+        KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
+        KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
+    ],
+    unused=[
+        "vision_model.vision_tower_low.vision_tower.attn_pool.{rest}",
+        "vision_model.high_layer_norm.{p}",
+        "vision_model.low_layer_norm.{p}",
+    ],
+)
+
+
+def recognises(config: Config) -> bool:
+    """DeepSeek-VL with the hybrid tower."""
+    if config.get("model_type") == "deepseek_vl_hybrid":
+        return True
+    return (config.get("vision_config") or {}).get("cls") == "HybridVisionTower"
+
+
+def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of DeepseekVLHybridConfig for a config.json of the authors."""
+    _check_aligner((config.get("aligner_config") or {}).get("params") or {})
+    language = llama.text_config(config["language_config"])
+    params = config["vision_config"]["params"]
+    return {
+        "text_config": language,
+        "vision_config": siglip.vision_config(params["low_res_cfg"]),
+        "high_res_vision_config": sam.vision_config(params["high_res_cfg"]),
+        "image_token_id": image_token_id,
+        "tie_word_embeddings": language["tie_word_embeddings"],
+    }
+
+
+def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of DeepseekVLHybridConfig for a config.json of transformers' layout."""
+    return {
+        **llama.clean_text_config(config),
+        "vision_config": siglip.clean_vision_config(config["vision_config"]),
+        "high_res_vision_config": sam.clean_vision_config(config["high_res_vision_config"]),
+        "image_token_id": image_token_id,
+    }
+
+
+def original_config(native: Config, dtype: str) -> dict[str, Any]:
+    """config.json of the authors' layout for keyword arguments of DeepseekVLHybridConfig.
+
+    Mean and standard deviation of both towers are those of the published checkpoints.
+    """
+    text, vision = native["text_config"], native["vision_config"]
+    high = {"pixel_mean": list(CLIP_MEAN), "pixel_std": list(CLIP_STD)}
+    low = {"pixel_mean": list(HALF), "pixel_std": list(HALF), "ckpt_path": ""}
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": dtype,
+        "vision_config": {
+            "cls": "HybridVisionTower",
+            "model_type": "vision",
+            "params": {
+                "concat_type": "tuple",
+                "high_res_cfg": {**sam.tower_params(native["high_res_vision_config"]), **high},
+                "low_res_cfg": {
+                    **siglip.tower_params(vision),
+                    **low,
+                    "output_dim": vision["hidden_size"],
+                },
+            },
+        },
+        "aligner_config": {
+            "cls": "MlpProjector",
+            "model_type": "aligner",
+            "params": {
+                "depth": 2,
+                "input_dim": vision["hidden_size"],
+                "n_embed": text["hidden_size"],
+                "projector_type": PROJECTOR,
+            },
+        },
+        "language_config": llama.language_config(text, dtype),
+    }
+
+
+def image_tokens(native: Config) -> int:
+    """Tokens per picture: one per patch of the SigLIP tower; the other is brought to its grid."""
+    vision = native["vision_config"]
+    return int(vision["image_size"] // vision["patch_size"]) ** 2
+
+
+def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
+    """The authors' way: one padded square, then both towers' inputs from it, in floats.
+
+    The SigLIP tower's picture is the large one made smaller before anything is normalised.
+    """
+    low_size = native["vision_config"]["image_size"]
+    numbers = square_numbers(folder, raw, native)
+    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
+    tokens = image_tokens(native)
+
+    def transform(picture: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
+        return to_square(picture, numbers).unsqueeze(0)
+
+    def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
+        return {
+            "pixel_values": normalised(shrunk(views, low_size), low_mean, low_std),
+            "high_res_pixel_values": normalised(views, high_mean, high_std),
+        }
+
+    fingerprint = repr((asdict(numbers), low_size, high_mean, high_std, low_mean, low_std))
+    return Pixels(tokens, fixed_view(tokens), transform, inputs, fingerprint)
+
+
+def square_numbers(folder: Path, raw: Config, native: Config) -> Numbers:
+    """Of the padded square, whose border has the colour of the mean; the towers normalise."""
+    size = native["high_res_vision_config"]["image_size"]
+    numbers = read_numbers(folder, size, mean=CLIP_MEAN, normalise=False)
+    if raw.get("model_type") != "deepseek_vl_hybrid":
+        return numbers
+    (mean, std), _ = towers_numbers(folder, raw)
+    return replace(numbers, mean=tuple(mean), std=tuple(std), normalise=False)
+
+
+def towers_numbers(
+    folder: Path, raw: Config
+) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
+    """(mean, std) of the SAM tower and of the SigLIP tower, as the layout states them."""
+    if raw.get("model_type") == "deepseek_vl_hybrid":
+        path = folder / FILE
+        stated = read_object(path) if path.is_file() else {}
+        return (
+            (
+                stated.get("high_res_image_mean", list(CLIP_MEAN)),
+                stated.get("high_res_image_std", list(CLIP_STD)),
+            ),
+            (stated.get("image_mean", list(HALF)), stated.get("image_std", list(HALF))),
+        )
+    params = raw["vision_config"]["params"]
+    high, low = params["high_res_cfg"], params["low_res_cfg"]
+    return (
+        (high.get("pixel_mean", list(CLIP_MEAN)), high.get("pixel_std", list(CLIP_STD))),
+        (low.get("pixel_mean", list(HALF)), low.get("pixel_std", list(HALF))),
+    )
+
+
+def processor_files(
+    folder: Path, raw: Config, native: Config, layout: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """preprocessor_config.json and processor_config.json of a layout."""
+    numbers = square_numbers(folder, raw, native)
+    tokens = image_tokens(native)
+    files = square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVLHybrid")
+    if layout == "original":
+        return files
+    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
+    low_size = native["vision_config"]["image_size"]
+    return {
+        **files[0],
+        "do_normalize": True,
+        "image_mean": list(low_mean),
+        "image_std": list(low_std),
+        "high_res_image_mean": list(high_mean),
+        "high_res_image_std": list(high_std),
+        "size": {"height": low_size, "width": low_size},
+        "high_res_size": files[0]["size"],
+    }, files[1]
+
+
+def _check_aligner(params: Config) -> None:
+    found = (params.get("projector_type", PROJECTOR), params.get("depth", 2))
+    if found != (PROJECTOR, 2):
+        raise CheckpointError(
+            f"aligner {found[0]!r} of depth {found[1]}; transformers' hybrid DeepSeek-VL class "
+            f"holds {PROJECTOR} of depth 2 only",
+            hint="this checkpoint cannot be loaded",
+        )
+
+
+FAMILY = Family(
+    name="deepseek_vl_hybrid",
+    title="DeepSeek-VL (SAM and SigLIP towers)",
+    model_types={"multi_modality": "original", "deepseek_vl_hybrid": "transformers"},
+    recognises=recognises,
+    template="deepseek_vl.jinja",
+    image_tag=IMAGE_TAG,
+    system_prompt=SYSTEM_PROMPT,
+    parts=Parts(
+        vision=(
+            "model.vision_model",
+            "model.high_res_vision_model",
+            "model.high_res_vision_neck",
+            "model.high_res_vision_proj",
+            "model.high_res_vision_alpha",
+        ),
+        aligner=("model.aligner",),
+        language="model.language_model",
+        head="lm_head",
+    ),
+    attention_inputs=("q_proj", "k_proj", "v_proj"),
+    keys=KEYS,
+    model_class=from_transformers("DeepseekVLHybridForConditionalGeneration"),
+    native_config=native_config,
+    clean_config=clean_config,
+    original_config=original_config,
+    pixels=pixels,
+    processor_files=processor_files,
+    encode_images=encode_images,
+)

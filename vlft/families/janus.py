@@ -1,0 +1,320 @@
+"""Janus-1.3B, Janus-Pro-1B and -7B: understanding pictures; the parts that draw are kept as is.
+
+picture -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
+                        VQ model, generation embeddings, aligner, head (unused here)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError
+from vlft.families import llama, siglip
+from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, encode_images
+from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.pixels import read_numbers, square_files, square_pixels
+from vlft.files import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+PLAIN_ROLES = ("User", "Assistant")
+TOKEN_ROLES = ("<|User|>", "<|Assistant|>")
+
+VISION_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+    "patch_size", "hidden_act", "layer_norm_eps", "mlp_ratio", "attention_bias", "projection_dim",
+    "use_qk_norm", "depth", "num_image_tokens",
+)  # fmt: skip
+VQ_FIELDS = (
+    "embed_dim", "num_embeddings", "double_latent", "latent_channels", "in_channels",
+    "base_channels", "channel_multiplier", "num_res_blocks", "out_channels", "projection_dim",
+    "num_hidden_layers", "hidden_act", "image_token_embed_dim",
+)  # fmt: skip
+
+# The authors' VQ-16; its config states none of these.
+VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
+
+# Linear layers of an aligner; published ones have two.
+DEEPEST_ALIGNER = 8
+
+
+def _aligner_rules(original: str, native: str) -> list[KeyRule]:
+    """GELUs stand between the original's layers, so that their numbers go in twos."""
+    names = ["fc1", *(f"hidden_layers.{number}" for number in range(DEEPEST_ALIGNER - 1))]
+    return [
+        KeyRule(f"{original}.layers.{2 * number}.{{p}}", (f"{native}.{name}.{{p}}",))
+        for number, name in enumerate(names)
+    ]
+
+
+def _coder_rules(original: str, native: str, levels: str) -> list[KeyRule]:
+    """Encoder or decoder of the VQ model; ``levels`` is down or up."""
+    blocks, level = f"{original}.conv_blocks.{{i}}", f"{native}.{levels}.{{i}}"
+    middle = (("0", "block_1"), ("1", "attn_1"), ("2", "block_2"))
+    return [
+        KeyRule(f"{blocks}.res.{{rest}}", (f"{level}.block.{{rest}}",)),
+        KeyRule(f"{blocks}.{{rest}}", (f"{level}.{{rest}}",)),
+        *(
+            KeyRule(f"{original}.mid.{number}.{{rest}}", (f"{native}.mid.{name}.{{rest}}",))
+            for number, name in middle
+        ),
+        KeyRule(f"{original}.{{leaf}}.{{p}}", (f"{native}.{{leaf}}.{{p}}",)),
+    ]
+
+
+def _head_rules() -> list[KeyRule]:
+    head = "model.generation_head"
+    return [
+        KeyRule("gen_head.output_mlp_projector.{p}", (f"{head}.proj_out.{{p}}",)),
+        KeyRule("gen_head.vision_head.{p}", (f"{head}.vision_head.{{p}}",)),
+    ]
+
+
+KEYS = KeyMap(
+    [
+        *siglip.key_rules(
+            "vision_model.vision_tower", "model.vision_model", attention_output="projection_layer"
+        ),
+        *_aligner_rules("aligner", "model.aligner"),
+        *_aligner_rules("gen_aligner", "model.generation_aligner"),
+        *_coder_rules("gen_vision_model.encoder", "model.vqmodel.encoder", "down"),
+        *_coder_rules("gen_vision_model.decoder", "model.vqmodel.decoder", "up"),
+        KeyRule("gen_vision_model.{rest}", ("model.vqmodel.{rest}",)),
+        KeyRule("gen_embed.{p}", ("model.generation_embeddings.{p}",)),
+        *_head_rules(),
+        KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
+        KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
+    ],
+    unused=[
+        "vision_model.vision_tower.attn_pool.{rest}",
+        "gen_vision_model.quantize.codebook_used",
+    ],
+)
+
+
+def recognises(config: Config) -> bool:
+    """Whether the model can draw: the configs of that part are there."""
+    return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
+
+
+def roles(folder: Path, config: Config) -> tuple[str, str]:
+    """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
+
+    A chat template in the folder says it. Else nothing does in so many words, and what differs
+    between the published checkpoints decides: the release that Janus-Pro's config.json was
+    written by, and the format of its weights.
+    """
+    template = _chat_template(folder)
+    if template is not None:
+        return TOKEN_ROLES if TOKEN_ROLES[0] in template else PLAIN_ROLES
+    is_pro = config.get("transformers_version") == "4.33.1" or any(folder.glob("*.bin"))
+    return TOKEN_ROLES if is_pro else PLAIN_ROLES
+
+
+def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of JanusConfig for a config.json of the authors."""
+    language = llama.text_config(config["language_config"])
+    tower = siglip.vision_config((config.get("vision_config") or {}).get("params") or {})
+    grid = tower["image_size"] // tower["patch_size"]
+    aligner = _aligner(config, "aligner_config", tower["hidden_size"], language["hidden_size"])
+    return {
+        "text_config": language,
+        "vision_config": {
+            "hidden_size": tower["hidden_size"],
+            "num_hidden_layers": tower["num_hidden_layers"],
+            "num_attention_heads": tower["num_attention_heads"],
+            "image_size": tower["image_size"],
+            "patch_size": tower["patch_size"],
+            "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "projection_dim": aligner["n_embed"],
+            "depth": aligner["depth"],
+            "num_image_tokens": grid * grid,
+        },
+        "vq_config": _vq_config(config, language["hidden_size"]),
+        "image_token_id": image_token_id,
+        "tie_word_embeddings": language["tie_word_embeddings"],
+    }
+
+
+def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of JanusConfig for a config.json of transformers' layout."""
+    return {
+        **llama.clean_text_config(config),
+        "vision_config": _known(config["vision_config"], VISION_FIELDS),
+        "vq_config": _known(config["vq_config"], VQ_FIELDS),
+        "image_token_id": image_token_id,
+    }
+
+
+def original_config(native: Config, dtype: str) -> dict[str, Any]:
+    """config.json of the authors' layout for keyword arguments of JanusConfig."""
+    text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
+    intermediate = int(vision["hidden_size"] * vision["mlp_ratio"])
+    sizes = {
+        "ch": vq["base_channels"],
+        "ch_mult": list(vq["channel_multiplier"]),
+        "z_channels": vq["latent_channels"],
+    }
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": dtype,
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": siglip.tower_params({**vision, "intermediate_size": intermediate}),
+        },
+        "aligner_config": _mlp(
+            "aligner", vision["depth"], vision["hidden_size"], vision["projection_dim"]
+        ),
+        "gen_aligner_config": _mlp(
+            "gen_aligner", vq["num_hidden_layers"], vq["embed_dim"], vq["projection_dim"]
+        ),
+        "gen_head_config": {
+            "cls": "vision_head",
+            "model_type": "gen_head",
+            "params": {
+                "image_token_embed": vq["projection_dim"],
+                "image_token_size": vq["num_embeddings"],
+                "n_embed": vq["image_token_embed_dim"],
+            },
+        },
+        "gen_vision_config": {
+            "cls": "VQ-16",
+            "model_type": "gen_vision",
+            "params": {
+                "image_token_size": vq["num_embeddings"],
+                "n_embed": vq["embed_dim"],
+                **{key: value for key, value in sizes.items() if value != VQ_SIZES[key]},
+            },
+        },
+        "language_config": llama.language_config(text, dtype),
+    }
+
+
+def pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
+    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
+    vision = native["vision_config"]
+    return square_pixels(read_numbers(folder, vision["image_size"]), vision["num_image_tokens"])
+
+
+def processor_files(
+    folder: Path,
+    raw: Config,  # noqa: ARG001
+    native: Config,
+    layout: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """preprocessor_config.json and processor_config.json of a layout."""
+    vision = native["vision_config"]
+    numbers, tokens = read_numbers(folder, vision["image_size"]), vision["num_image_tokens"]
+    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
+
+
+def _chat_template(folder: Path) -> str | None:
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            stated = read_object(folder / name).get("chat_template")
+            if isinstance(stated, str):
+                return stated
+    return None
+
+
+def _known(config: Config, fields: tuple[str, ...]) -> dict[str, Any]:
+    return {key: config[key] for key in fields if config.get(key) is not None}
+
+
+def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, Any]:
+    """Settings of an MLP: ``depth`` linear layers with GELU between."""
+    params = (config.get(key) or {}).get("params") or {}
+    kind = params.get("projector_type", "mlp_gelu")
+    found = {
+        "depth": params.get("depth", 1),
+        "input_dim": params.get("input_dim", inputs),
+        "n_embed": params.get("n_embed", outputs),
+    }
+    if kind != "mlp_gelu" or not 1 <= found["depth"] <= DEEPEST_ALIGNER:
+        raise CheckpointError(
+            f"{key} {kind!r} of depth {found['depth']}; held are mlp_gelu of depth 1 to "
+            f"{DEEPEST_ALIGNER}",
+            hint="this checkpoint cannot be loaded",
+        )
+    return found
+
+
+def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
+    vision = (config.get("gen_vision_config") or {}).get("params") or {}
+    head = (config.get("gen_head_config") or {}).get("params") or {}
+    aligner = _aligner(config, "gen_aligner_config", vision.get("n_embed", 8), hidden_size)
+    if head.get("image_token_embed", hidden_size) != aligner["n_embed"]:
+        raise CheckpointError(
+            f"gen_head image_token_embed {head['image_token_embed']}, gen_aligner n_embed "
+            f"{aligner['n_embed']}; transformers' class holds equal ones only",
+            hint="this checkpoint cannot be loaded",
+        )
+    sizes = {key: vision.get(key, value) for key, value in VQ_SIZES.items()}
+    return {
+        "embed_dim": vision.get("n_embed", 8),
+        "num_embeddings": vision.get("image_token_size", 16384),
+        "latent_channels": sizes["z_channels"],
+        "base_channels": sizes["ch"],
+        "channel_multiplier": list(sizes["ch_mult"]),
+        "projection_dim": aligner["n_embed"],
+        "num_hidden_layers": aligner["depth"],
+        "image_token_embed_dim": head.get("n_embed", hidden_size),
+    }
+
+
+def _mlp(name: str, depth: int, inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "cls": "MlpProjector",
+        "model_type": name,
+        "params": {
+            "depth": depth,
+            "input_dim": inputs,
+            "n_embed": outputs,
+            "projector_type": "mlp_gelu",
+        },
+    }
+
+
+FAMILY = Family(
+    name="janus",
+    title="Janus",
+    model_types={"multi_modality": "original", "janus": "transformers"},
+    recognises=recognises,
+    template="deepseek_vl.jinja",
+    image_tag=IMAGE_TAG,
+    added_tokens=("<｜▁pad▁｜>",),
+    image_border=("<begin_of_image>", "<end_of_image>"),
+    roles=roles,
+    system_prompt=SYSTEM_PROMPT,
+    parts=Parts(
+        vision=("model.vision_model",),
+        aligner=("model.aligner",),
+        language="model.language_model",
+        head="lm_head",
+        other=(
+            "model.vqmodel",
+            "model.generation_embeddings",
+            "model.generation_aligner",
+            "model.generation_head",
+        ),
+    ),
+    attention_inputs=("q_proj", "k_proj", "v_proj"),
+    keys=KEYS,
+    model_class=from_transformers("JanusForConditionalGeneration"),
+    native_config=native_config,
+    clean_config=clean_config,
+    original_config=original_config,
+    pixels=pixels,
+    processor_files=processor_files,
+    encode_images=encode_images,
+)
