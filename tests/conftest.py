@@ -46,6 +46,9 @@ TOKENS = ("<|User|>", "<|Assistant|>")
 MATRIX = [
     FamilyCase("deepseek_vl", "deepseek-vl-siglip", WORDS),
     FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, 2e-4),
+    FamilyCase("deepseek_vl2", "deepseek-vl2-mha", TOKENS, 2e-4),
+    FamilyCase("deepseek_vl2", "deepseek-vl2-mla", TOKENS, 2e-4),
+    FamilyCase("deepseek_vl2", "deepseek-vl2-noaux", TOKENS, 2e-4),
     FamilyCase("janus", "janus", WORDS),
     FamilyCase("janus", "janus-pro", TOKENS),
 ]

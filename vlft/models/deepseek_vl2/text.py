@@ -1,0 +1,135 @@
+"""The LLM of DeepSeek-VL2: transformers' DeepSeek-V2 layers with its own attention and routing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import (
+    DeepseekV2Attention,
+    DeepseekV2DecoderLayer,
+    DeepseekV2Experts,
+    DeepseekV2MLP,
+    DeepseekV2Model,
+    DeepseekV2PreTrainedModel,
+    DeepseekV2RMSNorm,
+    DeepseekV2RotaryEmbedding,
+)
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+from vlft.models.deepseek_vl2.configuration import DeepseekVL2TextConfig
+
+
+class Router(nn.Module):
+    """Chooses k of E experts for each token, in float32 whatever the model's dtype.
+
+    greedy                k best scores
+    group_limited_greedy  the same, in the groups with the best single score
+    noaux_tc              k best of score + correction bias, in the groups with the best two of
+                          them; the bias chooses, the score weighs
+                          (https://arxiv.org/abs/2412.19437)
+    """
+
+    def __init__(self, config: DeepseekVL2TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.n_routed_experts, config.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        if config.topk_method == "noaux_tc":
+            self.e_score_correction_bias = nn.Parameter(torch.empty(config.n_routed_experts))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) hidden states -> (N, k) float32 weights and (N, k) indices of experts."""
+        config = self.config
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden.float(), self.weight.float())
+        softmax = config.scoring_func == "softmax"
+        scores = logits.softmax(-1) if softmax else logits.sigmoid()
+        chooser = scores
+        if config.topk_method == "noaux_tc":
+            chooser = self._best_groups(scores + self.e_score_correction_bias.float(), best=2)
+        elif config.topk_method == "group_limited_greedy":
+            chooser = self._best_groups(scores, best=1)
+        chosen = chooser.topk(cast(int, config.num_experts_per_tok), dim=-1, sorted=False).indices
+        weights = scores.gather(-1, chosen)
+        if config.norm_topk_prob and chosen.shape[-1] > 1:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * config.routed_scaling_factor, chosen
+
+    def _best_groups(self, scores: Tensor, best: int) -> Tensor:
+        """The scores with those outside of the chosen groups at zero."""
+        groups = self.config.n_group or 1
+        grouped = scores.unflatten(-1, (groups, -1))
+        totals = grouped.topk(best, dim=-1).values.sum(-1)
+        kept = totals.topk(self.config.topk_group or 1, dim=-1).indices
+        mask = torch.zeros_like(totals, dtype=torch.bool).scatter(-1, kept, value=True)
+        masked: Tensor = grouped.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(-2)
+        return masked
+
+
+class SparseMLP(nn.Module):
+    """Routed experts and the shared ones, which every token passes through."""
+
+    def __init__(self, config: DeepseekVL2TextConfig) -> None:
+        super().__init__()
+        self.experts = DeepseekV2Experts(config)
+        self.gate = Router(config)
+        width = config.moe_intermediate_size * config.n_shared_experts
+        self.shared_experts = DeepseekV2MLP(config, intermediate_size=width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        flat = hidden.flatten(0, -2)
+        weights, chosen = self.gate(flat)
+        routed: Tensor = self.experts(flat, chosen, weights)
+        shared: Tensor = self.shared_experts(hidden)
+        return routed.view_as(hidden) + shared
+
+
+class DecoderLayer(DeepseekV2DecoderLayer):
+    """DeepSeek-V2's, with the attention and the MLP that the config asks for at this depth."""
+
+    def __init__(self, config: DeepseekVL2TextConfig, layer_idx: int) -> None:
+        GradientCheckpointingLayer.__init__(self)
+        attention = DeepseekV2Attention if config.use_mla else LlamaAttention
+        sparse = layer_idx >= config.first_k_dense_replace
+        self.hidden_size = config.hidden_size
+        self.self_attn = attention(config, layer_idx)
+        self.mlp = SparseMLP(config) if sparse else DeepseekV2MLP(config)
+        self.input_layernorm = DeepseekV2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = DeepseekV2RMSNorm(
+            config.hidden_size, eps=config.rms_norm_eps
+        )
+
+
+class DeepseekVL2TextModel(DeepseekV2Model):
+    """DeepSeek-V2's forward over these layers."""
+
+    config: DeepseekVL2TextConfig
+    config_class = DeepseekVL2TextConfig
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 (transformers' name and form)
+
+    def __init__(self, config: DeepseekVL2TextConfig) -> None:
+        DeepseekV2PreTrainedModel.__init__(self, config)
+        rotary = DeepseekV2RotaryEmbedding if config.use_mla else LlamaRotaryEmbedding
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [DecoderLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
+        self.norm = DeepseekV2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = rotary(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Router):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if self.config.topk_method == "noaux_tc":
+                nn.init.zeros_(module.e_score_correction_bias)
