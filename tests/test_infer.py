@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, MATRIX, make_rows, write_jsonl
+from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
 
 import vlft
 from vlft.checkpoints.runs import find_checkpoint
@@ -18,7 +18,7 @@ from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
 from vlft.inference.text import Sampling, generate_replies
 
-CASE = MATRIX[0]
+CASE = SIGLIP
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ CHANGES = {
 def runs(tmp_path_factory, case):
     """Short runs by name, made when first asked for."""
     home = tmp_path_factory.mktemp("merge")
-    data = write_jsonl(home / "train.jsonl", make_rows(16))
+    data = write_jsonl(home / "train.jsonl", make_rows(case.rows))
     made = {}
 
     def get(name):

@@ -162,12 +162,16 @@ class TestSchedule:
         assert sorted(row.samples for row in rows) == [1, 3]
 
 
+# What one sample at a time gave, by checkpoint.
+ALONE: dict[str, tuple[float, dict[str, torch.Tensor]]] = {}
+
+
 class TestSameAsOneAtATime:
     """Loss and every LoRA gradient, float32."""
 
     @pytest.fixture
-    def samples(self, processor):
-        return [processor.encode(row, GOLDEN / "images") for row in make_rows(20)]
+    def samples(self, case, processor):
+        return [processor.encode(row, GOLDEN / "images") for row in make_rows(case.rows)]
 
     @pytest.fixture
     def objective(self, model, folder):
@@ -191,8 +195,13 @@ class TestSameAsOneAtATime:
         return total, {name: p.grad.clone() for name, p in trained.items()}
 
     @pytest.fixture
-    def alone(self, objective, processor, samples):
-        """transformers' own forward on one sample at a time, all logits, plain cross-entropy."""
+    def alone(self, case, objective, processor, samples):
+        """The class's own forward on one sample at a time, all logits, plain cross-entropy."""
+        if case.checkpoint not in ALONE:
+            ALONE[case.checkpoint] = self.one_by_one(objective, processor, samples)
+        return ALONE[case.checkpoint]
+
+    def one_by_one(self, objective, processor, samples):
         objective.zero_grad()
         total, count = 0.0, sum(int((s.labels[1:] != -100).sum()) for s in samples)
         for item in samples:
@@ -221,7 +230,7 @@ class TestSameAsOneAtATime:
     def test_sharing_saves_and_repeats_weigh(self, processor, samples):
         token = processor.chat.image_token_id
         row = pack(samples, token)
-        assert len(row) < 0.5 * row.sample_tokens
+        assert len(row) < 0.6 * row.sample_tokens
         assert row.weight.max() >= 2
 
     def test_a_wrong_mask_is_seen(self, objective, processor, samples, alone):

@@ -27,7 +27,7 @@ from vlft.training.loop import Interrupt
 @pytest.fixture
 def config(case, train_file, tmp_path):
     """A short LoRA run: 20 samples, 4 steps of 5."""
-    write_jsonl(train_file, make_rows(20))
+    write_jsonl(train_file, make_rows(case.rows))
     return vlft.SftConfig(
         model=str(case.folder),
         dataset=(str(train_file),),

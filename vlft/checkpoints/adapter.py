@@ -24,9 +24,9 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 READ_FIELDS = (
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_dora",
-    "use_rslora", "init_lora_weights", "rank_pattern", "alpha_pattern", "bias", "task_type",
-    "fan_in_fan_out", "layers_to_transform", "layers_pattern", "lora_bias",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "exclude_modules",
+    "use_dora", "use_rslora", "init_lora_weights", "rank_pattern", "alpha_pattern", "bias",
+    "task_type", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "lora_bias",
     "base_model_name_or_path",
 )  # fmt: skip
 
@@ -59,6 +59,7 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
 
     config = read_adapter_config(folder)
     config.inference_mode = not trainable
+    with_grouped_experts(config)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError(
@@ -86,6 +87,14 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
             f"the adapter's weights do not fit the model: {', '.join(names)}", place=str(folder)
         )
     return peft_model.train(trainable)
+
+
+def with_grouped_experts(config: Any) -> None:
+    """Tells peft to put vlft's layer on experts where it would put its own."""
+    from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
+
+    if config.target_parameters:
+        config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
 
 
 def read_adapter_config(folder: Path) -> Any:

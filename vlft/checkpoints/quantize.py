@@ -11,24 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit, dequantized
+
 if TYPE_CHECKING:
     from vlft.families.base import Family
 
 
 def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
-    """Replaces every linear layer of the LLM by its quantised kind, still without weights."""
+    """Replaces every linear layer of the LLM by its quantised kind, still without weights.
+
+    Experts have a 4 bit kind only; with int8 they stay as they are.
+    """
     if quantize == "none":
         return
     prefix = family.parts.language
-    names = [
-        name
-        for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
-        if type(module) is nn.Linear
-    ]
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        linear: Any = model.get_submodule(name)
-        setattr(model.get_submodule(owner), leaf, _quantized_like(linear, quantize, dtype))
+    for name, module in list(model.get_submodule(prefix).named_modules(prefix=prefix)):
+        if type(module) is nn.Linear:
+            _replace(model, name, _quantized_like(module, quantize, dtype))
+        elif isinstance(module, PLAIN_EXPERTS) and quantize == "nf4":
+            _replace(model, name, Experts4bit(module, dtype))
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -38,6 +39,8 @@ def is_quantized(module: nn.Module) -> bool:
 
 def holds_quantized(module: nn.Module, leaf: str) -> bool:
     """Whether the parameter of that name in the module is a 4 or 8 bit weight."""
+    if isinstance(module, Experts4bit):
+        return leaf in PROJECTIONS
     return is_quantized(module) and leaf == "weight"
 
 
@@ -46,9 +49,10 @@ def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Pa
     import bitsandbytes as bnb
 
     tensor = tensor.to("cpu", copy=True)
-    if isinstance(module, bnb.nn.Linear4bit):
+    if isinstance(module, bnb.nn.Linear4bit | Experts4bit):
+        layer = module if isinstance(module, bnb.nn.Linear4bit) else None
         weight = bnb.nn.Params4bit(
-            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
+            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
         )
     else:
         weight = bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
@@ -61,9 +65,7 @@ def dequantized_weight(module: Any) -> Tensor:
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit):
-        weight = module.weight
-        value: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return value.float()
+        return dequantized(module.weight).float()
     # Row scales are the largest magnitudes; 127 steps each way.
     state = module.state
     scales: Tensor = module.weight.SCB if module.weight.SCB is not None else state.SCB
@@ -73,18 +75,36 @@ def dequantized_weight(module: Any) -> Tensor:
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
     """Replaces every quantised layer by a plain one with the weights that it computed with."""
-    names = [name for name, module in model.named_modules() if is_quantized(module)]
-    for name in names:
-        module: Any = model.get_submodule(name)
-        weight = dequantized_weight(module).to(dtype)
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        if module.bias is not None:
-            linear.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, linear)
+    for name, module in list(model.named_modules()):
+        if is_quantized(module):
+            _replace(model, name, _plain_linear(module, dtype))
+        elif isinstance(module, Experts4bit):
+            _replace(model, name, _plain_experts(module, dtype))
     mark_quantized(model, "none")
+
+
+def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
+    weight = dequantized_weight(module).to(dtype)
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
+    return linear
+
+
+def _plain_experts(module: Experts4bit, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        experts: nn.Module = PLAIN_EXPERTS(module.config)
+    for name in PROJECTIONS:
+        weight = dequantized(getattr(module, name)).to(dtype)
+        setattr(experts, name, nn.Parameter(weight, requires_grad=False))
+    return experts
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
 
 
 def mark_quantized(model: Any, quantize: str) -> None:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from vlft.checkpoints.adapter import with_grouped_experts
 from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
 from vlft.families.base import is_in
+from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,12 +63,14 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
         # Readers of the file expect a whole number where it is one.
         lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
         lora_dropout=options.dropout,
-        target_modules=targets_pattern(targets),
+        target_modules=targets_pattern(targets.modules) if targets.modules else None,
+        target_parameters=list(targets.parameters) or None,
         use_dora=options.use_dora,
         use_rslora=options.use_rslora,
         init_lora_weights=True if options.init == "default" else options.init,
         task_type="CAUSAL_LM",
     )
+    with_grouped_experts(config)
     return get_peft_model(model, config)
 
 
@@ -82,23 +86,62 @@ def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool
             parameter.requires_grad_(True)
 
 
-def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> list[str]:
-    """The full names of the linear layers that get LoRA.
+@dataclass(frozen=True)
+class Targets:
+    """What gets LoRA, by full name.
+
+    Attributes:
+        modules: linear layers.
+        parameters: weights of experts.
+    """
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+
+
+def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> Targets:
+    """The full names of what gets LoRA.
 
     Raises:
-        ConfigError: a name or expression that matches nothing, with what exists.
+        ConfigError: a name or expression that matches nothing, with what exists; or an option
+            that LoRA on experts does not have.
     """
     parts = family.parts
     language = _linears(model, [parts.language])
+    experts = _experts(model, parts.language)
     extra = _linears(model, parts.aligner) if options.train_aligner else []
     extra += _linears(model, parts.vision) if options.train_vision else []
     if options.target_modules == "qkv":
         chosen = [name for name in language if name.split(".")[-1] in family.attention_inputs]
     elif options.target_modules == "ALL":
-        chosen = language
+        chosen = language + experts
     else:
-        chosen = _match(options.target_modules, language + extra)
-    return list(dict.fromkeys(chosen + extra))
+        chosen = _match(options.target_modules, language + extra, experts)
+    modules = dict.fromkeys(name for name in chosen + extra if name not in experts)
+    parameters = tuple(dict.fromkeys(name for name in chosen if name in experts))
+    if parameters:
+        _check_for_experts(options)
+    return Targets(tuple(modules), parameters)
+
+
+def _check_for_experts(options: LoraOptions) -> None:
+    """Raises ConfigError for what peft's LoRA on parameters does not have."""
+    refused = [
+        (options.use_dora, "--use-dora", "without"),
+        (options.dropout > 0, f"--lora-dropout {options.dropout}", "0"),
+        (
+            options.init not in ("default", "gaussian"),
+            f"--init-lora-weights {options.init}",
+            "default, gaussian",
+        ),
+    ]
+    for wrong, place, allowed in refused:
+        if wrong:
+            raise ConfigError(
+                f"LoRA on experts does not have it; allowed: {allowed}",
+                place=place,
+                hint="or train the attention only, with --lora-target-modules qkv",
+            )
 
 
 def targets_pattern(names: Sequence[str]) -> str:
@@ -131,12 +174,29 @@ def _linears(model: nn.Module, parts: Sequence[str]) -> list[str]:
     ]
 
 
-def _match(spec: str, names: list[str]) -> list[str]:
+def _experts(model: nn.Module, language: str) -> list[str]:
+    return [
+        f"{name}.{projection}"
+        for name, module in model.named_modules()
+        if is_in(name, [language]) and isinstance(module, PLAIN_EXPERTS | Experts4bit)
+        for projection in PROJECTIONS
+    ]
+
+
+def _match(spec: str, linears: list[str], experts: list[str]) -> list[str]:
+    """Names by their ends, or by a regular expression.
+
+    Experts have one weight for all; ``down_proj`` alone means linear layers, ``experts`` and
+    ``experts.down_proj`` mean theirs.
+    """
+    names = linears + experts
     chosen: list[str] = []
     wanted = [part.strip() for part in spec.split(",")]
     if all(PLAIN_NAME.fullmatch(part) and not part.endswith(".") for part in wanted):
         for part in wanted:
-            found = [name for name in names if name == part or name.endswith(f".{part}")]
+            ends = (f".{part}", *(f".{part}.{name}" for name in PROJECTIONS if part == "experts"))
+            sought = names if "experts" in part else linears
+            found = [name for name in sought if name == part or name.endswith(ends)]
             if not found:
                 raise _no_match(part, names)
             chosen += found

@@ -64,6 +64,10 @@ class DeepseekVL2PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' form)
     _no_split_modules = ["DecoderLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for a decorator in this file
+
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)

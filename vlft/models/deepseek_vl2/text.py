@@ -126,6 +126,10 @@ class DeepseekVL2TextModel(DeepseekV2Model):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for a decorator in this file
+
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)

@@ -1,0 +1,337 @@
+"""Routing and experts: the grouped products against the plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import GOLDEN, VL2_MHA, VL2_MLA, VL2_NOAUX
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from vlft.checkpoints.adapter import save_adapter
+from vlft.checkpoints.quantize import dequantize_linears, quantized_weight
+from vlft.errors import ConfigError
+from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
+from vlft.models.deepseek_vl2.text import Router, SparseMLP
+from vlft.models.experts import (
+    PLAIN_EXPERTS,
+    Experts4bit,
+    FrozenProduct,
+    Groups,
+    ParamWrapper,
+    dequantized,
+)
+from vlft.training.lora import LoraOptions, add_lora, resolve_targets
+
+EXPERTS, WIDTH, INNER, BEST = 8, 64, 32, 3
+
+
+def config_of(**settings) -> DeepseekVL2TextConfig:
+    config = DeepseekVL2TextConfig(
+        **{
+            "hidden_size": WIDTH,
+            "moe_intermediate_size": INNER,
+            "n_routed_experts": EXPERTS,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": BEST,
+            "topk_method": "greedy",
+            **settings,
+        }
+    )
+    config._experts_implementation = "grouped_mm"
+    return config
+
+
+def sparse_mlp(**settings) -> SparseMLP:
+    torch.manual_seed(0)
+    layer = SparseMLP(config_of(**settings))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return layer
+
+
+def one_by_one(layer: SparseMLP, hidden: torch.Tensor) -> torch.Tensor:
+    """Token after token, expert after expert."""
+    weights, chosen = layer.gate(hidden)
+    rows = []
+    for token in range(len(hidden)):
+        total = layer.shared_experts(hidden[token])
+        for weight, expert in zip(weights[token], chosen[token], strict=True):
+            both = layer.experts.gate_up_proj[expert] @ hidden[token]
+            inner = F.silu(both[:INNER]) * both[INNER:]
+            total = total + weight * (layer.experts.down_proj[expert] @ inner)
+        rows.append(total)
+    return torch.stack(rows)
+
+
+class TestRouter:
+    def scores(self, router, hidden):
+        return (hidden @ router.weight.detach().T).double()
+
+    def router(self, **settings):
+        router = Router(config_of(**settings))
+        torch.manual_seed(1)
+        for parameter in router.parameters():
+            nn.init.normal_(parameter)
+        return router, torch.randn(50, WIDTH)
+
+    def test_greedy(self):
+        router, hidden = self.router()
+        weights, chosen = router(hidden)
+        scores = self.scores(router, hidden).softmax(-1)
+        for token in range(50):
+            best = sorted(range(EXPERTS), key=lambda e: -scores[token, e])[:BEST]
+            assert sorted(chosen[token].tolist()) == sorted(best)
+        assert torch.allclose(weights.double(), scores.gather(-1, chosen), atol=1e-6)
+        assert not torch.allclose(weights.sum(-1), torch.ones(50), atol=1e-2)
+
+    @pytest.mark.parametrize("method", ["group_limited_greedy", "noaux_tc"])
+    def test_groups(self, method):
+        """4 groups of 2 experts, of which the best 2 groups count."""
+        scoring = "softmax" if method == "group_limited_greedy" else "sigmoid"
+        router, hidden = self.router(
+            topk_method=method, scoring_func=scoring, n_group=4, topk_group=2
+        )
+        weights, chosen = router(hidden)
+        logits = self.scores(router, hidden)
+        scores = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
+        chooser = scores + (router.e_score_correction_bias.detach() if method == "noaux_tc" else 0)
+        best = 1 if method == "group_limited_greedy" else 2
+        for token in range(50):
+            groups = [sorted(chooser[token, 2 * g : 2 * g + 2].tolist())[-best:] for g in range(4)]
+            kept = sorted(range(4), key=lambda g: -sum(groups[g]))[:2]
+            # Outside of the groups the score is zero, which may beat a negative one.
+            masked = [float(chooser[token, e]) if e // 2 in kept else 0.0 for e in range(EXPERTS)]
+            wanted = sorted(range(EXPERTS), key=lambda e: -masked[e])[:BEST]
+            found = sorted(masked[e] for e in chosen[token].tolist())
+            assert found == pytest.approx(sorted(masked[e] for e in wanted), abs=1e-6)
+        assert torch.allclose(weights.double(), scores.gather(-1, chosen), atol=1e-6)
+
+    def test_normalised_and_scaled(self):
+        router, hidden = self.router(norm_topk_prob=True, routed_scaling_factor=2.5)
+        weights, _ = router(hidden)
+        assert torch.allclose(weights.sum(-1), torch.full((50,), 2.5))
+
+    def test_float32_in_any_precision(self):
+        router, hidden = self.router()
+        expected, _ = router(hidden)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, _ = router(hidden)
+        assert torch.equal(found, expected)
+
+
+class TestGroupedProducts:
+    @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+    def test_same_as_one_by_one(self, scoring):
+        layer = sparse_mlp(scoring_func=scoring)
+        hidden = torch.randn(20, WIDTH)
+        torch.testing.assert_close(layer(hidden), one_by_one(layer, hidden), atol=1e-4, rtol=1e-4)
+
+    def test_groups_cover_every_row_once(self):
+        chosen = torch.tensor([[3, 0], [0, 5], [3, 5]])
+        groups = Groups.of(chosen, EXPERTS)
+        assert groups.ends.tolist() == [2, 2, 2, 4, 4, 6, 6, 6]
+        assert groups.token.tolist() == [0, 1, 0, 2, 1, 2]
+        assert groups.token[groups.place].tolist() == [0, 0, 1, 1, 2, 2]
+
+    def test_unused_experts_get_no_gradient_and_no_error(self):
+        layer = sparse_mlp()
+        layer(torch.randn(1, WIDTH)).sum().backward()
+        gradients = layer.experts.gate_up_proj.grad.flatten(1).norm(dim=1)
+        assert int((gradients > 0).sum()) == BEST
+
+
+def tuned(layer: nn.Module, *, grouped: bool, rank: int = 4) -> nn.Module:
+    """A layer with LoRA on its experts, by vlft's forward or by peft's."""
+    config = LoraConfig(r=rank, target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    if grouped:
+        config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
+    model = get_peft_model(nn.ModuleDict({"mlp": layer}), config)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def run(model: nn.Module, hidden: torch.Tensor):
+    """Output, gradient of the input, gradients of the adapter."""
+    hidden = hidden.clone().requires_grad_()
+    output = model.base_model.model["mlp"](hidden)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return output, hidden.grad, gradients
+
+
+class TestLoraOnExperts:
+    @pytest.mark.parametrize("rank", [3, 8])
+    def test_same_as_adding_to_the_weights(self, rank):
+        hidden = torch.randn(20, WIDTH)
+        output, inputs, gradients = run(tuned(sparse_mlp(), grouped=True, rank=rank), hidden)
+        expected = run(tuned(sparse_mlp(), grouped=False, rank=rank), hidden)
+        torch.testing.assert_close(output, expected[0], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(inputs, expected[1], atol=1e-3, rtol=1e-4)
+        assert gradients.keys() == expected[2].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[2][name], atol=1e-3, rtol=1e-4)
+
+    def test_it_does_something(self):
+        hidden = torch.randn(20, WIDTH)
+        plain = sparse_mlp()(hidden)
+        assert (run(tuned(sparse_mlp(), grouped=True), hidden)[0] - plain).abs().max() > 0.1
+
+    def test_nothing_as_large_as_the_weights_is_made(self):
+        model = tuned(sparse_mlp(), grouped=True)
+        largest = self.largest_saved(model, torch.randn(4, WIDTH))
+        assert largest < EXPERTS * INNER * WIDTH / 2
+        assert self.largest_saved(tuned(sparse_mlp(), grouped=False), torch.randn(4, WIDTH)) > (
+            2 * largest
+        )
+
+    def largest_saved(self, model, hidden):
+        """Numbers in the largest tensor kept for the backward pass that is no parameter."""
+        own = {p.data_ptr() for p in model.parameters()}
+        sizes = []
+
+        def keep(tensor):
+            if tensor.data_ptr() not in own:
+                sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.base_model.model["mlp"](hidden)
+        return max(sizes)
+
+    def test_disabled_and_merged(self):
+        hidden = torch.randn(20, WIDTH)
+        model = tuned(sparse_mlp(), grouped=True)
+        layer = model.base_model.model["mlp"]
+        with_adapter = layer(hidden)
+        with model.disable_adapter():
+            torch.testing.assert_close(layer(hidden), sparse_mlp()(hidden))
+        merged = model.merge_and_unload(safe_merge=True)["mlp"]
+        assert type(merged.experts) is PLAIN_EXPERTS
+        torch.testing.assert_close(merged(hidden), with_adapter, atol=1e-3, rtol=1e-4)
+
+
+def in_4bit(layer: SparseMLP) -> SparseMLP:
+    experts = Experts4bit(layer.experts, torch.float32)
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(layer.experts, name).data
+        setattr(experts, name, quantized_weight(experts, weight, torch.device("cpu")))
+    layer.experts = experts
+    return layer
+
+
+class TestExpertsIn4bit:
+    def plain_twin(self) -> SparseMLP:
+        quantised, twin = in_4bit(sparse_mlp()), sparse_mlp()
+        for name in ("gate_up_proj", "down_proj"):
+            value = dequantized(getattr(quantised.experts, name))
+            getattr(twin.experts, name).data = value.float()
+        return twin
+
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_same_as_with_the_dequantised_weights(self, lora):
+        hidden = torch.randn(20, WIDTH)
+        quantised, twin = in_4bit(sparse_mlp()), self.plain_twin()
+        if lora:
+            found = run(tuned(quantised, grouped=True), hidden)
+            expected = run(tuned(twin, grouped=True), hidden)
+            for name, gradient in found[2].items():
+                torch.testing.assert_close(gradient, expected[2][name], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
+        else:
+            torch.testing.assert_close(quantised(hidden), twin(hidden), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(quantised(hidden), sparse_mlp()(hidden), atol=5.0, rtol=0.5)
+
+    def test_dequantised_weights_are_not_kept_for_the_backward_pass(self):
+        model = tuned(in_4bit(sparse_mlp()), grouped=True)
+        largest = TestLoraOnExperts().largest_saved(model, torch.randn(4, WIDTH))
+        assert largest < EXPERTS * INNER * WIDTH / 2
+
+    def test_gradient_of_the_product(self):
+        layer = in_4bit(sparse_mlp()).experts
+        rows = torch.randn(6, WIDTH, requires_grad=True)
+        ends = torch.tensor([1, 1, 2, 3, 3, 5, 6, 6], dtype=torch.int32)
+        FrozenProduct.apply(rows, ends, layer.gate_up_proj).sum().backward()
+        twin = self.plain_twin().experts.gate_up_proj
+        owner = torch.tensor([0, 2, 3, 5, 5, 6])
+        torch.testing.assert_close(rows.grad, twin[owner].sum(1), atol=1e-4, rtol=1e-4)
+
+
+mixtures = pytest.mark.parametrize(
+    "case", [VL2_MHA, VL2_MLA, VL2_NOAUX], indirect=True, scope="session", ids=str
+)
+
+
+@mixtures
+class TestInAModel:
+    def test_experts_run_grouped(self, model):
+        experts = [m for m in model.modules() if isinstance(m, PLAIN_EXPERTS)]
+        assert experts
+        assert all(m.config._experts_implementation == "grouped_mm" for m in experts)
+
+    def test_targets(self, case, model, folder):
+        def targets(spec):
+            return resolve_targets(model, folder.family, LoraOptions(spec))
+
+        every = targets("ALL").parameters
+        assert len(every) == 4
+        assert all(".mlp.experts." in name for name in every)
+        assert not any(".gate" in name.removesuffix("gate_proj") for name in targets("ALL").modules)
+        assert not targets("qkv").parameters
+        assert targets("experts").parameters == every
+        assert not targets("experts").modules
+        assert len(targets("experts.down_proj").parameters) == 2
+        # The leaf alone means linear layers; in the fused weights of experts it would be half of
+        # what it says.
+        assert not targets("down_proj").parameters
+        assert len(targets(r".*layers\.1\.mlp\.experts\..*").parameters) == 2
+        leaves = {name.split(".")[-1] for name in targets("qkv").modules}
+        latent = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
+        assert leaves == ({"q_proj", "k_proj", "v_proj"} if case is VL2_MHA else latent)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            LoraOptions("ALL", use_dora=True),
+            LoraOptions("ALL", dropout=0.1),
+            LoraOptions("experts", init="pissa"),
+        ],
+    )
+    def test_what_lora_on_experts_lacks_is_refused(self, model, folder, options):
+        with pytest.raises(ConfigError, match="LoRA on experts does not have it"):
+            resolve_targets(model, folder.family, options)
+
+    def test_the_adapters_keys(self, model, folder, tmp_path):
+        """Documented in docs/models.md."""
+        save_adapter(add_lora(model, folder.family, LoraOptions("experts", rank=4)), tmp_path)
+        tensors = load_file(tmp_path / "adapter_model.safetensors")
+        text = model.config.text_config
+        count, inner, width = text.n_routed_experts, text.moe_intermediate_size, text.hidden_size
+        prefix = "base_model.model.model.language_model.layers.1.mlp.experts"
+        shapes = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
+        assert shapes == {
+            f"{prefix}.lora_A.weight": (4 * count, inner),
+            f"{prefix}.lora_B.weight": (width, 4 * count),
+            f"{prefix}.base_layer.lora_A.weight": (4 * count, width),
+            f"{prefix}.base_layer.lora_B.weight": (2 * inner, 4 * count),
+        }
+
+    def test_nf4_covers_the_experts(self, make_model, processor):
+        row = {"query": "<image>What is it?", "images": ["images/speck.png"]}
+        inputs = processor.collate([processor.encode(row, GOLDEN)])
+        del inputs["labels"]
+        model = make_model("nf4")
+        held = [m for m in model.modules() if isinstance(m, Experts4bit)]
+        assert len(held) == 2
+        assert all(m.gate_up_proj.dtype == torch.uint8 for m in held)
+        with torch.no_grad():
+            found = model(**inputs).logits
+            dequantize_linears(model, torch.float32)
+            assert not any(isinstance(m, Experts4bit) for m in model.modules())
+            torch.testing.assert_close(found, model(**inputs).logits, atol=1e-3, rtol=1e-3)
