@@ -630,7 +630,6 @@ VL2_SMALL = vl2_config(
         "num_hidden_layers": 27,
         "num_key_value_heads": 16,
         "topk_method": "greedy",
-        "vocab_size": 102400,
     },
 )
 # As in small; 30 layers and 32 heads are left to defaults, too.

@@ -48,6 +48,13 @@ def edit_json(path, **fields):
     path.write_text(json.dumps({**value, **fields}))
 
 
+@pytest.fixture
+def both_layouts(folder):
+    """For families that transformers has a class for."""
+    if folder.family.clean_config is None:
+        pytest.skip("one layout")
+
+
 class TestRoundTrip:
     @pytest.mark.parametrize("shard", ["5GB", "200KB"])
     def test_original_to_original_keeps_names_and_bits(
@@ -62,13 +69,11 @@ class TestRoundTrip:
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "200KB")
-        for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
-            assert json.loads((tmp_path / name).read_text()) == json.loads(
-                (case.folder / name).read_text()
-            )
+        for path in case.folder.glob("*config.json"):
+            assert json.loads((tmp_path / path.name).read_text()) == json.loads(path.read_text())
 
     def test_through_transformers_layout_and_back(
-        self, case, folder, processor, model, inputs, tmp_path
+        self, both_layouts, case, folder, processor, model, inputs, tmp_path
     ):
         expected = logits(model, inputs)
         previous, layouts = folder, ("transformers", "transformers", "original", "original")
@@ -82,14 +87,15 @@ class TestRoundTrip:
             assert previous.layout == layout
             written = previous.processor()
             assert written.pixels.fingerprint == processor.pixels.fingerprint
-            assert written.chat.image_tokens == processor.chat.image_tokens
+            assert written.pixels.tokens == processor.pixels.tokens
+            assert written.chat.roles == processor.chat.roles
             assert torch.equal(logits(load(target), inputs), expected)
         before, after = dict(read_tensors(case.folder)), dict(read_tensors(previous.path))
         assert all(torch.equal(before[name], after[name]) for name in after)
         assert all(folder.family.keys.is_unused(name) for name in before.keys() - after.keys())
 
     def test_transformers_itself_loads_what_is_written(
-        self, folder, processor, model, inputs, tmp_path
+        self, both_layouts, folder, processor, model, inputs, tmp_path
     ):
         export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
         cls = folder.family.model_class()
@@ -98,7 +104,9 @@ class TestRoundTrip:
         assert not report["unexpected_keys"]
         assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs))
 
-    def test_what_transformers_writes_loads(self, model, processor, inputs, case, tmp_path):
+    def test_what_transformers_writes_loads(
+        self, both_layouts, model, processor, inputs, case, tmp_path
+    ):
         model.save_pretrained(tmp_path)
         for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
             shutil.copy(case.folder / name, tmp_path)
@@ -249,7 +257,7 @@ class TestHostileConfigs:
         assert torch.equal(logits(loaded, inputs), logits(model, inputs))
         assert loaded.config._attn_implementation == "sdpa"
 
-    def test_untied_weights_stay_untied(self, folder, processor, model, tmp_path):
+    def test_untied_weights_stay_untied(self, both_layouts, folder, processor, model, tmp_path):
         """Without the field the class ties the output layer, silently."""
         export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
         config = json.loads((tmp_path / "config.json").read_text())

@@ -143,7 +143,10 @@ def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
         "adapter_model.safetensors",
     ]
     again = load_adapter(make_model(quantize), tmp_path)
-    assert torch.equal(logits(again, inputs), expected)
+    state = tuned.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items() if "lora_" in n)
+    # The last bits of a sum depend on where in memory its numbers lie.
+    torch.testing.assert_close(logits(again, inputs), expected, atol=1e-4, rtol=0)
     assert not any(p.requires_grad for p in again.parameters())
 
 
@@ -180,6 +183,7 @@ def test_a_full_run_trains_the_asked_parts(model, folder, aligner, vision):
             (is_in(name, parts.aligner) and not aligner)
             or (is_in(name, parts.vision) and not vision)
             or is_in(name, parts.other)
+            or name.endswith("e_score_correction_bias")
         )
         assert parameter.requires_grad != frozen, name
 

@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vlft.checkpoints.convert import convert
     from vlft.checkpoints.merge import merge_lora
-    from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+    from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
     from vlft.data.encode import EncodedSample
     from vlft.errors import VlftError
     from vlft.families.processor import Processor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvertConfig",
     "EncodedSample",
     "InferConfig",
     "MergeLoraConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "SftConfig",
     "VlftError",
     "__version__",
+    "convert",
     "generate",
     "infer",
     "load",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ConvertConfig": "vlft.config:ConvertConfig",
     "EncodedSample": "vlft.data.encode:EncodedSample",
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
@@ -48,6 +52,7 @@ _HOMES = {
     "Reply": "vlft.inference.text:Reply",
     "SftConfig": "vlft.config:SftConfig",
     "VlftError": "vlft.errors:VlftError",
+    "convert": "vlft.checkpoints.convert:convert",
     "generate": "vlft.inference.text:generate",
     "infer": "vlft.inference.run:run_infer",
     "load": "vlft.inference.text:load",

@@ -1,7 +1,7 @@
 """Every setting, once: its name, default, help and limits.
 
 The flags of the command line, the keys of ``--config FILE``, the saved ``run_config.json`` and the
-Python API are all made from these three dataclasses.
+Python API are all made from these dataclasses.
 """
 
 from __future__ import annotations
@@ -375,12 +375,49 @@ class MergeLoraConfig:
                     hint="name a run or a checkpoint-N folder of vlft sft",
                 )
             ]
-        if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", self.max_shard_size):
+        return _shard_size_problems(self.max_shard_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Settings of ``vlft convert``."""
+
+    src: str | None = setting(None, "Model folder or hub id.", panel="Model", argument=True)
+    dst: Path | None = setting(None, "New folder.", panel="Model", argument=True)
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
+    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
+
+    format: str = setting(
+        "original",
+        "Layout. original: the authors'.",
+        panel="Output",
+        choices=("original", "transformers"),
+    )
+    dtype: str = setting(
+        "auto",
+        "Number format of the files. auto: each tensor as it is.",
+        panel="Output",
+        choices=DTYPES,
+    )
+    max_shard_size: str = setting("5GB", "Largest weight file.", panel="Output")
+    overwrite: bool = setting(False, "Replace a folder that is not empty.", panel="Output")
+
+    def problems(self) -> list[UsageError]:
+        """All that is wrong between settings; each alone is checked by ``check``."""
+        if self.src is None or self.dst is None:
             return [
                 ConfigError(
-                    f"found {self.max_shard_size!r}",
-                    place="--max-shard-size",
-                    hint="write e.g. 5GB or 500MB",
+                    "two folders are needed",
+                    place="vlft convert",
+                    hint="write vlft convert SRC DST --format transformers",
                 )
             ]
+        return _shard_size_problems(self.max_shard_size)
+
+
+def _shard_size_problems(size: str) -> list[UsageError]:
+    if re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size):
         return []
+    return [
+        ConfigError(f"found {size!r}", place="--max-shard-size", hint="write e.g. 5GB or 500MB")
+    ]

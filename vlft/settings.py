@@ -53,6 +53,7 @@ def setting(
     maximum: float | None = None,
     resumable: bool = False,
     shown: str = "",
+    argument: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -66,6 +67,7 @@ def setting(
         maximum: greatest allowed number.
         resumable: may differ from the saved run when it is resumed, as no result depends on it.
         shown: the default as shown in ``--help`` when the value says too little.
+        argument: given by its place on the command line, not by a flag.
     """
     metadata = {
         "help": help,
@@ -76,6 +78,7 @@ def setting(
         "maximum": maximum,
         "resumable": resumable,
         "shown": shown,
+        "argument": argument,
     }
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)

@@ -11,6 +11,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from vlft.checkpoints.weights import read_tensors
+from vlft.errors import ConfigError
+from vlft.families.base import keeps_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,12 +54,25 @@ def export_model(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, members in shards.filename_to_tensors.items():
-        tensors = {key: _ready(state[key], dtype) for key in members}
+        tensors = {
+            key: _ready(state[key], None if keeps_dtype(key, base.family) else dtype)
+            for key in members
+        }
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
     _write_small_files(model, base, folder, chat, layout, _stated_dtype(model, dtype))
+
+
+def check_layout(base: ModelFolder, layout: str) -> None:
+    """Raises ConfigError if the family has no such layout."""
+    if layout == "transformers" and base.family.clean_config is None:
+        raise ConfigError(
+            f"transformers has no class for {base.family.title}",
+            place="--format transformers",
+            hint="use --format original, which vlft, the authors' code and vLLM read",
+        )
 
 
 def canonical_name(name: str) -> str:

@@ -24,6 +24,7 @@ from vlft.checkpoints.quantize import (
 )
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.families.base import keeps_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -78,8 +79,16 @@ def resolve_placement(
     )
 
 
-def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -> PreTrainedModel:
+def load_model(
+    folder: ModelFolder, image_token_id: int, placement: Placement, *, keep_dtypes: bool = False
+) -> PreTrainedModel:
     """The model of a folder, in evaluation mode, no gradients required.
+
+    Args:
+        folder: of the model.
+        image_token_id: of the processor.
+        placement: where and how it is held.
+        keep_dtypes: hold each tensor as its file has it, whatever the placement says.
 
     Raises:
         CheckpointError: the files do not fit the class.
@@ -97,7 +106,8 @@ def load_model(folder: ModelFolder, image_token_id: int, placement: Placement) -
         elif shapes[name] != tensor.shape:
             wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(shapes[name])}")
         else:
-            _place(model, name, tensor, placement)
+            kept = keep_dtypes or keeps_dtype(name, folder.family)
+            _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
             filled.add(name)
     if model.config.tie_word_embeddings:
         model.tie_weights()
@@ -214,14 +224,16 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     model.get_submodule(owner).register_parameter(leaf, parameter)
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -> None:
+def _place(
+    model: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if holds_quantized(owner, leaf):
-        made = quantized_weight(owner, tensor.to(placement.dtype), placement.device)
+        made = quantized_weight(owner, tensor.to(dtype), device)
     else:
         # A copy: the tensor may be a view of a mapped file.
-        data = tensor.to(placement.device, placement.dtype, copy=True)
+        data = tensor.to(device, dtype, copy=True)
         made = nn.Parameter(data.contiguous(), requires_grad=False)
     set_parameter(model, name, made)
 

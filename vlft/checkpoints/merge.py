@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,17 @@ from torch import Tensor
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.export import export_model
+from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.checkpoints.output import check_target, move_in, new_part
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
+from vlft.families.base import keeps_dtype
 from vlft.settings import check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vlft.config import MergeLoraConfig
     from vlft.families.processor import Processor
 
@@ -70,17 +69,17 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
         tuned.base, dtype="float32", device=config.device, quantize="none"
     )
     layout = tuned.base.layout if config.format == "auto" else config.format
+    check_layout(tuned.base, layout)
     dtype = DTYPES[tuned.settings.dtype if config.dtype == "auto" else config.dtype]
     processor = tuned.base.processor()
     console.info(f"merging {checkpoint} into {tuned.base.path}")
     model, inputs, before = _merge(tuned, processor, placement, config.base)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         # As the files will hold it; export then changes nothing.
-        parameter.data = parameter.data.to(dtype).float()
+        if not keeps_dtype(name, tuned.base.family):
+            parameter.data = parameter.data.to(dtype).float()
     rounded = _logits(model, inputs, placement)
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = new_part(target)
     size = config.max_shard_size
     chat = processor.chat
     export_model(model, tuned.base, part, chat, layout=layout, dtype=dtype, max_shard_size=size)
@@ -88,47 +87,12 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     after = _written_logits(part, inputs, placement)
     _compare(after, rounded, f"the files in {shown(part)}")
     difference = _relative(after, before)
-    _move_in(part, target)
+    move_in(part, target)
     console.info(
         f"merged model: {shown(target)} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
         f"its logits differ by {difference:.1e} from those of base and adapter"
     )
     return MergeResult(target, difference)
-
-
-def _move_in(part: Path, target: Path) -> None:
-    """Puts the finished folder in the target's place; the old one goes last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_target(target: Path, needed: Sequence[Path], *, overwrite: bool) -> None:
-    """Raises UsageError if the folder holds something that may not be replaced.
-
-    Args:
-        target: the output folder, resolved.
-        needed: folders that the merge reads; neither they nor the working folder may lie in it.
-        overwrite: whether something else there may be replaced.
-    """
-    for kept in (*(path.resolve() for path in needed), Path.cwd()):
-        if kept.is_relative_to(target):
-            raise ConfigError(
-                f"would replace {shown(kept)}", place="--output-dir", hint="name another folder"
-            )
-    if target.is_file():
-        raise CheckpointError(
-            "is a file", place=shown(target), hint="name a folder with --output-dir"
-        )
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
-        raise CheckpointError(
-            "the output folder is in use",
-            place=shown(target),
-            hint="name another --output-dir, or add --overwrite to replace it",
-        )
 
 
 def load_full_precision(tuned: Tuned, processor: Processor, placement: Placement, base: str) -> Any:

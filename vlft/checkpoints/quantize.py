@@ -34,7 +34,7 @@ def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: to
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether the module holds a 4 or 8 bit weight."""
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    return any(kind.__name__ in ("Linear4bit", "Linear8bitLt") for kind in type(module).__mro__)
 
 
 def holds_quantized(module: nn.Module, leaf: str) -> bool:
@@ -126,5 +126,13 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
         layer.support_avx512bf16_for_cpu = False
         quantized: nn.Module = layer
         return quantized
-    eight: nn.Module = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, device="meta")
+
+    class FlatLinear8bit(bnb.nn.Linear8bitLt):
+        """Takes inputs of any number of axes; its parent loses those of four."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat: Tensor = super().forward(x.flatten(0, -2))
+            return flat.view(*x.shape[:-1], -1)
+
+    eight: nn.Module = FlatLinear8bit(*size, has_fp16_weights=False, device="meta")
     return eight

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from vlft import __version__
-from vlft.cli import infer, merge_lora, sft
+from vlft.cli import convert, infer, merge_lora, models, sft
 from vlft.cli.help import help_command
-from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
 from vlft.console import err, show_error
 from vlft.errors import UsageError, VlftError, shown
 
@@ -26,6 +26,10 @@ app.command("infer", help=infer.HELP, cls=help_command(InferConfig, infer.HELP))
 app.command("merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP))(
     merge_lora.command
 )
+app.command("convert", help=convert.HELP, cls=help_command(ConvertConfig, convert.HELP))(
+    convert.command
+)
+app.command("models", help=models.HELP)(models.command)
 
 
 def _print_version(value: bool) -> None:

@@ -37,7 +37,9 @@ def help_command(cls: type, help: str) -> type[TyperCommand]:
 def print_help(cls: type, command_path: str, help: str) -> None:
     """Prints usage, purpose and all settings by panel."""
     console = Console(highlight=False)
-    console.print(f"[bold]Usage:[/bold] {command_path} \\[OPTIONS]\n\n{help}")
+    arguments = [f.name.upper() for f in dataclasses.fields(cls) if f.metadata["argument"]]
+    usage = " ".join([command_path, *arguments, "\\[OPTIONS]"])
+    console.print(f"[bold]Usage:[/bold] {usage}\n\n{help}")
     panels: dict[str, list[tuple[Text, Text]]] = {}
     for spec in dataclasses.fields(cls):
         row = (Text(flag_text(cls, spec), style="cyan"), help_text(spec))
@@ -59,6 +61,8 @@ def print_help(cls: type, command_path: str, help: str) -> None:
 
 def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
     """The flag with what it takes: ``--lora-rank N``, ``--[no-]use-dora``."""
+    if spec.metadata["argument"]:
+        return spec.name.upper()
     kind = field_type(cls, spec.name)
     name = flag(spec.name)
     if kind is bool:

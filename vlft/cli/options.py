@@ -56,6 +56,9 @@ def _parameter(cls: type, spec: dataclasses.Field[Any]) -> inspect.Parameter:
     """One option; absent on the command line it is None, so that a file can set it."""
     kind = field_type(cls, spec.name)
     names = flag(spec.name)
+    if spec.metadata["argument"]:
+        place = typer.Argument(metavar=spec.name.upper(), show_default=False)
+        return _parameter_of(spec.name, kind | None, None, place)
     if kind is bool:
         names = f"{names}/--no-{names.removeprefix('--')}"
     if spec.metadata["choices"]:
@@ -66,11 +69,15 @@ def _parameter(cls: type, spec: dataclasses.Field[Any]) -> inspect.Parameter:
 
 
 def _option(name: str, annotation: Any, default: object, names: str) -> inspect.Parameter:
+    return _parameter_of(name, annotation, default, typer.Option(names))
+
+
+def _parameter_of(name: str, annotation: Any, default: object, place: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[annotation, typer.Option(names)],
+        annotation=Annotated[annotation, place],
     )
 
 

@@ -74,6 +74,7 @@ class Family:
         image_border: tokens before and after each picture's.
         apart: whether messages are tokenised one by one instead of as one text.
         speaks_tokens: whether special tokens are part of replies, as those of grounding are.
+        kept_dtypes: ends of the names of tensors that stay in the dtype of their file.
         roles: (model folder, its config.json) -> how the chat text names user and assistant.
         system_prompt: the default.
         parts: see Parts.
@@ -117,11 +118,17 @@ class Family:
     image_border: tuple[str, str] | None = None
     apart: bool = False
     speaks_tokens: bool = False
+    kept_dtypes: tuple[str, ...] = ()
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
     """Whether a module or parameter name is one of the parts, or within one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def keeps_dtype(name: str, family: Family) -> bool:
+    """Whether a tensor stays in the dtype of its file, whatever the model's."""
+    return name.endswith(family.kept_dtypes)
 
 
 def from_transformers(name: str) -> Callable[[], Any]:

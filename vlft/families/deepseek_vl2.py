@@ -186,6 +186,8 @@ FAMILY = Family(
     added_tokens=ADDED_TOKENS,
     apart=True,
     speaks_tokens=True,
+    # Added to scores of which small differences choose.
+    kept_dtypes=("e_score_correction_bias",),
     roles=lambda _folder, _config: ROLES,
     system_prompt="",
     parts=Parts(

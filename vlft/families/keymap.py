@@ -132,7 +132,7 @@ class KeyMap:
             if not found:
                 continue
             if rule.change != "stack":
-                return [_match(rule, found.groupdict())]
+                return matches or [_match(rule, found.groupdict())]
             matches += [_match(rule, {**found.groupdict(), "e": str(e)}) for e in range(stacked)]
         if not matches:
             raise CheckpointError("has no name in the authors' layout", place=name)

@@ -20,7 +20,7 @@ from torch import nn
 from vlft.checkpoints.adapter import with_grouped_experts
 from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
-from vlft.families.base import is_in
+from vlft.families.base import is_in, keeps_dtype
 from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool
     trained += parts.aligner if aligner else ()
     trained += parts.vision if vision else ()
     for name, parameter in model.named_parameters():
-        if is_in(name, trained):
+        # What only chooses gets no gradient.
+        if is_in(name, trained) and not keeps_dtype(name, family):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 

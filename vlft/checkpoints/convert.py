@@ -1,0 +1,77 @@
+"""``vlft convert``: a model folder -> the same model in the other layout, or in other shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlft import console
+from vlft.checkpoints.export import check_layout, export_model
+from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
+from vlft.checkpoints.locate import describe, locate_model
+from vlft.checkpoints.output import check_target, move_in, new_part
+from vlft.errors import ConfigError, VerificationError, shown
+from vlft.families.base import keeps_dtype
+from vlft.settings import check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import ConvertConfig
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Reads a model, writes it, reads what was written and compares every bit.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        VlftError: bad input, or what was written is not what was read.
+    """
+    config = check(config)
+    if config.src is None or config.dst is None:
+        raise ConfigError("no folders given", place="SRC DST")
+    base = locate_model(config.src, revision=config.revision, hub=config.hub)
+    check_layout(base, config.format)
+    target = config.dst.resolve()
+    check_target(target, [base.path], overwrite=config.overwrite)
+    dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
+    chat = base.processor().chat
+    console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
+    placement = Placement(torch.device("cpu"), torch.float32)
+    model = load_model(base, chat.image_token_id, placement, keep_dtypes=True)
+    part = new_part(target)
+    size = config.max_shard_size
+    export_model(model, base, part, chat, layout=config.format, dtype=dtype, max_shard_size=size)
+    _compare(model, describe(part), dtype)
+    move_in(part, target)
+    console.info(f"written and compared: {shown(target)} ({config.format} layout)")
+    return target
+
+
+def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | None) -> None:
+    """Raises VerificationError if a tensor of the files is not the model's."""
+    expected = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in expected.items()}
+    for name, tensor in native_tensors(written, shapes):
+        kept = dtype is None or keeps_dtype(name, written.family)
+        wanted = expected.pop(name).to(tensor.dtype if kept else dtype)
+        if not torch.equal(tensor, wanted):
+            raise VerificationError(
+                "the file does not hold what was read",
+                place=f"{shown(written.path)}: {name}",
+                hint="please report this",
+            )
+    if model.config.tie_word_embeddings:
+        expected.pop(f"{written.family.parts.head}.weight", None)
+    if expected:
+        raise VerificationError(
+            f"{len(expected)} tensors were not written: {', '.join(list(expected)[:3])}",
+            place=shown(written.path),
+            hint="please report this",
+        )

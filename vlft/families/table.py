@@ -1,0 +1,42 @@
+"""The families that vlft knows. A new one is a file beside this one and a row in this table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError
+from vlft.families import deepseek_vl, deepseek_vl2, deepseek_vl_hybrid, janus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlft.families.base import Family
+
+FAMILIES: tuple[Family, ...] = (
+    deepseek_vl.FAMILY,
+    deepseek_vl_hybrid.FAMILY,
+    deepseek_vl2.FAMILY,
+    janus.FAMILY,
+)
+
+
+def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
+    """The family of a config.json, and the layout of its folder: original or transformers.
+
+    Raises:
+        CheckpointError: no family knows it; the message says what was found and what is known.
+    """
+    model_type = config.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types and family.recognises(config):
+            return family, family.model_types[str(model_type)]
+    known = "; ".join(
+        f"{family.title}: model_type {' or '.join(map(repr, family.model_types))}"
+        for family in FAMILIES
+    )
+    keys = ", ".join(sorted(config)[:12])
+    raise CheckpointError(
+        f"not a supported model: found model_type {model_type!r} and the keys {keys}",
+        place=place,
+        hint=f"supported are: {known}",
+    )
