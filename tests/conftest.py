@@ -25,7 +25,7 @@ class FamilyCase:
         checkpoint: golden checkpoint of it.
         roles: of the golden conversations.
         tolerance: absolute, of float32 logits.
-        rows: of the small data sets made for it; fewer where a picture is dear.
+        rows: to compare one by one; fewer where a picture is dear.
     """
 
     family: str
@@ -60,10 +60,19 @@ JANUS_PRO = FamilyCase("janus", "janus-pro", TOKENS)
 # Every checkpoint for the authors' numbers, one of each family for what any must do.
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO]
 ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
-only_siglip = pytest.mark.parametrize("case", [SIGLIP], indirect=True, scope="session", ids=str)
+only_siglip = pytest.mark.only_siglip
 
 
-@pytest.fixture(params=ONE_EACH, ids=str, scope="session")
+def pytest_generate_tests(metafunc):
+    """Runs what asks for a case on one checkpoint of each family, unless it says otherwise."""
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "case" in metafunc.fixturenames and not any("case" in names for names in given):
+        one = metafunc.definition.get_closest_marker("only_siglip")
+        rows = [SIGLIP] if one else ONE_EACH
+        metafunc.parametrize("case", rows, indirect=True, ids=str, scope="session")
+
+
+@pytest.fixture(scope="session")
 def case(request) -> FamilyCase:
     return request.param
 

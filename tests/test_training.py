@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, make_rows, write_jsonl
+from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
@@ -27,7 +27,7 @@ from vlft.training.loop import Interrupt
 @pytest.fixture
 def config(case, train_file, tmp_path):
     """A short LoRA run: 20 samples, 4 steps of 5."""
-    write_jsonl(train_file, make_rows(case.rows))
+    write_jsonl(train_file, make_rows(20))
     return vlft.SftConfig(
         model=str(case.folder),
         dataset=(str(train_file),),
@@ -106,21 +106,25 @@ class TestRunFolder:
         found = losses(vlft.sft(longer).run)
         assert sum(found[-4:]) < 0.7 * sum(found[:4])
 
+    @only_siglip
     def test_old_checkpoints_go_and_the_best_stays(self, config):
         steady = dataclasses.replace(config, save_steps=1, save_total_limit=1)
         run = vlft.sft(steady).run
         best = int((run / "best").resolve().name.split("-")[1])
         assert {step for step, _ in checkpoints_in(run)} == {4, best}
 
+    @only_siglip
     def test_early_stop(self, config, monkeypatch):
         monkeypatch.setattr(loop, "evaluate", lambda _job: 1.0)
         stopping = dataclasses.replace(config, eval_steps=1, early_stop=2)
         result = vlft.sft(stopping)
         assert (result.step, result.finished) == (3, True)
 
+    @only_siglip
     def test_max_steps(self, config):
         assert vlft.sft(dataclasses.replace(config, max_steps=3)).step == 3
 
+    @only_siglip
     def test_tensorboard(self, config):
         run = vlft.sft(dataclasses.replace(config, max_steps=1, report_to="tensorboard")).run
         assert list(run.rglob("events.out.tfevents.*"))
@@ -156,15 +160,27 @@ class TestResume:
         [
             {},
             {"tuner": "full", "learning_rate": 1e-3, "train_vision": True},
-            {"quantize": "nf4"},
+            {"quantize": "nf4", "lora_target_modules": "ALL", "lora_dropout": 0.0},
+        ],
+        ids=["lora", "full", "nf4-ALL"],
+    )
+    def test_same_bits_as_a_run_that_never_stopped(self, config, monkeypatch, change):
+        self.compare(config, monkeypatch, change)
+
+    @only_siglip
+    @pytest.mark.parametrize(
+        "change",
+        [
             {"dtype": "bfloat16"},
             {"use_dora": True, "lora_target_modules": "ALL", "train_aligner": True},
             {"init_lora_weights": "pissa"},
         ],
-        ids=lambda change: "-".join(map(str, change)) or "lora",
+        ids=["bfloat16", "dora-aligner", "pissa"],
     )
-    @pytest.mark.parametrize("stop", [3])
-    def test_same_bits_as_a_run_that_never_stopped(self, config, monkeypatch, change, stop):
+    def test_same_bits_in_other_ways(self, config, monkeypatch, change):
+        self.compare(config, monkeypatch, change)
+
+    def compare(self, config, monkeypatch, change, stop=3):
         settings = dataclasses.replace(config, **change)
         read = weights if settings.tuner == "full" else adapter
         whole = vlft.sft(settings)
@@ -182,6 +198,7 @@ class TestResume:
         ]
         assert kept[0] == kept[1]
 
+    @only_siglip
     def test_a_finished_run_stays_as_it_is(self, config):
         first = vlft.sft(config)
         before = adapter(first.run)
@@ -189,6 +206,7 @@ class TestResume:
         assert again.step == first.step
         assert same_bits(adapter(again.run), before)
 
+    @only_siglip
     def test_from_an_earlier_checkpoint_only_when_asked(self, config):
         run = vlft.sft(config).run
         before = adapter(run)
@@ -199,6 +217,7 @@ class TestResume:
         assert same_bits(adapter(again.run), before)
         assert [row["step"] for row in metrics(run) if "loss" in row] == [1, 2, 3, 4]
 
+    @only_siglip
     def test_other_settings_are_refused_together(self, config):
         run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
         with pytest.raises(UsageError) as error:
@@ -206,11 +225,13 @@ class TestResume:
         assert "--lora-rank: found 16, the run has 8" in str(error.value)
         assert "--batch-size: found 2, the run has 4" in str(error.value)
 
+    @only_siglip
     def test_what_changes_no_result_may_change(self, config, monkeypatch):
         stop_after(monkeypatch, 2)
         run = vlft.sft(config).run
         assert vlft.sft(vlft.SftConfig(resume=run, logging_steps=2, save_total_limit=1)).finished
 
+    @only_siglip
     def test_other_data_is_refused(self, config, monkeypatch):
         stop_after(monkeypatch, 2)
         run = vlft.sft(config).run
@@ -235,6 +256,7 @@ save_checkpoint(run, 6, write, keep=3, best_step=None)
 """
 
 
+@only_siglip
 class TestKilled:
     def test_in_the_middle_of_a_save(self, config):
         run = vlft.sft(config).run
@@ -301,12 +323,14 @@ class TestInterrupt:
         assert signal.getsignal(signal.SIGINT) == before
 
 
+@only_siglip
 def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch):
     monkeypatch.setattr(loop, "row_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(VlftError, match=r"the loss is nan(.|\n)*lower --learning-rate"):
         vlft.sft(config)
 
 
+@only_siglip
 def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train_file):
     monkeypatch.setattr("vlft.training.setup.load_model", pytest.fail)
     rows = make_rows(20)
@@ -320,17 +344,20 @@ def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train
     assert 'train.jsonl:8: "response" is empty' in str(error.value)
 
 
+@only_siglip
 def test_a_target_that_matches_nothing_leaves_no_run(config):
     with pytest.raises(ConfigError, match="'nothing_proj' matches no linear layer"):
         vlft.sft(dataclasses.replace(config, lora_target_modules="nothing_proj"))
     assert not config.output_dir.exists()
 
 
+@only_siglip
 def test_a_tracker_that_is_not_there(config):
     with pytest.raises(ConfigError, match="found wandb, which is not installed"):
         vlft.sft(dataclasses.replace(config, report_to="wandb"))
 
 
+@only_siglip
 def test_the_shown_sample_marks_what_is_trained(config, capsys):
     vlft.sft(dataclasses.replace(config, max_steps=1, show_sample=True))
     shown = capsys.readouterr().err
@@ -339,6 +366,7 @@ def test_the_shown_sample_marks_what_is_trained(config, capsys):
     assert "<image_placeholder>x36" in shown
 
 
+@only_siglip
 def test_a_gradient_that_is_not_a_number_stops_the_run(config, monkeypatch):
     monkeypatch.setattr(loop, "clip", lambda _job: float("nan"))
     with pytest.raises(VlftError, match="the gradient norm is nan"):
@@ -348,6 +376,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run(config, monkeypatch):
     assert vlft.sft(dataclasses.replace(config, dtype="bfloat16", max_steps=1)).finished
 
 
+@only_siglip
 def test_overwrite_is_not_remembered(config, monkeypatch):
     run = vlft.sft(dataclasses.replace(config, save_steps=1)).run
     vlft.sft(vlft.SftConfig(resume=run / "checkpoint-3", overwrite=True))

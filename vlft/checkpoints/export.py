@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import ConfigError
 from vlft.families.base import keeps_dtype
+from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.data.encode import ChatFormat
 
-LAYOUTS = ("original", "transformers")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
 def export_model(
@@ -97,9 +102,7 @@ def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tens
             if match.original not in state:
                 state[match.original] = match.to_original([native[part] for part in match.native])
     if base.layout == "original":
-        state.update(
-            (name, tensor) for name, tensor in read_tensors(base.path) if keys.is_unused(name)
-        )
+        state.update(read_tensors(base.path, keys.is_unused))
     return dict(sorted(state.items()))
 
 
@@ -120,14 +123,35 @@ def _write_small_files(
     dtype: str,
 ) -> None:
     """Configuration and tokenizer: the base's own files where the layout is the same."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (base.path / name).is_file():
-            shutil.copyfile(base.path / name, folder / name)
+    _copy(base, folder, TOKENIZER_FILES)
     if layout == base.layout:
-        _copy_small_files(base, folder)
+        _copy(base, folder, PROCESSOR_FILES)
         config = {key: value for key, value in base.config.items() if key != "dtype"}
         _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
-        return
+    else:
+        _write_other_layout(model, base, folder, chat, layout, dtype)
+    written = read_object(folder / "config.json")
+    if base.family.roles(folder, written) != chat.roles:
+        # What told them was of the base's files; this tells them in any.
+        (folder / "chat_template.jinja").write_text(chat_template(chat), "utf-8")
+
+
+def chat_template(chat: ChatFormat) -> str:
+    """The family's chat template for transformers, which names roles user and assistant."""
+    user, assistant = map(json.dumps, chat.roles)
+    names = f'{{%- set roles = {{"user": {user}, "assistant": {assistant}}} -%}}\n'
+    names += f"{{%- set assistant = {assistant} -%}}\n"
+    return names + chat.template.replace("message.role", "roles[message.role]")
+
+
+def _write_other_layout(
+    model: PreTrainedModel,
+    base: ModelFolder,
+    folder: Path,
+    chat: ChatFormat,
+    layout: str,
+    dtype: str,
+) -> None:
     native = base.native_config(chat.image_token_id)
     if layout == "original":
         _write_json(folder / "config.json", base.family.original_config(native, dtype))
@@ -142,8 +166,8 @@ def _write_small_files(
     _write_json(folder / "processor_config.json", processor)
 
 
-def _copy_small_files(base: ModelFolder, folder: Path) -> None:
-    for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
+def _copy(base: ModelFolder, folder: Path, names: Sequence[str]) -> None:
+    for name in names:
         if (base.path / name).is_file():
             shutil.copyfile(base.path / name, folder / name)
 

@@ -127,7 +127,7 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
         quantized: nn.Module = layer
         return quantized
 
-    class FlatLinear8bit(bnb.nn.Linear8bitLt):
+    class FlatLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         """Takes inputs of any number of axes; its parent loses those of four."""
 
         def forward(self, x: Tensor) -> Tensor:

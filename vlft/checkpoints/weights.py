@@ -14,7 +14,7 @@ from vlft.errors import CheckpointError
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -50,27 +50,35 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a model folder by name, in the files' order; one in memory at a time."""
+def read_tensors(
+    folder: Path, wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a model folder by name, in the files' order; one in memory at a time.
+
+    Args:
+        folder: of the model.
+        wanted: by name; what is not is not read.
+    """
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            yield from _read_bin(path)
+            yield from _read_bin(path, wanted)
         else:
-            yield from _read_safetensors(path)
+            yield from _read_safetensors(path, wanted)
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_tensor(name)
+                if wanted(name):
+                    yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise CheckpointError(
             f"damaged: {error}", place=str(path), hint="download the file again"
         ) from None
 
 
-def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_bin(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
@@ -81,7 +89,7 @@ def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
             hint="use a safetensors file, or download the file again",
         ) from None
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and wanted(name):
             yield name, tensor
 
 

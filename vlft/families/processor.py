@@ -168,6 +168,9 @@ def native_config(
         raise CheckpointError("of a layout that does not exist", place=shown(folder))
     try:
         return convert(config, image_token_id)
+    except CheckpointError as error:
+        place = error.place or shown(folder / "config.json")
+        raise CheckpointError(error.message, place=place, hint=error.hint) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"incomplete, or not of the form of {family.title}: {error!r}",
