@@ -16,6 +16,7 @@ from vlft.errors import ConfigError
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
 from vlft.models.deepseek_vl2.text import Router, SparseMLP
 from vlft.models.experts import (
+    IMPLEMENTATION,
     PLAIN_EXPERTS,
     Experts4bit,
     FrozenProduct,
@@ -40,7 +41,7 @@ def config_of(**settings) -> DeepseekVL2TextConfig:
             **settings,
         }
     )
-    config._experts_implementation = "grouped_mm"
+    config._experts_implementation = IMPLEMENTATION
     return config
 
 
@@ -128,6 +129,22 @@ class TestGroupedProducts:
         layer = sparse_mlp(scoring_func=scoring)
         hidden = torch.randn(20, WIDTH)
         torch.testing.assert_close(layer(hidden), one_by_one(layer, hidden), atol=1e-4, rtol=1e-4)
+
+    def test_same_as_transformers_own(self):
+        ours, theirs = sparse_mlp(), sparse_mlp()
+        theirs.experts.config._experts_implementation = "grouped_mm"
+        hidden = torch.randn(20, WIDTH)
+        torch.testing.assert_close(ours(hidden), theirs(hidden))
+
+    def test_gradients_can_be_repeated_bit_by_bit(self):
+        """Many rows per token, so that threads would get in each other's way."""
+        layer, hidden = sparse_mlp(), torch.randn(500, WIDTH)
+        found = []
+        for _ in range(5):
+            inputs = hidden.clone().requires_grad_()
+            layer(inputs).square().sum().backward()
+            found.append(inputs.grad)
+        assert all(torch.equal(found[0], other) for other in found)
 
     def test_groups_cover_every_row_once(self):
         chosen = torch.tensor([[3, 0], [0, 5], [3, 5]])
@@ -273,7 +290,7 @@ class TestInAModel:
     def test_experts_run_grouped(self, model):
         experts = [m for m in model.modules() if isinstance(m, PLAIN_EXPERTS)]
         assert experts
-        assert all(m.config._experts_implementation == "grouped_mm" for m in experts)
+        assert all(m.config._experts_implementation == IMPLEMENTATION for m in experts)
 
     def test_targets(self, case, model, folder):
         def targets(spec):

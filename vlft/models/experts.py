@@ -3,9 +3,10 @@
     tokens, each with its k experts ── sorted by expert ──> one product per projection, in which
     each expert's rows meet its own weights ──> back in order, weighed, summed
 
-transformers runs plain experts so (``experts_implementation``); what it lacks is here. LoRA adds
-two thin grouped products: no weight-sized tensor is made in a step. 4 bit weights are dequantised
-one projection at a time, and again for the backward pass instead of kept.
+It is registered with transformers as an ``experts_implementation``. Beyond transformers' own
+grouped one: gradients of tokens are summed in one order, so that a run can be repeated bit by bit;
+LoRA adds two thin grouped products, and no weight-sized tensor is made in a step; 4 bit weights are
+dequantised one projection at a time, and again for the backward pass instead of kept.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PLAIN_EXPERTS = DeepseekV2Experts
+IMPLEMENTATION = "vlft_grouped_mm"
 PROJECTIONS = ("gate_up_proj", "down_proj")
 
 # Grouped products on CUDA want rows of a multiple of 16 bytes.
@@ -85,12 +88,41 @@ def grouped_forward(
         (N, D) in the dtype of ``hidden``.
     """
     groups = Groups.of(chosen, experts.num_experts)
-    both = _project(experts, "gate_up_proj", hidden[groups.token], groups, lora)
+    rows: Tensor = ToRows.apply(hidden, groups.token, groups.place)
+    both = _project(experts, "gate_up_proj", rows, groups, lora)
     gate, up = both.chunk(2, dim=-1)
     rows = _project(experts, "down_proj", experts.act_fn(gate) * up, groups, lora)
     in_order = rows[groups.place].unflatten(0, chosen.shape)
     total: Tensor = (in_order * weights.unsqueeze(-1)).sum(1)
     return total.to(hidden.dtype)
+
+
+def plain_forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What transformers calls for experts without LoRA, in 16 or 32 bit."""
+    return grouped_forward(experts, hidden, chosen, weights, {})
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, plain_forward)
+
+
+class ToRows(torch.autograd.Function):
+    """Each token to its k rows; backward, a token's k gradients are summed in a fixed order.
+
+    Indexing alone adds them up as threads come by, which changes the last bits from run to run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, token: Tensor, place: Tensor) -> Tensor:
+        """(N, D) tokens -> (S, D) rows, S = N * k."""
+        ctx.save_for_backward(place)
+        ctx.tokens = len(hidden)
+        return hidden[token]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """(S, D) -> (N, D)."""
+        (place,) = ctx.saved_tensors
+        return gradients[0][place].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
 def _project(

@@ -38,7 +38,8 @@ def place_features(
     if not images:
         return embeddings
     features = family.encode_images(model, moved(images, embeddings))
-    chosen = features[feature_rows].to(embeddings.dtype)
+    # Not by indexing, which adds the gradients of a picture in two places up in any order.
+    chosen = features.index_select(0, feature_rows).to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))
 
 
