@@ -11,7 +11,8 @@ import pytest
 
 from vlft import __version__
 from vlft.cli import app
-from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
+from vlft.families.known import KNOWN
 from vlft.settings import flag
 
 # A new flag is a decision: it is made here, in the dataclass and in the README together.
@@ -37,8 +38,17 @@ FLAGS = {
         --ckpt-dir --model --revision --hub --base --device
         --output-dir --format --dtype --max-shard-size --overwrite
     """,
+    "convert": """
+        SRC DST --revision --hub
+        --format --dtype --max-shard-size --overwrite
+    """,
 }
-CLASSES = {"sft": SftConfig, "infer": InferConfig, "merge-lora": MergeLoraConfig}
+CLASSES = {
+    "sft": SftConfig,
+    "infer": InferConfig,
+    "merge-lora": MergeLoraConfig,
+    "convert": ConvertConfig,
+}
 
 
 def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
@@ -52,7 +62,9 @@ def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_frozen(command):
-    assert [flag(f.name) for f in dataclasses.fields(CLASSES[command])] == FLAGS[command].split()
+    fields = dataclasses.fields(CLASSES[command])
+    names = [f.name.upper() if f.metadata["argument"] else flag(f.name) for f in fields]
+    assert names == FLAGS[command].split()
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -82,6 +94,8 @@ def test_commands(monkeypatch, capfd):
         (["merge-lora"], "--ckpt-dir: no adapter given"),
         (["infer", "--ckpt-dir", "nowhere"], "nowhere: no such folder"),
         (["sft", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["convert", "a"], "vlft convert: two folders are needed"),
+        (["convert", "nowhere", "b"], "--model nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments, message):
@@ -90,6 +104,13 @@ def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments,
     assert text == ""
     assert err.startswith(f"error: {message}")
     assert "Traceback" not in err
+
+
+def test_models(monkeypatch, capfd):
+    code, text, _ = run(monkeypatch, capfd, "models")
+    assert code == 0
+    assert all(known.id in text for known in KNOWN)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_debug_shows_the_traceback(monkeypatch, capfd):

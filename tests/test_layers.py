@@ -15,7 +15,7 @@ LAYERS = [
     {"training", "inference"},
     {"checkpoints", "vision", "packing"},
     {"families"},
-    {"data"},
+    {"models", "data"},
     {"config", "settings"},
     {"files"},
     {"errors", "console"},

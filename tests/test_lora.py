@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import GOLDEN, VL2_NOAUX
+from conftest import GOLDEN, ONE_EACH, SIGLIP, VL2_NOAUX, only_siglip
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -35,6 +35,14 @@ OPTIONS = {
     "olora": LoraOptions(init="olora"),
     "pissa": LoraOptions(init="pissa"),
 }
+# Every way on one checkpoint, the usual ones on all families.
+USUAL = ("qkv", "ALL", "parts")
+ways = pytest.mark.parametrize(
+    ("case", "name"),
+    [(case, name) for case in ONE_EACH for name in OPTIONS if case is SIGLIP or name in USUAL],
+    indirect=["case"],
+    ids=str,
+)
 
 
 @pytest.fixture
@@ -109,7 +117,7 @@ class TestTargets:
         assert {n for n in every if pattern.fullmatch(n)} == set(names)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@ways
 def test_only_adapters_train_and_only_on_targets(model, folder, name):
     targets = resolve_targets(model, folder.family, OPTIONS[name])
     add_lora(model, folder.family, OPTIONS[name])
@@ -121,7 +129,7 @@ def test_only_adapters_train_and_only_on_targets(model, folder, name):
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@ways
 def test_starts_as_the_base(model, folder, inputs, name):
     before = logits(model, inputs)
     add_lora(model, folder.family, OPTIONS[name])
@@ -129,7 +137,7 @@ def test_starts_as_the_base(model, folder, inputs, name):
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("name", OPTIONS)
+@ways
 def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
     if quantize != "none" and OPTIONS[name].init in CHANGES_BASE:
         pytest.skip("changes base weights; refused with --quantize")
@@ -145,8 +153,9 @@ def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
     again = load_adapter(make_model(quantize), tmp_path)
     state = tuned.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items() if "lora_" in n)
-    # The last bits of a sum depend on where in memory its numbers lie.
-    torch.testing.assert_close(logits(again, inputs), expected, atol=1e-4, rtol=0)
+    # The last bits of a sum depend on where in memory its numbers lie; int8 rounds inputs too.
+    difference = (logits(again, inputs) - expected).norm() / expected.norm()
+    assert difference < (5e-2 if quantize == "int8" else 1e-5)
     assert not any(p.requires_grad for p in again.parameters())
 
 
@@ -159,7 +168,7 @@ def as_plain_class(make_model, folder, processor, target):
     return folder.family.model_class().from_pretrained(target)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@ways
 def test_plain_peft_loads_it_onto_the_plain_class(
     model, make_model, folder, processor, inputs, tmp_path, name
 ):
@@ -188,6 +197,7 @@ def test_a_full_run_trains_the_asked_parts(model, folder, aligner, vision):
         assert parameter.requires_grad != frozen, name
 
 
+@only_siglip
 class TestHostileAdapters:
     """Nothing in an adapter folder is run, imported or unpickled."""
 
@@ -238,6 +248,7 @@ class TestHostileAdapters:
             load_adapter(make_model(), adapter)
 
 
+@only_siglip
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -256,6 +267,7 @@ def test_values_that_cannot_be_used_are_refused(
         load_adapter(make_model(), tmp_path)
 
 
+@only_siglip
 def test_a_damaged_adapter_and_a_wrong_base_are_named(model, folder, make_model, tmp_path):
     save_adapter(add_lora(model, folder.family, LoraOptions()), tmp_path)
     path = tmp_path / "adapter_model.safetensors"

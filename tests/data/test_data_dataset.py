@@ -408,6 +408,7 @@ class TestLongSamples:
         ) == ["b.jsonl 0"]
 
 
+@pytest.mark.only_siglip
 def test_lengths_are_those_of_the_real_encoder(processor, golden_picture):
     # One image more costs as many tokens as it becomes, and the limit counts every token.
     Path("a.png").write_bytes(golden_picture)
@@ -418,7 +419,7 @@ def test_lengths_are_those_of_the_real_encoder(processor, golden_picture):
     write("a.jsonl", rows)
     data = load_dataset(["a.jsonl"], processor.encode_conversation, OPTIONS)
     lengths = [len(sample) for sample in data]
-    image = processor.chat.image_tokens
+    image = processor.pixels.tokens
     assert [b - a for a, b in itertools.pairwise(lengths)] == [image, image]
     limited = dataclasses.replace(OPTIONS, max_length=lengths[1], on_long="skip")
     kept = load_dataset(["a.jsonl"], processor.encode_conversation, limited)
