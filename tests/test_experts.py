@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import GOLDEN, VL2_MHA, VL2_MLA, VL2_NOAUX
@@ -13,7 +15,8 @@ from torch.nn import functional as F
 from vlft.checkpoints.adapter import save_adapter
 from vlft.checkpoints.quantize import dequantize_linears, quantized_weight
 from vlft.errors import ConfigError
-from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
+from vlft.models.deepseek_vl2 import DeepseekVL2Config, DeepseekVL2TextConfig
+from vlft.models.deepseek_vl2.modeling import Projector
 from vlft.models.deepseek_vl2.text import Router, SparseMLP
 from vlft.models.experts import (
     IMPLEMENTATION,
@@ -158,6 +161,55 @@ class TestGroupedProducts:
         layer(torch.randn(1, WIDTH)).sum().backward()
         gradients = layer.experts.gate_up_proj.grad.flatten(1).norm(dim=1)
         assert int((gradients > 0).sum()) == BEST
+
+
+class TestProjector:
+    """Squares of patches side by side, channel by channel; zeros where a square is not full."""
+
+    @pytest.mark.parametrize("side", [4, 5])
+    def test_against_the_plain_computation(self, side):
+        config = DeepseekVL2Config(
+            vision_config={"hidden_size": 6, "num_attention_heads": 2},
+            text_config={"hidden_size": 10, "num_attention_heads": 2},
+            projector_depth=3,
+            projector_mlp_ratio=2,
+        )
+        projector = Projector(config)
+        assert [tuple(layer.weight.shape) for layer in projector.layers[::2]] == [
+            (20, 24), (20, 20), (10, 20),
+        ]  # fmt: skip
+        features = torch.randn(2, side * side, 6)
+        tokens = projector(features)
+        half = -(-side // 2)
+        assert tokens.shape == (2, half * half, 10)
+        for row in range(half):
+            for column in range(half):
+                square = []
+                for channel in range(6):
+                    for y, x in itertools.product(
+                        (2 * row, 2 * row + 1), (2 * column, 2 * column + 1)
+                    ):
+                        inside = y < side and x < side
+                        square.append(
+                            features[0, y * side + x, channel] if inside else torch.zeros(())
+                        )
+                expected = projector.layers(torch.stack(square))
+                torch.testing.assert_close(tokens[0, row * half + column], expected)
+
+
+def test_unused_experts_do_not_disturb_several_processes(tmp_path):
+    """DDP stops in the next step if a parameter took no part in one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = tuned(sparse_mlp(), grouped=True)
+        wrapped = nn.parallel.DistributedDataParallel(model.base_model.model["mlp"])
+        for _ in range(3):
+            wrapped(torch.randn(1, WIDTH)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert all(gradient is not None for gradient in gradients)
 
 
 def tuned(layer: nn.Module, *, grouped: bool, rank: int = 4) -> nn.Module:

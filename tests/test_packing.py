@@ -215,7 +215,7 @@ class TestSameAsOneAtATime:
         return total, {name: p.grad.clone() for name, p in trained.items()}
 
     @pytest.mark.parametrize("share", [True, False])
-    @pytest.mark.parametrize("limit", [150, 400, 100_000])
+    @pytest.mark.parametrize("limit", [150, 100_000])
     def test_same(self, objective, processor, samples, alone, share, limit):
         token = processor.chat.image_token_id
         rows = pack_rows(samples, token, tokens_per_row=limit, share=share)

@@ -35,7 +35,7 @@ def test_the_two_commands_come_first():
 
 
 def test_the_commands_run_in_order(copy):
-    """Every ``vlft`` line of the README's console blocks, as it stands there."""
+    """Every line of the README's console blocks; training is cut short, the demo does all of it."""
     lines = [
         line.removeprefix("$ ")
         for block in blocks("console")
@@ -45,8 +45,9 @@ def test_the_commands_run_in_order(copy):
     assert len(lines) >= 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in lines:
+        short = f"{line} --max-steps 40" if line.startswith("vlft sft") else line
         done = subprocess.run(
-            ["bash", "-c", line],
+            ["bash", "-c", short],
             cwd=copy,
             env={**os.environ, "PATH": path},
             stdin=subprocess.DEVNULL,

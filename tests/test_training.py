@@ -26,15 +26,15 @@ from vlft.training.loop import Interrupt
 
 @pytest.fixture
 def config(case, train_file, tmp_path):
-    """A short LoRA run: 20 samples, 4 steps of 5."""
-    write_jsonl(train_file, make_rows(20))
+    """A short LoRA run: 10 samples, 2 of them for validation, 4 steps of 2."""
+    write_jsonl(train_file, make_rows(10))
     return vlft.SftConfig(
         model=str(case.folder),
         dataset=(str(train_file),),
         image_root=GOLDEN / "images",
         val_ratio=0.2,
         output_dir=tmp_path / "output",
-        batch_size=4,
+        batch_size=2,
         num_train_epochs=1,
         save_steps=2,
         learning_rate=1e-2,
@@ -150,7 +150,7 @@ class TestInvariance:
         alone = vlft.sft(dataclasses.replace(whole, share_prefix=False)).run
         assert losses(alone) == pytest.approx(losses(shared), rel=1e-5)
         rows = metrics(shared)
-        assert rows[0]["tokens_saved"] > 0.5
+        assert rows[0]["tokens_saved"] > 0.3
         assert metrics(alone)[0]["tokens_saved"] == 0.0
 
 
@@ -221,9 +221,9 @@ class TestResume:
     def test_other_settings_are_refused_together(self, config):
         run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
         with pytest.raises(UsageError) as error:
-            vlft.sft(vlft.SftConfig(resume=run, lora_rank=16, batch_size=2))
+            vlft.sft(vlft.SftConfig(resume=run, lora_rank=16, batch_size=3))
         assert "--lora-rank: found 16, the run has 8" in str(error.value)
-        assert "--batch-size: found 2, the run has 4" in str(error.value)
+        assert "--batch-size: found 3, the run has 2" in str(error.value)
 
     @only_siglip
     def test_what_changes_no_result_may_change(self, config, monkeypatch):
@@ -235,7 +235,7 @@ class TestResume:
     def test_other_data_is_refused(self, config, monkeypatch):
         stop_after(monkeypatch, 2)
         run = vlft.sft(config).run
-        write_jsonl(Path(config.dataset[0]), make_rows(18))
+        write_jsonl(Path(config.dataset[0]), make_rows(9))
         with pytest.raises(CheckpointError, match="not the one that the run was started with"):
             vlft.sft(vlft.SftConfig(resume=run))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlft import console
 from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit, dequantized
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: to
     if quantize == "none":
         return
     prefix = family.parts.language
+    if quantize == "int8" and any(isinstance(m, PLAIN_EXPERTS) for m in model.modules()):
+        console.warn("int8 leaves the experts in 16 bit; --quantize nf4 covers them too")
     for name, module in list(model.get_submodule(prefix).named_modules(prefix=prefix)):
         if type(module) is nn.Linear:
             _replace(model, name, _quantized_like(module, quantize, dtype))

@@ -11,6 +11,8 @@ def quiet() -> None:
     """Silences them for a command; ``--debug`` does not bring them back, Python's -W does."""
     # The CPU kernels of bitsandbytes are optional, and looked for at every import.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Janus' class passes its own superclass what that one advises against.
+    logging.getLogger("transformers.generation").setLevel(logging.ERROR)
     # peft asks transformers by a name that is on its way out.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     # The authors' code drops transparency, whichever way the file has it.
