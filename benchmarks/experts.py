@@ -64,6 +64,7 @@ class LoopExperts(nn.Module):
             for name, (inputs, outputs) in sizes.items():
                 first = nn.Linear(inputs, shape.rank, bias=False)
                 second = nn.Linear(shape.rank, outputs, bias=False)
+                nn.init.zeros_(second.weight)  # as peft starts
                 self.adapters[f"{expert}-{name}"] = nn.Sequential(first, second)
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
