@@ -18,6 +18,7 @@ from vlft.data.encode import IGNORE
 from vlft.families.deepseek_vl import FAMILY
 from vlft.packing.schedule import pack_rows
 from vlft.training.loss import PackedLoss
+from vlft.vision.encode import RowImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +95,10 @@ def packed_side(
         total = 0.0
         for row in rows():
             pixels = torch.stack([work.pixels[image.key] for image in row.images])
+            tiles = tuple(image.tiles for image in row.images)
+            images = RowImages("pixels", {"pixel_values": pixels}, tiles)
             with precision():
-                loss = objective(row.to(pixels.device), pixels) / work.targets
+                loss = objective(row.to(pixels.device), images) / work.targets
             loss.backward()
             total += loss.item()
         return total

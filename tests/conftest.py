@@ -81,6 +81,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", rows, indirect=True, ids=str, scope="session")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """Features are kept in a folder of this test run, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def case(request) -> FamilyCase:
     return request.param

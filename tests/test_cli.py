@@ -24,7 +24,7 @@ FLAGS = {
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
-        --share-prefix --seed
+        --share-prefix --vision-cache --seed
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
         --report-to --resume --overwrite --show-sample
     """,
@@ -111,6 +111,19 @@ def test_models(monkeypatch, capfd):
     assert code == 0
     assert all(known.id in text for known in KNOWN)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_cache(monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "vlft" / "features" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "1.safetensors").write_bytes(bytes(3 * 2**20))
+    code, text, _ = run(monkeypatch, capfd, "cache", "info")
+    assert code == 0
+    assert "abc      1 files         3.0 MiB" in text
+    assert "features: 3.0 MiB" in text
+    assert "3.0 MiB removed" in run(monkeypatch, capfd, "cache", "clear")[1]
+    assert not folder.exists()
 
 
 def test_debug_shows_the_traceback(monkeypatch, capfd):

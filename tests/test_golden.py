@@ -16,6 +16,7 @@ from vlft.data.encode import tokenize
 from vlft.inference.text import Sampling, generate_replies
 from vlft.packing.prefix_tree import pack
 from vlft.training.loss import PackedLoss
+from vlft.vision.encode import pixels_of
 
 
 def cases_of(kind: str) -> list:
@@ -102,10 +103,11 @@ class TestSingle:
             pytest.skip("text only")
         inputs = processor.image_inputs(sample.images)
         with torch.no_grad():
+            seen = processor.family.see(model, inputs)
             if case.family == "deepseek_vl2":  # stored before newlines and separators
-                features = model.model.project(inputs["pixel_values"])
+                features = model.model.projector(seen)
             else:
-                features = processor.family.encode_images(model, inputs)
+                features = processor.family.align(model, seen, [(0, 0)])
         found, wanted = rows_of(features, expected, "image_embeds")
         torch.testing.assert_close(found, wanted, atol=case.tolerance, rtol=0)
 
@@ -174,7 +176,7 @@ def test_loss_and_gradients(case, path, processor, model, folder):
     row = pack([sample], processor.chat.image_token_id)
     assert row.weight.sum() == data["n_label_tokens"]
     model.requires_grad_(True)
-    loss = PackedLoss(model, folder.family)(row, processor.image_inputs(row.images))
+    loss = PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
     loss = loss / row.weight.sum()
     loss.backward()
     assert loss.item() == pytest.approx(data["loss"], rel=1e-5)

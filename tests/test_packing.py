@@ -16,6 +16,7 @@ from vlft.packing.prefix_tree import common_prefix, pack
 from vlft.packing.schedule import Schedule, pack_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
+from vlft.vision.encode import pixels_of
 
 IMAGE = 99
 
@@ -188,7 +189,7 @@ class TestSameAsOneAtATime:
         weight = sum(row.weight.sum() for row in rows)
         total = 0.0
         for row in rows:
-            loss = objective(row, processor.image_inputs(row.images)) / weight
+            loss = objective(row, pixels_of(row.images, processor)) / weight
             loss.backward()
             total += loss.item()
         trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}

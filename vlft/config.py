@@ -136,6 +136,13 @@ class SftConfig:
     share_prefix: bool = setting(
         True, "Run each shared prompt prefix once per row.", panel="Optimisation"
     )
+    vision_cache: str = setting(
+        "auto",
+        "Where the features of pictures are kept while the tower is frozen.",
+        panel="Optimisation",
+        choices=("auto", "disk", "memory", "off"),
+        resumable=True,
+    )
     seed: int = setting(42, "Of sampling, order and new weights.", panel="Optimisation", minimum=0)
 
     output_dir: Path = setting(Path("output"), "Where runs are written.", panel="Run")

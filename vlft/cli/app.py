@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlft import __version__
-from vlft.cli import convert, infer, merge_lora, models, sft
+from vlft.cli import cache, convert, infer, merge_lora, models, sft
 from vlft.cli.help import help_command
 from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
 from vlft.console import err, show_error
@@ -30,6 +30,7 @@ app.command("convert", help=convert.HELP, cls=help_command(ConvertConfig, conver
     convert.command
 )
 app.command("models", help=models.HELP)(models.command)
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(value: bool) -> None:

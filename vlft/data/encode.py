@@ -117,7 +117,7 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     """
     text, replies = render(conversation, chat)
     ids, labels = _apart(conversation, chat) if chat.apart else _together(text, replies, chat)
-    images = _images(conversation, chat)
+    images = images_of(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
         raise DataError(
@@ -183,7 +183,8 @@ def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], lis
     return ids, labels
 
 
-def _images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
+def images_of(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
+    """The pictures of a conversation, in order, as the model sees them."""
     references = conversation.images
     views = [chat.view(ref.path, len(references)) for ref in references]
     return tuple(

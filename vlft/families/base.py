@@ -44,6 +44,7 @@ class Pixels:
 
     Attributes:
         tokens: of a picture; None where it depends on the picture.
+        size: pixels of a side of a view.
         view: (file, number of pictures in its conversation) -> tokens and tiles.
         transform: (RGB picture, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
             processor makes them.
@@ -53,6 +54,7 @@ class Pixels:
     """
 
     tokens: int | None
+    size: int
     view: Callable[[Path, int], View]
     transform: Callable[[Image, Tiles], Tensor]
     inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
@@ -89,8 +91,9 @@ class Family:
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
         processor_files: (model folder, its config.json, the keyword arguments, layout) ->
             preprocessor_config.json and processor_config.json of that layout.
-        encode_images: (model, inputs of I pictures) -> (R, D) features, those of all pictures
-            laid end to end.
+        see: (model, inputs of I pictures) -> (V, T, W), what the towers make of their V views.
+        align: (model, that, tiles of each picture) -> (R, D) features that replace the image
+            tokens, those of all pictures laid end to end.
     """
 
     name: str
@@ -109,7 +112,8 @@ class Family:
     original_config: Callable[[Config, str], dict[str, Any]]
     pixels: Callable[[Path, Config, Config], Pixels]
     processor_files: Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]]
-    encode_images: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    see: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     roles: Callable[[Path, Config], tuple[str, str]] = lambda _folder, _config: (
         "User",
         "Assistant",
@@ -129,6 +133,13 @@ def is_in(name: str, parts: Sequence[str]) -> bool:
 def keeps_dtype(name: str, family: Family) -> bool:
     """Whether a tensor stays in the dtype of its file, whatever the model's."""
     return name.endswith(family.kept_dtypes)
+
+
+def encode_images(
+    family: Family, model: nn.Module, inputs: Mapping[str, Tensor], tiles: Sequence[Tiles]
+) -> Tensor:
+    """(R, D) features of I pictures, laid end to end."""
+    return family.align(model, family.see(model, inputs), tiles)
 
 
 def from_transformers(name: str) -> Callable[[], Any]:

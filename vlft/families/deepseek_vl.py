@@ -14,10 +14,12 @@ from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import read_numbers, square_files, square_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from vlft.families.base import Tiles
 
 IMAGE_TAG = "<image_placeholder>"
 SYSTEM_PROMPT = (
@@ -119,11 +121,15 @@ def processor_files(
     return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
 
 
-def encode_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(I, 3, H, W) pixels -> (I * T, D) features that replace the image tokens."""
-    features: Tensor = model.model.get_image_features(  # type: ignore[union-attr, operator]
-        **inputs, return_dict=True
-    ).pooler_output
+def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(I, 3, H, W) pixels -> (I, T, W) features of the tower."""
+    seen: Tensor = model.model.vision_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
+    return seen
+
+
+def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+    """(I, T, W) -> (I * T, D) features that replace the image tokens."""
+    features: Tensor = model.model.aligner(seen)  # type: ignore[union-attr, operator]
     return features.flatten(0, 1)
 
 
@@ -159,5 +165,6 @@ FAMILY = Family(
     original_config=original_config,
     pixels=pixels,
     processor_files=processor_files,
-    encode_images=encode_images,
+    see=see,
+    align=align,
 )

@@ -15,10 +15,12 @@ from vlft.families.tiles import Tiling, tiled_pixels
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from vlft.families.base import Tiles
 
 IMAGE_TAG = "<image>"
 ROLES = ("<|User|>", "<|Assistant|>")
@@ -135,9 +137,17 @@ def processor_files(
     raise NotImplementedError((folder, raw, native, layout))
 
 
-def encode_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Views of I pictures -> (R, D) features, with newlines and separators."""
-    features: Tensor = model.model.get_image_features(**inputs)  # type: ignore[union-attr, operator]
+def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(V, 3, H, W) views -> (V, T, W) features of the tower."""
+    tower: Any = model.model.vision_model  # type: ignore[union-attr]
+    seen: Tensor = tower(inputs["pixel_values"]).last_hidden_state
+    return seen
+
+
+def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:
+    """(V, T, W) of I pictures -> (R, D) features, with newlines and separators."""
+    parts: Any = model.model
+    features: Tensor = parts.arrange(parts.projector(seen), tiles)
     return features
 
 
@@ -206,5 +216,6 @@ FAMILY = Family(
     original_config=original_config,
     pixels=pixels,
     processor_files=processor_files,
-    encode_images=encode_images,
+    see=see,
+    align=align,
 )  # fmt: skip

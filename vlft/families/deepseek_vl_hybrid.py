@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlft.errors import CheckpointError
 from vlft.families import llama, sam, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, encode_images
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
     FILE,
@@ -28,11 +30,11 @@ from vlft.families.pixels import (
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vlft.families.base import Tiles
 
@@ -154,7 +156,7 @@ def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
         }
 
     fingerprint = repr((asdict(numbers), low_size, high_mean, high_std, low_mean, low_std))
-    return Pixels(tokens, fixed_view(tokens), transform, inputs, fingerprint)
+    return Pixels(tokens, numbers.size, fixed_view(tokens), transform, inputs, fingerprint)
 
 
 def square_numbers(folder: Path, raw: Config, native: Config) -> Numbers:
@@ -212,6 +214,22 @@ def processor_files(
     }, files[1]
 
 
+def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Pixels for both towers -> (I, T, W) features, those of the SigLIP tower first."""
+    parts: Any = model.model
+    low = parts.get_low_res_image_features(inputs["pixel_values"])
+    high = parts.get_high_res_image_features(inputs["high_res_pixel_values"])
+    return torch.cat([low.last_hidden_state, high.last_hidden_state], dim=-1)
+
+
+def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+    """(I, T, W) -> (I * T, D) features that replace the image tokens."""
+    aligner: Any = model.model.aligner  # type: ignore[union-attr]
+    low = seen.shape[-1] - aligner.high_res_vision_proj.in_features
+    features: Tensor = aligner(seen[..., :low], seen[..., low:])
+    return features.flatten(0, 1)
+
+
 def _check_aligner(params: Config) -> None:
     found = (params.get("projector_type", PROJECTOR), params.get("depth", 2))
     if found != (PROJECTOR, 2):
@@ -250,5 +268,6 @@ FAMILY = Family(
     original_config=original_config,
     pixels=pixels,
     processor_files=processor_files,
-    encode_images=encode_images,
+    see=see,
+    align=align,
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, encode_images
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, see
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import read_numbers, square_files, square_pixels
 from vlft.files import read_object
@@ -65,14 +65,6 @@ def _coder_rules(original: str, native: str, levels: str) -> list[KeyRule]:
     ]
 
 
-def _head_rules() -> list[KeyRule]:
-    head = "model.generation_head"
-    return [
-        KeyRule("gen_head.output_mlp_projector.{p}", (f"{head}.proj_out.{{p}}",)),
-        KeyRule("gen_head.vision_head.{p}", (f"{head}.vision_head.{{p}}",)),
-    ]
-
-
 KEYS = KeyMap(
     [
         *siglip.key_rules(
@@ -84,7 +76,8 @@ KEYS = KeyMap(
         *_coder_rules("gen_vision_model.decoder", "model.vqmodel.decoder", "up"),
         KeyRule("gen_vision_model.{rest}", ("model.vqmodel.{rest}",)),
         KeyRule("gen_embed.{p}", ("model.generation_embeddings.{p}",)),
-        *_head_rules(),
+        KeyRule("gen_head.output_mlp_projector.{p}", ("model.generation_head.proj_out.{p}",)),
+        KeyRule("gen_head.vision_head.{p}", ("model.generation_head.vision_head.{p}",)),
         KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
         KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
     ],
@@ -316,5 +309,6 @@ FAMILY = Family(
     original_config=original_config,
     pixels=pixels,
     processor_files=processor_files,
-    encode_images=encode_images,
+    see=see,
+    align=align,
 )

@@ -79,7 +79,8 @@ def square_pixels(numbers: Numbers, tokens: int) -> Pixels:
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {"pixel_values": views}
 
-    return Pixels(tokens, fixed_view(tokens), transform, inputs, repr(asdict(numbers)))
+    view = fixed_view(tokens)
+    return Pixels(tokens, numbers.size, view, transform, inputs, repr(asdict(numbers)))
 
 
 def fixed_view(tokens: int) -> Any:

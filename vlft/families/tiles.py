@@ -64,7 +64,7 @@ def tiled_pixels(tiling: Tiling) -> Pixels:
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:
         return {"pixel_values": views, "tiles": torch.tensor(tiles)}
 
-    return Pixels(None, view, transform, inputs, repr(asdict(tiling)))
+    return Pixels(None, tiling.size, view, transform, inputs, repr(asdict(tiling)))
 
 
 def best_grid(picture: tuple[int, int], tiling: Tiling) -> Tiles:

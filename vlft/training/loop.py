@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
     from vlft.packing.prefix_tree import PackedBatch
+    from vlft.vision.cache import Images
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Job:
         scheduler: likewise.
         model: the module whose parameters train, for the checkpoint's state.
         processor: of the checkpoint.
+        images: where rows get their pictures from.
         train: training samples.
         val: validation samples; may be empty.
         schedule: their order.
@@ -75,6 +77,7 @@ class Job:
     scheduler: Any
     model: nn.Module
     processor: Processor
+    images: Images
     train: Dataset
     val: Dataset
     schedule: Schedule
@@ -114,6 +117,7 @@ def train(job: Job, position: Position) -> Position:
     options = job.options
     window = Window(started=time.perf_counter())
     saved_at = position.step
+    encoded = 0
     trackers = job.accelerator if job.accelerator.trackers else None
     with (
         Interrupt() as interrupt,
@@ -129,7 +133,12 @@ def train(job: Job, position: Position) -> Position:
             position.step = step + 1
             position.finished = position.step == options.total_steps
             if position.step % options.logging_steps == 0 or position.finished:
-                metrics = {"learning_rate": learning_rate, "grad_norm": grad_norm}
+                metrics = {
+                    "learning_rate": learning_rate,
+                    "grad_norm": grad_norm,
+                    "images_encoded": job.images.encoded - encoded,
+                }
+                encoded = job.images.encoded
                 epoch = position.step / job.schedule.steps_per_epoch
                 log.step(position.step, epoch, {**window.metrics(), **metrics})
                 window = Window(started=time.perf_counter())
@@ -203,10 +212,8 @@ def clip(job: Job) -> float:
 def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
     """Loss sum of a row, in nats."""
     device = job.accelerator.device
-    images = job.processor.image_inputs(row.images)
-    loss: torch.Tensor = job.objective(
-        row.to(device), {name: value.to(device) for name, value in images.items()}
-    )
+    images = job.images.of(row.images)
+    loss: torch.Tensor = job.objective(row.to(device), images.to(device))
     return loss
 
 

@@ -13,10 +13,9 @@ from vlft.packing.attention import additive, tree_mask
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vlft.families.base import Family
     from vlft.packing.prefix_tree import PackedBatch
+    from vlft.vision.encode import RowImages
 
 # Positions whose logits exist at once: 512 x 102400 x 4 bytes = 200 MB, thrice in backward.
 CHUNK = 512
@@ -67,16 +66,14 @@ class PackedLoss(nn.Module):
         self.model = model
         self.family = family
 
-    def forward(self, batch: PackedBatch, images: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, batch: PackedBatch, images: RowImages) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
         hidden = last_hidden(self.model, self.family, batch, images)
         head: Any = self.model.get_submodule(self.family.parts.head)
         return token_loss_sum(hidden[0, batch.source], batch.target, batch.weight, head)
 
 
-def last_hidden(
-    model: nn.Module, family: Family, batch: PackedBatch, images: Mapping[str, Tensor]
-) -> Tensor:
+def last_hidden(model: nn.Module, family: Family, batch: PackedBatch, images: RowImages) -> Tensor:
     """(1, N, D) last hidden states of a packed row."""
     embeddings = place_features(
         model, family, batch.input_ids, images, batch.image_positions, batch.feature_rows

@@ -30,6 +30,7 @@ from vlft.training.setup import (
     loop_options,
     make_accelerator,
     make_schedule,
+    prepare_images,
     prepare_model,
 )
 from vlft.training.show import parts_table, sample_text
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
+    from vlft.vision.cache import Images
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     model, trained = prepare_model(config, folder, processor, placement, checkpoint)
     run = _new_run(config, folder) if checkpoint is None else checkpoint.parent
     _introduce(config, model, folder, processor, data)
+    images = prepare_images(config, model, processor, data)
     try:
         job, position = _make_job(
-            config, folder, processor, placement, data, model, trained, run, checkpoint
+            config, folder, images, placement, data, model, trained, run, checkpoint
         )
         if checkpoint is not None:
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
@@ -114,7 +117,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
 def _make_job(
     config: SftConfig,
     folder: ModelFolder,
-    processor: Processor,
+    images: Images,
     placement: Placement,
     data: tuple[Dataset, Dataset],
     model: PreTrainedModel,
@@ -146,7 +149,8 @@ def _make_job(
         if config.tuner == "lora":
             save_adapter(trained, target)
         else:
-            export_model(model, folder, target, processor.chat, layout=folder.layout, dtype=None)
+            chat = images.processor.chat
+            export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
         write_run_config(target, to_json(config))
 
     return Job(
@@ -155,7 +159,8 @@ def _make_job(
         optimizer=optimizer,
         scheduler=scheduler,
         model=model,
-        processor=processor,
+        processor=images.processor,
+        images=images,
         train=data[0],
         val=data[1],
         schedule=schedule,

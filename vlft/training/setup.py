@@ -12,11 +12,14 @@ from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
+from vlft.data.encode import images_of
 from vlft.data.images import content_key
 from vlft.errors import CheckpointError, ConfigError
 from vlft.packing.schedule import Schedule
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
+from vlft.vision.cache import Images, fill
+from vlft.vision.plan import plan_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from vlft.config import SftConfig
     from vlft.families.processor import Processor
+    from vlft.vision.encode import Stage
 
 # Tokens of a row that keep a step busy without a dense mask of the row growing large.
 TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
@@ -87,6 +91,24 @@ def prepare_model(
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model, trained
+
+
+def prepare_images(
+    config: SftConfig, model: Any, processor: Processor, data: tuple[Dataset, Dataset]
+) -> Images:
+    """Where rows get their pictures from: kept features, unless the tower trains."""
+    if config.train_vision:
+        return Images(processor)
+    found = {
+        image.key: image
+        for part in data
+        for conversation in part.conversations
+        for image in images_of(conversation, processor.chat)
+    }
+    images = list(found.values())
+    stage: Stage = "seen" if config.train_aligner else "aligned"
+    plan = plan_cache(config.vision_cache, model, processor, images, stage)
+    return fill(plan, model, processor, images)
 
 
 def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) -> LoopOptions:

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from vlft.families.base import encode_images
 
-    from vlft.families.base import Family
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vlft.data.encode import EncodedImage
+    from vlft.families.base import Family, Tiles
+    from vlft.families.processor import Processor
+
+Stage = Literal["pixels", "seen", "aligned"]
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """The pictures of a row, as far as they have been encoded.
+
+    Attributes:
+        stage: pixels; seen: by the towers; aligned: ready to replace image tokens.
+        tensors: the model's inputs for pixels, else ``features``: (V, T, W) or (R, D).
+        tiles: of each picture; empty for text alone.
+    """
+
+    stage: Stage
+    tensors: Mapping[str, Tensor]
+    tiles: tuple[Tiles, ...]
+
+    def to(self, device: torch.device) -> RowImages:
+        """The same on a device."""
+        return replace(self, tensors={k: t.to(device) for k, t in self.tensors.items()})
+
+
+def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:
+    """Distinct pictures, not encoded at all."""
+    tiles = tuple(image.tiles for image in images)
+    return RowImages("pixels", processor.image_inputs(images), tiles)
 
 
 def place_features(
     model: nn.Module,
     family: Family,
     input_ids: Tensor,
-    images: Mapping[str, Tensor],
+    images: RowImages,
     image_positions: Tensor,
     feature_rows: Tensor,
 ) -> Tensor:
@@ -27,7 +59,7 @@ def place_features(
         model: the class of the family.
         family: knows how to encode.
         input_ids: (1, N).
-        images: the model's inputs of the row's pictures, each once; empty for text alone.
+        images: of the row, each picture once.
         image_positions: (M,) where features go.
         feature_rows: (M,) which features, in those of all pictures laid end to end.
 
@@ -35,9 +67,15 @@ def place_features(
         (1, N, D) in the model's dtype.
     """
     embeddings: Tensor = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
-    if not images:
+    if not images.tiles:
         return embeddings
-    features = family.encode_images(model, moved(images, embeddings))
+    tensors = moved(images.tensors, embeddings)
+    if images.stage == "pixels":
+        features = encode_images(family, model, tensors, images.tiles)
+    elif images.stage == "seen":
+        features = family.align(model, tensors["features"], images.tiles)
+    else:
+        features = tensors["features"]
     # Not by indexing, which adds the gradients of a picture in two places up in any order.
     chosen = features.index_select(0, feature_rows).to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))

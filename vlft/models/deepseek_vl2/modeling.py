@@ -10,7 +10,7 @@ A picture is seen whole, and in tiles of the same size that together are a large
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from vlft.models.deepseek_vl2.configuration import DeepseekVL2Config
 from vlft.models.deepseek_vl2.text import DeepseekVL2TextModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Projector(nn.Module):
@@ -99,12 +102,6 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         """Replaces it."""
         self.language_model.embed_tokens = value
 
-    def project(self, pixel_values: Tensor) -> Tensor:
-        """(V, 3, H, W) pixels of V views -> (V, h * h, D) tokens of each."""
-        features = self.vision_model(pixel_values).last_hidden_state
-        tokens: Tensor = self.projector(features)
-        return tokens
-
     def get_image_features(self, pixel_values: Tensor, tiles: Tensor) -> Tensor:
         """The tokens of I pictures, laid end to end.
 
@@ -115,11 +112,15 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         Returns:
             (R, D).
         """
-        views = self.project(pixel_values)
+        seen = self.vision_model(pixel_values).last_hidden_state
+        return self.arrange(self.projector(seen), tiles.tolist())
+
+    def arrange(self, views: Tensor, tiles: Sequence[Sequence[int]]) -> Tensor:
+        """(V, h * h, D) tokens of the views of I pictures -> (R, D), with newlines, separators."""
         side = round(views.shape[1] ** 0.5)
         first = 0
         parts: list[Tensor] = []
-        for across, down in tiles.tolist():
+        for across, down in tiles:
             whole = views[first].unflatten(0, (side, side))
             cut = views[first + 1 : first + 1 + across * down]
             grid = cut.unflatten(0, (down, across)).unflatten(2, (side, side))

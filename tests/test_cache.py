@@ -1,0 +1,263 @@
+"""Kept features: the same numbers as without, each picture once, nothing damaged is ever used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints.runs import find_checkpoint
+from vlft.packing.schedule import pack_rows
+from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.loss import PackedLoss
+from vlft.vision import batches
+from vlft.vision.batches import cut_batches, encode_batch
+from vlft.vision.cache import Images, fill
+from vlft.vision.plan import cache_root, clear_cache, fingerprint, list_cache, plan_cache
+from vlft.vision.shards import read_shards, write_shard
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
+@pytest.fixture
+def samples(processor):
+    return [processor.encode(row, GOLDEN / "images") for row in make_rows(6)]
+
+
+@pytest.fixture
+def images(samples):
+    return list({image.key: image for sample in samples for image in sample.images}.values())
+
+
+class TestSameAsWithout:
+    @pytest.mark.parametrize("stage", ["aligned", "seen"])
+    @pytest.mark.parametrize("where", ["memory", "disk"])
+    def test_loss_and_gradients(self, model, folder, processor, samples, images, stage, where):
+        """Float32, through packed rows; with the aligner trained where features are before it."""
+        torch.manual_seed(0)
+        add_lora(model, folder.family, LoraOptions("ALL", train_aligner=stage == "seen"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        plan = plan_cache(where, model, processor, images, stage)
+        kept = fill(plan, model, processor, images)
+        assert (kept.encoded, kept.reused, kept.stage) == (len(images), 0, stage)
+        live = Images(processor)
+        objective = PackedLoss(model, folder.family)
+        results = []
+        for source in (live, kept):
+            objective.zero_grad()
+            total = 0.0
+            for row in pack_rows(samples, processor.chat.image_token_id, tokens_per_row=4096):
+                loss = objective(row, source.of(row.images))
+                loss.backward()
+                total += loss.item()
+            trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+            results.append((total, {name: p.grad.clone() for name, p in trained.items()}))
+        assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+        for name, gradient in results[0][1].items():
+            scale = gradient.abs().max().clamp_min(1e-6)
+            assert (results[1][1][name] - gradient).abs().max() / scale < 1e-4, name
+
+    def test_one_picture_cut_in_two_ways_is_two(self, case, processor):
+        few = processor.encode({"query": "<image>?", "images": ["images/chart.png"]}, GOLDEN)
+        row = {"query": "<image><image><image>?", "images": ["images/chart.png"] * 3}
+        many = processor.encode(row, GOLDEN)
+        same = few.images[0].key == many.images[0].key
+        assert same == (case.family != "deepseek_vl2")
+
+
+@only_siglip
+class TestOnDisk:
+    def fill(self, model, processor, images) -> Images:
+        plan = plan_cache("disk", model, processor, images, "aligned")
+        return fill(plan, model, processor, images)
+
+    def files(self):
+        return sorted(cache_root().rglob("*.safetensors"))
+
+    def test_a_second_run_encodes_nothing(self, make_model, processor, images, monkeypatch):
+        first = self.fill(make_model(), processor, images)
+        monkeypatch.setattr(batches, "encode_batch", None)
+        second = self.fill(make_model(), processor, images)
+        assert (second.encoded, second.reused) == (0, len(images))
+        for key, tensor in first.features.items():
+            assert torch.equal(tensor, second.features[key])
+
+    def test_other_weights_or_treatment_have_a_place_of_their_own(self, model, processor):
+        before = fingerprint(model, processor, "aligned")
+        assert fingerprint(model, processor, "seen") != before
+        model.model.aligner.linear1.bias.data[0] += 1
+        assert fingerprint(model, processor, "aligned") != before
+
+    @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+    def test_damage_is_seen_and_that_part_is_encoded_again(
+        self, make_model, processor, images, damage, capfd
+    ):
+        whole = {
+            k: t.clone() for k, t in self.fill(make_model(), processor, images).features.items()
+        }
+        (path,) = self.files()
+        data = bytearray(path.read_bytes())
+        if damage == "flip":
+            data[-5] ^= 1
+        path.write_bytes({"cut": data[:-7], "flip": data, "empty": b"", "text": b"hello"}[damage])
+        again = self.fill(make_model(), processor, images)
+        assert again.encoded > 0
+        assert again.features.keys() == whole.keys()
+        assert all(torch.equal(again.features[key], whole[key]) for key in whole)
+        assert "encoded again" in capfd.readouterr().err
+        third = self.fill(make_model(), processor, images)
+        assert third.encoded == 0
+
+    def test_a_stop_keeps_what_is_done(self, make_model, processor, images, monkeypatch):
+        monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
+        calls = []
+
+        def stopping(*args):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return encode_batch(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "encode_batch", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                self.fill(make_model(), processor, images)
+        assert len(read_shards(self.files()[0].parent, [i.key for i in images])[0]) == 2
+        rest = self.fill(make_model(), processor, images)
+        assert (rest.encoded, rest.reused) == (len(images) - 2, 2)
+
+    def test_a_killed_writer_leaves_no_half_file(self, tmp_path, monkeypatch):
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pathlib.Path.rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_shard(tmp_path, {"a": torch.ones(3)})
+        assert not list(tmp_path.glob("*"))
+
+    def test_two_writers_do_no_harm(self, tmp_path):
+        for number in range(2):
+            write_shard(tmp_path, {"a": torch.ones(3), f"b{number}": torch.full((2,), 1.0)})
+        found, problems = read_shards(tmp_path, ["a", "b0", "b1", "c"])
+        assert sorted(found) == ["a", "b0", "b1"]
+        assert not problems
+
+    def test_bfloat16_and_the_checksum_of_each_entry(self, tmp_path):
+        path = write_shard(tmp_path, {"a": torch.ones(3, dtype=torch.bfloat16)})
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata().keys() == {"a"}
+        assert read_shards(tmp_path, ["a"])[0]["a"].dtype == torch.bfloat16
+
+    def test_list_and_clear(self, model, processor, images):
+        assert list_cache() == []
+        self.fill(model, processor, images)
+        ((name, files, size),) = list_cache()
+        assert (len(name), files) == (32, 1)
+        assert size == self.files()[0].stat().st_size
+        assert clear_cache() == size
+        assert list_cache() == []
+
+
+@only_siglip
+class TestPlan:
+    def plan(self, model, processor, images, asked="auto"):
+        return plan_cache(asked, model, processor, images, "aligned")
+
+    def test_by_room(self, model, processor, images, monkeypatch):
+        assert self.plan(model, processor, images).where == "disk"
+        full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        plan = self.plan(model, processor, images)
+        assert (plan.where, "the disk is nearly full" in plan.reason) == ("memory", True)
+        monkeypatch.setattr("os.sysconf", lambda _: 10)
+        assert self.plan(model, processor, images).where == "off"
+
+    @pytest.mark.parametrize("asked", ["off", "memory", "disk"])
+    def test_as_asked(self, model, processor, images, asked):
+        plan = self.plan(model, processor, images, asked)
+        assert (plan.where, plan.reason) == (asked, "as asked")
+
+    def test_no_pictures(self, model, processor):
+        assert self.plan(model, processor, []).where == "off"
+
+
+@only_siglip
+def test_batches_depend_on_the_pictures_alone(processor, images, monkeypatch):
+    size = processor.pixels.size
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 2 * size * size)
+    assert [len(batch) for batch in cut_batches(images * 2, processor)] == [2, 2, 2]
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
+    assert [len(batch) for batch in cut_batches(images, processor)] == [1, 1, 1]
+
+
+@only_siglip
+def test_decoding_in_other_processes_changes_nothing(model, processor, images, monkeypatch):
+    def encode():
+        keys = {image.key for image in images}
+        return dict(batches.encode_all(model, processor, images, "aligned", keys))
+
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
+    here = encode()
+    monkeypatch.setattr(batches, "BATCHES_FOR_WORKERS", 1)
+    there = encode()
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[key], there[key]) for key in here)
+
+
+class TestRuns:
+    def config(self, case, tmp_path, **settings):
+        data = write_jsonl(tmp_path / "train.jsonl", make_rows(10))
+        defaults = {
+            "model": str(case.folder), "dataset": (str(data),), "val_ratio": 0.2, "batch_size": 4,
+            "image_root": GOLDEN / "images", "output_dir": tmp_path / "output",
+            "num_train_epochs": 2, "learning_rate": 1e-2, "show_sample": False,
+        }  # fmt: skip
+        return vlft.SftConfig(**{**defaults, **settings})
+
+    def encoded(self, run):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return [row["images_encoded"] for row in map(json.loads, lines) if "loss" in row]
+
+    def test_each_picture_once_in_two_epochs_and_never_again(self, case, tmp_path, capfd):
+        first = vlft.sft(self.config(case, tmp_path)).run
+        pictures = 3
+        assert self.encoded(first) == [pictures, 0, 0, 0]
+        assert f"{pictures} pictures encoded, 0 from earlier runs" in capfd.readouterr().err
+        second = vlft.sft(self.config(case, tmp_path)).run
+        assert self.encoded(second) == [0, 0, 0, 0]
+        assert f"0 pictures encoded, {pictures} from earlier runs" in capfd.readouterr().err
+        weights = [
+            load_file(find_checkpoint(r) / "adapter_model.safetensors") for r in (first, second)
+        ]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    @only_siglip
+    def test_off_encodes_each_picture_once_per_row(self, case, tmp_path):
+        run = vlft.sft(self.config(case, tmp_path, vision_cache="off")).run
+        assert all(count >= 2 for count in self.encoded(run))
+
+    @only_siglip
+    def test_nothing_is_kept_where_the_tower_trains(self, case, tmp_path):
+        run = vlft.sft(self.config(case, tmp_path, train_vision=True)).run
+        assert all(count >= 2 for count in self.encoded(run))
+        assert list_cache() == []
+
+    @only_siglip
+    def test_the_aligner_trains_on_features_before_it(self, case, tmp_path):
+        losses = []
+        for where in ("off", "disk"):
+            config = self.config(case, tmp_path, train_aligner=True, vision_cache=where)
+            lines = (vlft.sft(config).run / "metrics.jsonl").read_text().splitlines()
+            losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -1,0 +1,128 @@
+"""Every distinct picture through the frozen towers once: before step one, and never again.
+
+    pictures of all samples ── distinct by content and treatment ── those not on disk ── decoded in
+    worker processes, encoded in batches ── features in memory, or in checked files on disk
+
+The features kept are those before the first trained module: after the aligner if it is frozen too,
+else before it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlft import console
+from vlft.vision.batches import encode_all
+from vlft.vision.encode import RowImages, pixels_of
+from vlft.vision.shards import read_shards, write_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vlft.data.encode import EncodedImage
+    from vlft.families.processor import Processor
+    from vlft.vision.encode import Stage
+    from vlft.vision.plan import CachePlan
+
+# Bytes of a file.
+SHARD_BYTES = 256 * 2**20
+
+
+@dataclass
+class Images:
+    """Where a run's rows get their pictures from.
+
+    Attributes:
+        processor: of the checkpoint.
+        stage: how far the kept features are; pixels if none are kept.
+        features: by the picture's key.
+        encoded: pictures that went through the towers so far.
+        reused: pictures whose features an earlier run had left.
+    """
+
+    processor: Processor
+    stage: Stage = "pixels"
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    encoded: int = 0
+    reused: int = 0
+
+    def of(self, images: Sequence[EncodedImage]) -> RowImages:
+        """The distinct pictures of a row."""
+        if self.stage == "pixels" or not images:
+            self.encoded += len(images)
+            return pixels_of(images, self.processor)
+        kept = torch.cat([self.features[image.key] for image in images])
+        return RowImages(self.stage, {"features": kept}, tuple(image.tiles for image in images))
+
+
+def fill(
+    plan: CachePlan, model: Any, processor: Processor, images: Sequence[EncodedImage]
+) -> Images:
+    """Encodes what is not there yet.
+
+    Stopped in the middle, what was encoded until then stays on disk.
+
+    Args:
+        plan: where to.
+        model: the class of the family.
+        processor: of the checkpoint.
+        images: distinct ones, in the order of the data.
+    """
+    if plan.where == "off":
+        return Images(processor)
+    features: dict[str, Tensor] = {}
+    if plan.where == "disk":
+        features, problems = read_shards(plan.folder, [image.key for image in images])
+        for problem in problems:
+            console.warn(f"vision cache: {problem}; encoded again")
+    reused = len(features)
+    missing = [image for image in images if image.key not in features]
+    started = time.perf_counter()
+    if missing:
+        made = encode_all(model, processor, images, plan.stage, {image.key for image in missing})
+        if plan.where == "disk":
+            write_all(made, plan.folder)
+            # From the files from now on, mapped instead of held.
+            features, _ = read_shards(plan.folder, [image.key for image in images])
+        else:
+            features.update(made)
+    seconds = time.perf_counter() - started
+    rate = f", {len(missing) / seconds:,.1f} images/s" if missing else ""
+    console.info(
+        f"vision cache ({plan.where}: {plan.reason}): {len(missing)} pictures encoded, "
+        f"{reused} from earlier runs{rate}"
+    )
+    release_towers(model, processor)
+    return Images(processor, plan.stage, features, len(missing), reused)
+
+
+def release_towers(model: nn.Module, processor: Processor) -> None:
+    """Takes the towers off the GPU; they are still there to be written with the model."""
+    for name in processor.family.parts.vision:
+        owner, _, leaf = name.rpartition(".")
+        part = getattr(model.get_submodule(owner), leaf)
+        if isinstance(part, nn.Module) and torch.cuda.is_available():
+            part.to("cpu")
+            torch.cuda.empty_cache()
+
+
+def write_all(made: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    """Writes features as they come, a file at a time; what a stop finds in hand is written too."""
+    waiting: dict[str, Tensor] = {}
+    size = 0
+    try:
+        for key, tensor in made:
+            waiting[key] = tensor
+            size += tensor.numel() * tensor.element_size()
+            if size >= SHARD_BYTES:
+                write_shard(folder, waiting)
+                waiting, size = {}, 0
+    finally:
+        if waiting:
+            write_shard(folder, waiting)

@@ -1,0 +1,89 @@
+"""Tensors by name in a folder of safetensors files: whole or absent, checked, mapped into memory.
+
+    <folder>/<random>.safetensors     tensors by name; a CRC-32 of each in the file's metadata
+
+A file is written under another name, flushed and renamed. Several processes may write into one
+folder: their files have different names, and a tensor that two of them hold is the same in both.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+SUFFIX = ".safetensors"
+
+
+def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The wanted tensors that a folder holds, mapped from its files.
+
+    A file that is cut off and a tensor whose bytes have changed are left out; a file in which
+    anything is wrong is removed, what is right in it is written anew.
+
+    Returns:
+        The tensors by name, and what was found wrong.
+    """
+    found: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            tensors, wrong = _read(path, set(wanted) - found.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            problems.append(f"{path.name}: {error}")
+            path.unlink(missing_ok=True)
+            continue
+        found.update(tensors)
+        if wrong:
+            problems.append(f"{path.name}: {len(wrong)} entries with changed bytes")
+            if tensors:
+                write_shard(folder, tensors)
+            path.unlink(missing_ok=True)
+    return found, problems
+
+
+def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes one file; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
+    part = path.with_suffix(".part")
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sums = {name: str(checksum(tensor)) for name, tensor in ready.items()}
+    try:
+        save_file(ready, part, metadata=sums)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    data: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
+    return zlib.crc32(data)
+
+
+def _read(path: Path, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
+    tensors: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    with safe_open(path, framework="pt") as file:
+        sums = file.metadata() or {}
+        for name in wanted.intersection(file.keys()):
+            tensor = file.get_tensor(name)
+            if sums.get(name) == str(checksum(tensor)):
+                tensors[name] = tensor
+            else:
+                wrong.append(name)
+    return tensors, wrong
