@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from vlft import __version__
-from vlft.cli import app
+from vlft.cli import app, models
 from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
 from vlft.families.known import KNOWN
+from vlft.families.table import FAMILIES
 from vlft.settings import flag
 
 # A new flag is a decision: it is made here, in the dataclass and in the README together.
@@ -110,6 +111,9 @@ def test_models(monkeypatch, capfd):
     code, text, _ = run(monkeypatch, capfd, "models")
     assert code == 0
     assert all(known.id in text for known in KNOWN)
+    assert {family.name for family in FAMILIES} == models.HEADINGS.keys()
+    single = {family.name for family in FAMILIES if family.clean_config is None}
+    assert single == set(models.ONE_LAYOUT)
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -149,12 +149,26 @@ class TestGroupedProducts:
             found.append(inputs.grad)
         assert all(torch.equal(found[0], other) for other in found)
 
+    def test_autocast_reaches_the_experts(self, monkeypatch):
+        """Weights that train are float32; products are not."""
+        seen = []
+        original = F.grouped_mm
+
+        def watched(rows, weight, **settings):
+            seen.append((rows.dtype, weight.dtype))
+            return original(rows, weight, **settings)
+
+        monkeypatch.setattr(F, "grouped_mm", watched)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            sparse_mlp()(torch.randn(20, WIDTH))
+        assert seen == [(torch.bfloat16, torch.bfloat16)] * 2
+
     def test_groups_cover_every_row_once(self):
         chosen = torch.tensor([[3, 0], [0, 5], [3, 5]])
         groups = Groups.of(chosen, EXPERTS)
         assert groups.ends.tolist() == [2, 2, 2, 4, 4, 6, 6, 6]
-        assert groups.token.tolist() == [0, 1, 0, 2, 1, 2]
-        assert groups.token[groups.place].tolist() == [0, 0, 1, 1, 2, 2]
+        assert groups.order.tolist() == [1, 2, 0, 4, 3, 5]
+        assert groups.order[groups.place].tolist() == [0, 1, 2, 3, 4, 5]
 
     def test_unused_experts_get_no_gradient_and_no_error(self):
         layer = sparse_mlp()

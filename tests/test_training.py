@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
+from conftest import GOLDEN, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
@@ -382,3 +382,12 @@ def test_overwrite_is_not_remembered(config, monkeypatch):
     vlft.sft(vlft.SftConfig(resume=run / "checkpoint-3", overwrite=True))
     with pytest.raises(CheckpointError, match="the run goes on to checkpoint-4"):
         vlft.sft(vlft.SftConfig(resume=run / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("case", [VL2_NOAUX], indirect=True, scope="session", ids=str)
+def test_a_full_run_keeps_the_correction_bias(case, config):
+    """It only chooses experts: it neither trains nor is rounded."""
+    run = vlft.sft(dataclasses.replace(config, tuner="full", dtype="bfloat16", max_steps=1)).run
+    name = "language.model.layers.1.mlp.gate.e_score_correction_bias"
+    before, after = load_file(case.folder / "model.safetensors")[name], weights(run)[name]
+    assert torch.equal(before, after)

@@ -352,7 +352,7 @@ class MergeLoraConfig:
         panel="Model",
         choices=("dequantized", "original"),
     )
-    device: str = setting("auto", "Where to compute.", panel="Model", choices=DEVICES)
+    device: str = setting("cpu", "Where to compute, in float32.", panel="Model", choices=DEVICES)
 
     output_dir: Path | None = setting(
         None, "New folder of the merged model.", panel="Output", shown="CKPT_DIR-merged"

@@ -39,7 +39,7 @@ def convert(config: ConvertConfig) -> Path:
     base = locate_model(config.src, revision=config.revision, hub=config.hub)
     check_layout(base, config.format)
     target = config.dst.resolve()
-    check_target(target, [base.path], overwrite=config.overwrite)
+    check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
     chat = base.processor().chat
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")

@@ -7,25 +7,28 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import ConfigError
 from vlft.families.base import keeps_dtype
+from vlft.families.processor import template_source
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from vlft.checkpoints.locate import ModelFolder
     from vlft.data.encode import ChatFormat
 
+# Tensors of the authors' layout that no module uses, in a folder of transformers' layout.
+UNUSED_FILE = "unused.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "chat_template.json",
@@ -55,15 +58,25 @@ def export_model(
         max_shard_size: of one weight file, e.g. ``5GB``.
     """
     state = _original_state(model, base) if layout == "original" else _native_state(model)
+    dtypes = {
+        key: tensor.dtype if dtype is None or keeps_dtype(key, base.family) else dtype
+        for key, tensor in state.items()
+    }
+    # Cut by what is written: of these dtypes, and each a tensor of its own.
+    written = {
+        key: torch.empty(tensor.shape, dtype=dtypes[key], device="meta")
+        for key, tensor in state.items()
+    }
     shards = split_torch_state_dict_into_shards(
-        state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        written, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, members in shards.filename_to_tensors.items():
-        tensors = {
-            key: _ready(state[key], None if keeps_dtype(key, base.family) else dtype)
-            for key in members
-        }
+        tensors = {key: _ready(state[key], dtypes[key]) for key in members}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+    if layout != "original":
+        unused = dict(_unused_tensors(base))
+        if unused:
+            save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
@@ -101,13 +114,20 @@ def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tens
         for match in keys.from_native(name, len(tensor)):
             if match.original not in state:
                 state[match.original] = match.to_original([native[part] for part in match.native])
-    if base.layout == "original":
-        state.update(read_tensors(base.path, keys.is_unused))
+    state.update(_unused_tensors(base))
     return dict(sorted(state.items()))
 
 
-def _ready(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+def _unused_tensors(base: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    """What the authors' files hold and no module uses; transformers' layout has it beside."""
+    if base.layout == "original":
+        yield from read_tensors(base.path, base.family.keys.is_unused)
+    elif (base.path / UNUSED_FILE).is_file():
+        yield from load_file(base.path / UNUSED_FILE).items()
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
 
 
 def _stated_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> str:
@@ -137,11 +157,11 @@ def _write_small_files(
 
 
 def chat_template(chat: ChatFormat) -> str:
-    """The family's chat template for transformers, which names roles user and assistant."""
-    user, assistant = map(json.dumps, chat.roles)
-    names = f'{{%- set roles = {{"user": {user}, "assistant": {assistant}}} -%}}\n'
-    names += f"{{%- set assistant = {assistant} -%}}\n"
-    return names + chat.template.replace("message.role", "roles[message.role]")
+    """Janus' chat template for transformers, with this checkpoint's roles."""
+    text = template_source("janus_chat.jinja")
+    user, assistant = chat.roles
+    text = text.replace('"USER"', json.dumps(user)).replace('"ASSISTANT"', json.dumps(assistant))
+    return text.replace("ASSISTANT:", f"{assistant}:").replace("SYSTEM", chat.system_prompt)
 
 
 def _write_other_layout(

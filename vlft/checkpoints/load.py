@@ -25,6 +25,7 @@ from vlft.checkpoints.quantize import (
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
+from vlft.families.processor import understandable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -133,7 +134,7 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
             place=shown(folder.path / "config.json"),
             hint="download the model again",
         ) from None
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
         return cls._from_config(config, attn_implementation=attn)
 
 
@@ -192,6 +193,8 @@ class Stack:
         if not self.seen:
             self.tensor = torch.empty(self.shape, dtype=tensor.dtype)
             self.wanted = self.shape[0] * match.part[1]
+        # Nothing is rounded if the parts differ.
+        self.tensor = self.tensor.to(torch.promote_types(self.tensor.dtype, tensor.dtype))
         place = match.place_in(self.tensor)
         if place.shape != tensor.shape:
             return False

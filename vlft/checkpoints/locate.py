@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-vl"
 
 # Never a .py: nothing that could run is even downloaded.
-DOWNLOADED = ("*.json", "*.safetensors", "*.bin", "*.txt", "LICENSE*")
+DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "*.bin", "*.txt", "LICENSE*")
 
 
 @dataclass(frozen=True)

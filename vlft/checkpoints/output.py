@@ -12,28 +12,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def check_target(target: Path, needed: Sequence[Path], *, overwrite: bool) -> None:
+def check_target(
+    target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str = "--output-dir"
+) -> None:
     """Raises UsageError if the folder holds something that may not be replaced.
 
     Args:
         target: the output folder, resolved.
-        needed: folders that the merge reads; neither they nor the working folder may lie in it.
+        needed: folders that the command reads; neither they nor the working folder may lie in it.
         overwrite: whether something else there may be replaced.
+        flag: how the user names the target.
     """
     for kept in (*(path.resolve() for path in needed), Path.cwd()):
         if kept.is_relative_to(target):
             raise ConfigError(
-                f"would replace {shown(kept)}", place="--output-dir", hint="name another folder"
+                f"would replace {shown(kept)}", place=flag, hint="name another folder"
             )
     if target.is_file():
-        raise CheckpointError(
-            "is a file", place=shown(target), hint="name a folder with --output-dir"
-        )
+        raise CheckpointError("is a file", place=shown(target), hint=f"name a folder with {flag}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
         raise CheckpointError(
             "the output folder is in use",
             place=shown(target),
-            hint="name another --output-dir, or add --overwrite to replace it",
+            hint=f"name another {flag}, or add --overwrite to replace it",
         )
 
 

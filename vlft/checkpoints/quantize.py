@@ -6,6 +6,7 @@ quantised again, products computed in the model's dtype.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,6 +130,13 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
         layer.support_avx512bf16_for_cpu = False
         quantized: nn.Module = layer
         return quantized
+    eight: nn.Module = _flat_linear_8bit()(*size, has_fp16_weights=False, device="meta")
+    return eight
+
+
+@functools.cache
+def _flat_linear_8bit() -> Any:
+    import bitsandbytes as bnb
 
     class FlatLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         """Takes inputs of any number of axes; its parent loses those of four."""
@@ -137,5 +145,4 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
             flat: Tensor = super().forward(x.flatten(0, -2))
             return flat.view(*x.shape[:-1], -1)
 
-    eight: nn.Module = FlatLinear8bit(*size, has_fp16_weights=False, device="meta")
-    return eight
+    return FlatLinear8bit

@@ -13,6 +13,8 @@ HEADINGS = {
     "deepseek_vl2": "DeepSeek-VL2 (tiles of 384 px, mixture of experts)",
     "janus": "Janus (understanding pictures; what draws is kept, not tuned)",
 }
+# Families that transformers has no class for.
+ONE_LAYOUT = ("deepseek_vl2",)
 ROW = "{:<36}{:>12}{:>15}   {}"
 
 
@@ -34,5 +36,5 @@ def command() -> None:
 def _facts(known: Known) -> tuple[str, str]:
     """Image tokens per picture, and the layouts of the files."""
     least, most = known.image_tokens
-    layouts = "original" if known.family == "deepseek_vl2" else "both"
+    layouts = "original" if known.family in ONE_LAYOUT else "both"
     return str(least) if least == most else f"{least} to {most}", layouts

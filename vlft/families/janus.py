@@ -12,7 +12,7 @@ from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
 from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, see
-from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
 from vlft.families.pixels import read_numbers, square_files, square_pixels
 from vlft.files import read_object
 
@@ -34,58 +34,20 @@ VQ_FIELDS = (
     "num_hidden_layers", "hidden_act", "image_token_embed_dim",
 )  # fmt: skip
 
+# Of JanusVisionConfig and JanusVQVAEConfig: a config.json may leave out what is as here.
+VISION_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
+    "patch_size": 16, "mlp_ratio": 4.0, "projection_dim": 2048, "depth": 2,
+    "num_image_tokens": 576,
+}  # fmt: skip
+VQ_DEFAULTS: Mapping[str, Any] = {
+    "embed_dim": 8, "num_embeddings": 16384, "latent_channels": 256, "base_channels": 128,
+    "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2, "projection_dim": 2048,
+    "num_hidden_layers": 2, "image_token_embed_dim": 2048,
+}  # fmt: skip
+
 # The authors' VQ-16; its config states none of these.
 VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
-
-# Linear layers of an aligner; published ones have two.
-DEEPEST_ALIGNER = 8
-
-
-def _aligner_rules(original: str, native: str) -> list[KeyRule]:
-    """GELUs stand between the original's layers, so that their numbers go in twos."""
-    names = ["fc1", *(f"hidden_layers.{number}" for number in range(DEEPEST_ALIGNER - 1))]
-    return [
-        KeyRule(f"{original}.layers.{2 * number}.{{p}}", (f"{native}.{name}.{{p}}",))
-        for number, name in enumerate(names)
-    ]
-
-
-def _coder_rules(original: str, native: str, levels: str) -> list[KeyRule]:
-    """Encoder or decoder of the VQ model; ``levels`` is down or up."""
-    blocks, level = f"{original}.conv_blocks.{{i}}", f"{native}.{levels}.{{i}}"
-    middle = (("0", "block_1"), ("1", "attn_1"), ("2", "block_2"))
-    return [
-        KeyRule(f"{blocks}.res.{{rest}}", (f"{level}.block.{{rest}}",)),
-        KeyRule(f"{blocks}.{{rest}}", (f"{level}.{{rest}}",)),
-        *(
-            KeyRule(f"{original}.mid.{number}.{{rest}}", (f"{native}.mid.{name}.{{rest}}",))
-            for number, name in middle
-        ),
-        KeyRule(f"{original}.{{leaf}}.{{p}}", (f"{native}.{{leaf}}.{{p}}",)),
-    ]
-
-
-KEYS = KeyMap(
-    [
-        *siglip.key_rules(
-            "vision_model.vision_tower", "model.vision_model", attention_output="projection_layer"
-        ),
-        *_aligner_rules("aligner", "model.aligner"),
-        *_aligner_rules("gen_aligner", "model.generation_aligner"),
-        *_coder_rules("gen_vision_model.encoder", "model.vqmodel.encoder", "down"),
-        *_coder_rules("gen_vision_model.decoder", "model.vqmodel.decoder", "up"),
-        KeyRule("gen_vision_model.{rest}", ("model.vqmodel.{rest}",)),
-        KeyRule("gen_embed.{p}", ("model.generation_embeddings.{p}",)),
-        KeyRule("gen_head.output_mlp_projector.{p}", ("model.generation_head.proj_out.{p}",)),
-        KeyRule("gen_head.vision_head.{p}", ("model.generation_head.vision_head.{p}",)),
-        KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
-        KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
-    ],
-    unused=[
-        "vision_model.vision_tower.attn_pool.{rest}",
-        "gen_vision_model.quantize.codebook_used",
-    ],
-)
 
 
 def recognises(config: Config) -> bool:
@@ -96,14 +58,19 @@ def recognises(config: Config) -> bool:
 def roles(folder: Path, config: Config) -> tuple[str, str]:
     """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
 
-    A chat template in the folder says it. Else nothing does in so many words, and what differs
-    between the published checkpoints decides: the release that Janus-Pro's config.json was
-    written by, and the format of its weights.
+    A chat template in the folder says it; without one, transformers' layout is of Janus-Pro. In the
+    authors' layout nothing says it in so many words, and what differs between the published
+    checkpoints decides: Janus-Pro's weights are .bin files, and its config.json is of 4.33.1.
     """
-    template = _chat_template(folder)
-    if template is not None:
-        return TOKEN_ROLES if TOKEN_ROLES[0] in template else PLAIN_ROLES
-    is_pro = config.get("transformers_version") == "4.33.1" or any(folder.glob("*.bin"))
+    template = _chat_template(folder) or ""
+    for names in (TOKEN_ROLES, PLAIN_ROLES):
+        if all(name in template for name in names):
+            return names
+    is_pro = (
+        config.get("model_type") == "janus"
+        or any(folder.glob("pytorch_model*.bin"))
+        or config.get("transformers_version") == "4.33.1"
+    )
     return TOKEN_ROLES if is_pro else PLAIN_ROLES
 
 
@@ -138,8 +105,8 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
-        "vision_config": _known(config["vision_config"], VISION_FIELDS),
-        "vq_config": _known(config["vq_config"], VQ_FIELDS),
+        "vision_config": {**VISION_DEFAULTS, **_known(config["vision_config"], VISION_FIELDS)},
+        "vq_config": {**VQ_DEFAULTS, **_known(config["vq_config"], VQ_FIELDS)},
         "image_token_id": image_token_id,
     }
 
@@ -147,7 +114,7 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
 def original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
     text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
-    intermediate = int(vision["hidden_size"] * vision["mlp_ratio"])
+    intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
     sizes = {
         "ch": vq["base_channels"],
         "ch_mult": list(vq["channel_multiplier"]),

@@ -60,6 +60,7 @@ def read_numbers(
     """
     path = folder / FILE
     stated = read_object(path) if path.is_file() else {}
+    stated = {key: value for key, value in stated.items() if value is not None}
     return Numbers(
         size,
         stated.get("min_size", 14),

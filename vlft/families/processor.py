@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from vlft.errors import CheckpointError, shown
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -132,7 +133,8 @@ def load_processor(
     _add_tokens(tokenizer, family, names)
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
     native = native_config(folder, family, config, layout, image_token_id)
-    pixels = family.pixels(folder, config, native)
+    with understandable(folder, family):
+        pixels = family.pixels(folder, config, native)
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
     border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
@@ -166,12 +168,23 @@ def native_config(
     convert = family.native_config if layout == "original" else family.clean_config
     if convert is None:
         raise CheckpointError("of a layout that does not exist", place=shown(folder))
-    try:
+    with understandable(folder, family):
         return convert(config, image_token_id)
+
+
+@contextmanager
+def understandable(folder: Path, family: Family) -> Iterator[None]:
+    """Turns what a malformed configuration runs into in here into an error that names the file.
+
+    Raises:
+        CheckpointError: a file lacks something, or holds it in another form.
+    """
+    try:
+        yield
     except CheckpointError as error:
         place = error.place or shown(folder / "config.json")
         raise CheckpointError(error.message, place=place, hint=error.hint) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"incomplete, or not of the form of {family.title}: {error!r}",
             place=shown(folder / "config.json"),

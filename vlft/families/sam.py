@@ -27,6 +27,13 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 DEFAULT_NAME = "sam_b_downsample"
 
+# Of SamVisionConfig: a config.json may leave out what is as here.
+CLASS_DEFAULTS: Mapping[str, Any] = {
+    "model_type": "sam_vision_model", "hidden_size": 768, "output_channels": 256,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024, "patch_size": 16,
+    "global_attn_indexes": [2, 5, 8, 11], "window_size": 14, "mlp_ratio": 4.0,
+}  # fmt: skip
+
 
 def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of SamVisionConfig for the high_res_cfg of the authors."""
@@ -62,7 +69,7 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
 def clean_vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The known fields of a SamVisionConfig."""
     known = {key: config[key] for key in FIELDS if config.get(key) is not None}
-    return {"model_type": "sam_vision_model", **known}
+    return {**CLASS_DEFAULTS, **known}
 
 
 def tower_params(vision: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,13 @@ SIZES: Mapping[str, Mapping[str, float]] = {
 
 DEFAULT_NAME = "siglip_large_patch16_384"
 
+# Of SiglipVisionConfig: a config.json may leave out what is as here.
+CLASS_DEFAULTS: Mapping[str, Any] = {
+    "model_type": "siglip_vision_model", "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": False,
+}  # fmt: skip
+
 
 def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of SiglipVisionConfig for the params of an authors' tower."""
@@ -39,7 +46,8 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "siglip_vision_model",
         "hidden_size": size["width"],
-        "intermediate_size": int(size["width"] * size["mlp_ratio"]),
+        # A hair more, so that a ratio that was a quotient gives its dividend back.
+        "intermediate_size": int(size["width"] * size["mlp_ratio"] + 1e-6),
         "num_hidden_layers": size["layers"],
         "num_attention_heads": size["heads"],
         "image_size": params.get("image_size", 384),
@@ -53,7 +61,7 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
 def clean_vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The known fields of a SiglipVisionConfig; no head unless the file states one."""
     known = {key: config[key] for key in FIELDS if config.get(key) is not None}
-    return {"model_type": "siglip_vision_model", "vision_use_head": False, **known}
+    return {**CLASS_DEFAULTS, **known}
 
 
 def tower_params(vision: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,12 +52,13 @@ class Groups:
     """Which rows belong to which expert.
 
     Attributes:
-        token: (S,) int64, the token of each row; rows are sorted by expert.
-        place: (S,) int64, where the rows of token 0, then token 1, ... are.
+        order: (S,) int64, which of (token 0, 1st expert), (token 0, 2nd expert), ... each row is;
+            rows are sorted by expert.
+        place: (S,) int64, the inverse: where those are among the rows.
         ends: (E,) int32, one past the last row of each expert.
     """
 
-    token: Tensor
+    order: Tensor
     place: Tensor
     ends: Tensor
 
@@ -68,8 +69,11 @@ class Groups:
         order = flat.argsort(stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
-        ends = torch.bincount(flat, minlength=experts).cumsum(0).to(torch.int32)
-        return Groups(order // chosen.shape[1], place, ends)
+        # Not by counting, for which the CPU would wait for the GPU.
+        ends = torch.searchsorted(
+            flat[order], torch.arange(experts, device=flat.device), right=True
+        )
+        return Groups(order, place, ends.to(torch.int32))
 
 
 def grouped_forward(
@@ -88,11 +92,11 @@ def grouped_forward(
         (N, D) in the dtype of ``hidden``.
     """
     groups = Groups.of(chosen, experts.num_experts)
-    rows: Tensor = ToRows.apply(hidden, groups.token, groups.place)
+    rows: Tensor = ToRows.apply(hidden, groups.order, groups.place)
     both = _project(experts, "gate_up_proj", rows, groups, lora)
     gate, up = both.chunk(2, dim=-1)
     rows = _project(experts, "down_proj", experts.act_fn(gate) * up, groups, lora)
-    in_order = rows[groups.place].unflatten(0, chosen.shape)
+    in_order = Reordered.apply(rows, groups.place, groups.order).unflatten(0, chosen.shape)
     total: Tensor = (in_order * weights.unsqueeze(-1)).sum(1)
     return total.to(hidden.dtype)
 
@@ -112,17 +116,33 @@ class ToRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, token: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, order: Tensor, place: Tensor) -> Tensor:
         """(N, D) tokens -> (S, D) rows, S = N * k."""
         ctx.save_for_backward(place)
         ctx.tokens = len(hidden)
-        return hidden[token]
+        return hidden[order // (len(order) // len(hidden))]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """(S, D) -> (N, D)."""
         (place,) = ctx.saved_tensors
         return gradients[0][place].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
+
+
+class Reordered(torch.autograd.Function):
+    """Rows in another order; the way back is the inverse, not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """(S, D) -> (S, D)."""
+        ctx.save_for_backward(inverse)
+        return rows[order]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """(S, D) -> (S, D)."""
+        (inverse,) = ctx.saved_tensors
+        return gradients[0][inverse], None, None
 
 
 def _project(
@@ -134,8 +154,12 @@ def _project(
         rows = rows.to(experts.dtype)
         product: Tensor = FrozenProduct.apply(rows, groups.ends, weight)
     else:
-        rows = rows.to(weight.dtype)
-        product = F.grouped_mm(rows, weight.transpose(-2, -1), offs=groups.ends)
+        # As autocast treats linear layers: weights that train are float32.
+        kind = rows.device.type
+        half = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if half else weight.dtype
+        rows = rows.to(dtype)
+        product = F.grouped_mm(rows, weight.to(dtype).transpose(-2, -1), offs=groups.ends)
     if name in lora:
         thin = aligned(lora[name], rows.dtype)
         inner = F.grouped_mm(rows, thin.down.transpose(-2, -1), offs=groups.ends)

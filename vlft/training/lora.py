@@ -128,8 +128,8 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> T
 def _check_for_experts(options: LoraOptions) -> None:
     """Raises ConfigError for what peft's LoRA on parameters does not have."""
     refused = [
-        (options.use_dora, "--use-dora", "without"),
-        (options.dropout > 0, f"--lora-dropout {options.dropout}", "0"),
+        (options.use_dora, "--use-dora", "--no-use-dora"),
+        (options.dropout > 0, f"--lora-dropout {options.dropout}", "--lora-dropout 0"),
         (
             options.init not in ("default", "gaussian"),
             f"--init-lora-weights {options.init}",
@@ -141,7 +141,7 @@ def _check_for_experts(options: LoraOptions) -> None:
             raise ConfigError(
                 f"LoRA on experts does not have it; allowed: {allowed}",
                 place=place,
-                hint="or train the attention only, with --lora-target-modules qkv",
+                hint="change it, or leave the experts out: --lora-target-modules qkv",
             )
 
 
@@ -195,11 +195,11 @@ def _match(spec: str, linears: list[str], experts: list[str]) -> list[str]:
     wanted = [part.strip() for part in spec.split(",")]
     if all(PLAIN_NAME.fullmatch(part) and not part.endswith(".") for part in wanted):
         for part in wanted:
-            ends = (f".{part}", *(f".{part}.{name}" for name in PROJECTIONS if part == "experts"))
+            ends = (f".{part}", *(f".{part}.{name}" for name in PROJECTIONS))
             sought = names if "experts" in part else linears
             found = [name for name in sought if name == part or name.endswith(ends)]
             if not found:
-                raise _no_match(part, names)
+                raise _no_match(part, linears, experts)
             chosen += found
         return chosen
     try:
@@ -210,14 +210,16 @@ def _match(spec: str, linears: list[str], experts: list[str]) -> list[str]:
         ) from None
     chosen = [name for name in names if pattern.fullmatch(name)]
     if not chosen:
-        raise _no_match(spec, names)
+        raise _no_match(spec, linears, experts)
     return chosen
 
 
-def _no_match(spec: str, names: list[str]) -> ConfigError:
-    leaves = sorted({name.split(".")[-1] for name in names})
+def _no_match(spec: str, linears: list[str], experts: list[str]) -> ConfigError:
+    leaves = sorted({name.split(".")[-1] for name in linears})
+    more = ", and experts, experts.gate_up_proj, experts.down_proj" if experts else ""
     return ConfigError(
         f"{spec!r} matches no linear layer of the trained parts",
         place="--lora-target-modules",
-        hint=f"there are {', '.join(leaves)}; the first is called {names[0]}; or use qkv or ALL",
+        hint=f"there are {', '.join(leaves)}{more}; the first is called {linears[0]}; "
+        "or use qkv or ALL",
     )

@@ -15,6 +15,7 @@ from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.data.encode import images_of
 from vlft.data.images import content_key
 from vlft.errors import CheckpointError, ConfigError
+from vlft.families.base import keeps_dtype
 from vlft.packing.schedule import Schedule
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
@@ -72,8 +73,8 @@ def prepare_model(
         whole = dataclasses.replace(placement, dtype=torch.float32)
         model = load_model(source, image_token_id, whole)
         train_fully(model, folder.family, aligner=config.train_aligner, vision=config.train_vision)
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad and not keeps_dtype(name, folder.family):
                 parameter.data = parameter.data.to(placement.dtype)
         trained: Any = model
     else:
