@@ -202,6 +202,14 @@ def test_batches_depend_on_the_pictures_alone(processor, images, monkeypatch):
 
 
 @only_siglip
+def test_encoding_draws_no_random_number(model, processor, images):
+    """Else a run's dropout would depend on what an earlier run has left."""
+    state = torch.get_rng_state()
+    list(batches.encode_all(model, processor, images, "aligned", {image.key for image in images}))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@only_siglip
 def test_decoding_in_other_processes_changes_nothing(model, processor, images, monkeypatch):
     def encode():
         keys = {image.key for image in images}

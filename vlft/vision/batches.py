@@ -50,6 +50,8 @@ def encode_all(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=2 if workers else None,
+        # Its own: it must not draw from the one that dropout draws from.
+        generator=torch.Generator(),
     )
     live = Progress(console=console.err, disable=not console.err.is_terminal, transient=True)
     with live, torch.no_grad():
