@@ -48,12 +48,14 @@ class Need:
         quantized: the LLM's linear layers and experts in nf4, the rest in bfloat16.
         trained: adapter, gradients, moments.
         step: activations of a row, with gradient checkpointing.
+        dequantized: the largest weight that nf4 unpacks at once.
     """
 
     plain: float
     quantized: float
     trained: float
     step: float
+    dequantized: float
 
 
 def open_published(published: Published) -> tuple[ModelFolder, Any]:
@@ -81,6 +83,7 @@ def need(folder: ModelFolder, model: Any, options: LoraOptions, tokens: int) -> 
         quantized=PLAIN_BYTES * (total - quantized) + NF4_BYTES * quantized,
         trained=TRAINED_BYTES * adapter_size(folder, model, options),
         step=step_bytes(model.config.text_config, tokens),
+        dequantized=dequantized_bytes(model.config.text_config),
     )
 
 
@@ -104,12 +107,21 @@ def step_bytes(text: Any, tokens: int) -> float:
     inner = 3 * tokens * text.intermediate_size
     if getattr(text, "n_routed_experts", None):
         rows = tokens * text.num_experts_per_tok
-        routed = rows * (3 * text.moe_intermediate_size + 2 * text.hidden_size)
+        # Two of D in the model's dtype, and their weighted product in float32.
+        routed = rows * (3 * text.moe_intermediate_size + 4 * text.hidden_size)
         inner = max(inner, routed)
     # Forward and gradient.
     layer = 2 * PLAIN_BYTES * (attention + inner)
     logits = 3 * CHUNK * text.vocab_size * 4
     return float(kept + layer + logits)
+
+
+def dequantized_bytes(text: Any) -> float:
+    """The gate and up projections of a layer's experts, else the widest linear layer."""
+    size = text.hidden_size * text.intermediate_size
+    if getattr(text, "n_routed_experts", None):
+        size = text.n_routed_experts * 2 * text.moe_intermediate_size * text.hidden_size
+    return float(PLAIN_BYTES * size)
 
 
 def table(rows: Sequence[tuple[str, Need, Need]]) -> str:
@@ -123,7 +135,7 @@ def table(rows: Sequence[tuple[str, Need, Need]]) -> str:
         cells = [qkv.plain, qkv.quantized]
         for found in (qkv, every):
             added = found.trained + found.step
-            cells += [found.plain + added, found.quantized + added]
+            cells += [found.plain + added, found.quantized + added + found.dequantized]
         lines.append(f"| `{name}` | " + " | ".join(f"{cell / GIB:.1f}" for cell in cells) + " |")
     return "\n".join(lines)
 
