@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix clean
+.PHONY: demo test torture check fix clean
 
 demo: $(VENV)/ready
 	$(BIN)/python sample_data/demo.py
 
 test: $(VENV)/ready
 	$(BIN)/pytest
+
+torture: $(VENV)/ready
+	$(BIN)/pytest tests/test_torture.py --kills 30
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

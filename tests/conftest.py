@@ -58,7 +58,7 @@ class FamilyCase:
 WORDS = ("User", "Assistant")
 TOKENS = ("<|User|>", "<|Assistant|>")
 SIGLIP = FamilyCase("deepseek_vl", "deepseek-vl-siglip", WORDS)
-HYBRID = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, 2e-4, rows=6)
+HYBRID = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, 2e-4, rows=5)
 FULLRES = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid-fullres", WORDS, 2e-4)
 VL2_MHA = FamilyCase("deepseek_vl2", "deepseek-vl2-mha", TOKENS, 2e-4, rows=10)
 VL2_MLA = FamilyCase("deepseek_vl2", "deepseek-vl2-mla", TOKENS, 2e-4, rows=10)
@@ -70,6 +70,15 @@ JANUS_PRO = FamilyCase("janus", "janus-pro", TOKENS)
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO]
 ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
 only_siglip = pytest.mark.only_siglip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how many runs test_torture.py kills")
+
+
+@pytest.fixture(scope="session")
+def kills(request) -> int:
+    return request.config.getoption("--kills")
 
 
 def pytest_generate_tests(metafunc):

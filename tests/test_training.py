@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from safetensors.torch import load_file
 import vlft
 from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, save_checkpoint
 from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
-from vlft.settings import to_json
 from vlft.training import loop
 from vlft.training.loop import Interrupt
 
@@ -273,25 +271,6 @@ class TestKilled:
         save_checkpoint(run, 6, write, keep=3, best_step=None)
         assert find_checkpoint(run).name == "checkpoint-6"
         assert not list(run.glob(".*"))
-
-    def test_a_real_run_at_any_moment(self, config, tmp_path):
-        """SIGKILL from outside once a checkpoint is there, then go on."""
-        settings = dataclasses.replace(config, save_steps=1, num_train_epochs=3)
-        whole = vlft.sft(settings)
-        file = tmp_path / "settings.json"
-        file.write_text(json.dumps(to_json(settings) | {"output_dir": str(tmp_path / "killed")}))
-        command = [sys.executable, "-m", "vlft", "sft", "--config", str(file)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("killed/*/*/checkpoint-2")):
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        run = next(tmp_path.glob("killed/*/*"))
-        rest = vlft.sft(vlft.SftConfig(resume=run))
-        assert same_bits(adapter(whole.run), adapter(rest.run))
 
     def test_a_full_disk_keeps_what_was_there(self, tmp_path):
         def good(folder):

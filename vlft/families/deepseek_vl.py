@@ -52,7 +52,7 @@ def recognises(config: Config) -> bool:
 
 def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of the authors."""
-    _check_aligner((config.get("aligner_config") or {}).get("params") or {})
+    check_aligner(config, "mlp_gelu")
     language = llama.text_config(config["language_config"])
     return {
         "text_config": language,
@@ -133,12 +133,14 @@ def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # 
     return features.flatten(0, 1)
 
 
-def _check_aligner(params: Config) -> None:
-    found = (params.get("projector_type", "mlp_gelu"), params.get("depth", 2))
-    if found != ("mlp_gelu", 2):
+def check_aligner(config: Config, kind: str) -> None:
+    """Raises CheckpointError for an aligner that transformers' class does not hold."""
+    params = (config.get("aligner_config") or {}).get("params") or {}
+    found = (params.get("projector_type", kind), params.get("depth", 2))
+    if found != (kind, 2):
         raise CheckpointError(
-            f"aligner {found[0]!r} of depth {found[1]}; transformers' DeepSeek-VL class holds "
-            "mlp_gelu of depth 2 only",
+            f"aligner {found[0]!r} of depth {found[1]}; transformers' class holds {kind} of "
+            "depth 2 only",
             hint="this checkpoint cannot be loaded",
         )
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft.errors import CheckpointError
 from vlft.families import llama, sam, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
     FILE,
@@ -69,7 +68,7 @@ def recognises(config: Config) -> bool:
 
 def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLHybridConfig for a config.json of the authors."""
-    _check_aligner((config.get("aligner_config") or {}).get("params") or {})
+    check_aligner(config, PROJECTOR)
     language = llama.text_config(config["language_config"])
     params = config["vision_config"]["params"]
     return {
@@ -228,16 +227,6 @@ def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # 
     low = seen.shape[-1] - aligner.high_res_vision_proj.in_features
     features: Tensor = aligner(seen[..., :low], seen[..., low:])
     return features.flatten(0, 1)
-
-
-def _check_aligner(params: Config) -> None:
-    found = (params.get("projector_type", PROJECTOR), params.get("depth", 2))
-    if found != (PROJECTOR, 2):
-        raise CheckpointError(
-            f"aligner {found[0]!r} of depth {found[1]}; transformers' hybrid DeepSeek-VL class "
-            f"holds {PROJECTOR} of depth 2 only",
-            hint="this checkpoint cannot be loaded",
-        )
 
 
 FAMILY = Family(

@@ -1,0 +1,187 @@
+"""Real runs, killed at random moments, go on to the same adapter, bit for bit.
+
+The moments are spread over the whole run: reading, encoding pictures, steps, saving. ``--kills N``
+asks for more than the three of the default run; ``make torture`` asks for thirty.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
+from PIL import Image
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints.runs import checkpoints_in, find_checkpoint
+from vlft.settings import to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One kill.
+
+    Attributes:
+        number: of the trial; also its seed.
+        signal: sent once.
+        moment: seconds after the run folder is there.
+    """
+
+    number: int
+    signal: signal.Signals
+    moment: float
+
+
+def settings_of(home: Path) -> vlft.SftConfig:
+    """A run of a few seconds: pictures to encode, and a checkpoint after every step."""
+    generator = random.Random(0)
+    many = []
+    for number in range(240):
+        path = home / f"{number}.png"
+        Image.frombytes("RGB", (48, 48), generator.randbytes(48 * 48 * 3)).save(path)
+        many.append(str(path))
+    # Enough pictures that encoding takes a part of the time.
+    more = [
+        {"query": "<image>" * 40 + "How many?", "response": "40", "images": many[at : at + 40]}
+        for at in range(0, len(many), 40)
+    ]
+    data = write_jsonl(home / "train.jsonl", make_rows(10) + more)
+    return vlft.SftConfig(
+        model=str(SIGLIP.folder), dataset=(str(data),), image_root=GOLDEN / "images",
+        val_ratio=0.2, output_dir=home / "output", batch_size=4, num_train_epochs=2, save_steps=1,
+        save_total_limit=2, learning_rate=1e-2, lora_dropout=0.1, show_sample=False,
+    )  # fmt: skip
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoint(run) / "adapter_model.safetensors")
+
+
+def run_folders(home: Path) -> list[Path]:
+    return sorted((home / "output").glob("*/v*"))
+
+
+def command_line(arguments: list[str], cache: Path, errors: Path) -> None:
+    """What a process of a trial does: the command line, with its own features and its own log."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+    sys.argv = ["vlft", *arguments]
+    from vlft.cli.app import main
+
+    main()
+
+
+def start(home: Path, cache: Path) -> multiprocessing.Process:
+    """A process that has imported all that a run needs, and nothing else of this one."""
+    file = home / "settings.json"
+    file.write_text(json.dumps(to_json(settings_of(home))))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vlft.training.run", "peft", "transformers.models.siglip"])
+    arguments = ["sft", "--config", str(file)]
+    process = context.Process(target=command_line, args=(arguments, cache, home / "errors.txt"))
+    process.start()
+    return process
+
+
+def wait_for_run_folder(process: multiprocessing.Process, home: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not run_folders(home):
+        assert process.is_alive(), (home / "errors.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def kill(home: Path, cache: Path, trial: Trial) -> bool:
+    """Starts a run and sends the signal; False if the run was faster."""
+    process = start(home, cache)
+    wait_for_run_folder(process, home)
+    time.sleep(trial.moment)
+    alive = process.is_alive()
+    if alive:
+        os.kill(process.pid, trial.signal)
+    process.join(60)
+    errors = (home / "errors.txt").read_text()
+    assert process.exitcode is not None, errors
+    assert "Traceback" not in errors, errors
+    return alive
+
+
+def phase(home: Path, cache: Path) -> str:
+    """What the signal found: for people who read the output."""
+    run = run_folders(home)[-1]
+    if list(run.glob(".checkpoint-*")):
+        return "while saving"
+    if checkpoints_in(run):
+        return f"after checkpoint-{checkpoints_in(run)[-1][0]}"
+    return "before step 1, pictures " + (
+        "encoded" if list(cache.rglob("*.safe*")) else "not encoded"
+    )
+
+
+def go_on(home: Path) -> Path:
+    """Resumes, or starts again where nothing was saved yet; returns the run folder."""
+    run = run_folders(home)[-1]
+    config = vlft.SftConfig(resume=run) if checkpoints_in(run) else settings_of(home)
+    result = vlft.sft(config)
+    assert result.finished
+    return result.run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The adapter of a run that nobody disturbed, and how long it took from its folder on."""
+    home = tmp_path_factory.mktemp("whole")
+    process = start(home, home / "cache")
+    wait_for_run_folder(process, home)
+    started = time.monotonic()
+    process.join(120)
+    assert process.exitcode == 0, (home / "errors.txt").read_text()
+    return adapter(run_folders(home)[0]), time.monotonic() - started
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypatch):
+    expected, seconds = whole
+    generator = random.Random(20)
+    done, found = 0, []
+    for number in range(3 * kills):
+        home, cache = tmp_path / str(number), tmp_path / f"cache-{number}"
+        home.mkdir()
+        # Evenly over the run, so that no part of it is left out; a third while pictures are encoded.
+        share = (done + generator.random()) / kills * 0.95
+        share = generator.random() * 0.12 if done % 3 == 0 else share
+        trial = Trial(number, generator.choice(SIGNALS), share * seconds)
+        if not kill(home, cache, trial):
+            continue
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        found.append((f"{trial.signal.name} at {trial.moment:.2f} s", phase(home, cache)))
+        run = go_on(home)
+        state = adapter(run)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected), trial
+        assert not list(run.glob(".*"))
+        done += 1
+        if done == kills:
+            break
+    print(*(f"{what}: {where}" for what, where in found), sep="\n")
+    assert done == kills, f"the run was faster than the signal too often: {found}"
+
+
+def test_a_difference_would_be_seen(whole, tmp_path):
+    """Another seed gives another adapter."""
+    run = vlft.sft(replace(settings_of(tmp_path), seed=1)).run
+    assert any(not torch.equal(tensor, whole[0][name]) for name, tensor in adapter(run).items())
