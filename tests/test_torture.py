@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypat
     for number in range(3 * kills):
         home, cache = tmp_path / str(number), tmp_path / f"cache-{number}"
         home.mkdir()
-        # Evenly over the run, so that no part of it is left out; a third while pictures are encoded.
+        # Evenly over the run, so that no part is left out; a third while pictures are encoded.
         share = (done + generator.random()) / kills * 0.95
         share = generator.random() * 0.12 if done % 3 == 0 else share
         trial = Trial(number, generator.choice(SIGNALS), share * seconds)
