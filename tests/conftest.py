@@ -129,6 +129,13 @@ def model(make_model):
     return make_model()
 
 
+@pytest.fixture(scope="session")
+def shared_model(folder, processor):
+    """One model for all tests that only run it."""
+    placement = Placement(torch.device("cpu"), torch.float32)
+    return load_model(folder, processor.chat.image_token_id, placement)
+
+
 PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")
 
 

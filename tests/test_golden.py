@@ -98,31 +98,31 @@ class TestSingle:
         digest = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
         assert digest == data["pixel_values_sha256"]
 
-    def test_features(self, case, expected, sample, processor, model):
+    def test_features(self, case, expected, sample, processor, shared_model):
         if not sample.images:
             pytest.skip("text only")
         inputs = processor.image_inputs(sample.images)
         with torch.no_grad():
-            seen = processor.family.see(model, inputs)
+            seen = processor.family.see(shared_model, inputs)
             if case.family == "deepseek_vl2":  # stored before newlines and separators
-                features = model.model.projector(seen)
+                features = shared_model.model.projector(seen)
             else:
-                features = processor.family.align(model, seen, [(0, 0)])
+                features = processor.family.align(shared_model, seen, [(0, 0)])
         found, wanted = rows_of(features, expected, "image_embeds")
         torch.testing.assert_close(found, wanted, atol=case.tolerance, rtol=0)
 
-    def test_logits(self, case, expected, sample, processor, model):
+    def test_logits(self, case, expected, sample, processor, shared_model):
         inputs = processor.collate([sample])
         del inputs["labels"]
         with torch.no_grad():
-            logits = model(**inputs).logits
+            logits = shared_model(**inputs).logits
         difference = (logits[:, -4:] - expected["logits_last4"]).abs().max()
         assert difference <= case.tolerance
         assert torch.equal(logits.argmax(-1), expected["argmax_all"])
 
-    def test_greedy(self, data, expected, sample, processor, model):
+    def test_greedy(self, data, expected, sample, processor, shared_model):
         # The originals do not stop at a special token inside of their 12.
-        reply = generate_replies(model, processor, [sample], Sampling(12))[0]
+        reply = generate_replies(shared_model, processor, [sample], Sampling(12))[0]
         assert reply.token_ids == data["generated_ids"][: len(reply.token_ids)]
         assert len(reply.token_ids) == 12 or reply.token_ids[-1] == processor.chat.eos_id
         if len(reply.token_ids) == 12:
@@ -146,7 +146,7 @@ def test_prompt_ids(case, path, processor):
 
 
 @pytest.mark.parametrize(("case", "path"), cases_of("batch"), indirect=["case"])
-def test_left_padded_batch(case, path, processor, model):
+def test_left_padded_batch(case, path, processor, shared_model):
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))
     samples = [
@@ -157,11 +157,11 @@ def test_left_padded_batch(case, path, processor, model):
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
     with torch.no_grad():
-        logits = model(**inputs).logits
+        logits = shared_model(**inputs).logits
     assert (logits[:, -4:] - expected["logits_last4"]).abs().max() <= case.tolerance
     real = inputs["attention_mask"].bool()
     assert torch.equal(logits.argmax(-1)[real], expected["argmax_all"][real])
-    replies = generate_replies(model, processor, samples, Sampling(12))
+    replies = generate_replies(shared_model, processor, samples, Sampling(12))
     for reply, ids in zip(replies, expected["generated_ids"].tolist(), strict=True):
         assert reply.token_ids == ids[: len(reply.token_ids)]
 

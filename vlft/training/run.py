@@ -35,6 +35,7 @@ from vlft.training.setup import (
 )
 from vlft.training.show import parts_table, sample_text
 from vlft.training.state import Position, cut_metrics, read_state
+from vlft.vision.cache import release_towers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -103,6 +104,9 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         job, position = _make_job(
             config, folder, images, placement, data, model, trained, run, checkpoint
         )
+        if images.stage != "pixels":
+            # Only now: Accelerate has put the whole model on the device.
+            release_towers(model, processor)
         if checkpoint is not None:
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)

@@ -98,7 +98,6 @@ def fill(
         f"vision cache ({plan.where}: {plan.reason}): {len(missing)} pictures encoded, "
         f"{reused} from earlier runs{rate}"
     )
-    release_towers(model, processor)
     return Images(processor, plan.stage, features, len(missing), reused)
 
 
