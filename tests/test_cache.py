@@ -16,7 +16,7 @@ from vlft.checkpoints.runs import find_checkpoint
 from vlft.packing.schedule import pack_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
-from vlft.vision import batches
+from vlft.vision import batches, plan
 from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.cache import Images, fill
 from vlft.vision.plan import cache_root, clear_cache, fingerprint, list_cache, plan_cache
@@ -48,8 +48,8 @@ class TestSameAsWithout:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-        plan = plan_cache(where, model, processor, images, stage)
-        kept = fill(plan, model, processor, images)
+        chosen = plan_cache(where, model, processor, images, stage)
+        kept = fill(chosen, model, processor, images)
         assert (kept.encoded, kept.reused, kept.stage) == (len(images), 0, stage)
         live = Images(processor)
         objective = PackedLoss(model, folder.family)
@@ -79,8 +79,8 @@ class TestSameAsWithout:
 @only_siglip
 class TestOnDisk:
     def fill(self, model, processor, images) -> Images:
-        plan = plan_cache("disk", model, processor, images, "aligned")
-        return fill(plan, model, processor, images)
+        chosen = plan_cache("disk", model, processor, images, "aligned")
+        return fill(chosen, model, processor, images)
 
     def files(self):
         return sorted(cache_root().rglob("*.safetensors"))
@@ -88,7 +88,11 @@ class TestOnDisk:
     def test_a_second_run_encodes_nothing(self, make_model, processor, images, monkeypatch):
         first = self.fill(make_model(), processor, images)
         monkeypatch.setattr(batches, "encode_batch", None)
-        second = self.fill(make_model(), processor, images)
+        monkeypatch.setattr(plan, "encode_batch", None)
+        model = make_model()
+        auto = plan_cache("auto", model, processor, images, "aligned")
+        assert (auto.where, auto.reason) == ("disk", "an earlier run left some")
+        second = fill(auto, model, processor, images)
         assert (second.encoded, second.reused) == (0, len(images))
         for key, tensor in first.features.items():
             assert torch.equal(tensor, second.features[key])
@@ -178,15 +182,15 @@ class TestPlan:
         assert self.plan(model, processor, images).where == "disk"
         full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-        plan = self.plan(model, processor, images)
-        assert (plan.where, "the disk is nearly full" in plan.reason) == ("memory", True)
+        chosen = self.plan(model, processor, images)
+        assert (chosen.where, "the disk is nearly full" in chosen.reason) == ("memory", True)
         monkeypatch.setattr("os.sysconf", lambda _: 10)
         assert self.plan(model, processor, images).where == "off"
 
     @pytest.mark.parametrize("asked", ["off", "memory", "disk"])
     def test_as_asked(self, model, processor, images, asked):
-        plan = self.plan(model, processor, images, asked)
-        assert (plan.where, plan.reason) == (asked, "as asked")
+        chosen = self.plan(model, processor, images, asked)
+        assert (chosen.where, chosen.reason) == (asked, "as asked")
 
     def test_no_pictures(self, model, processor):
         assert self.plan(model, processor, []).where == "off"

@@ -63,7 +63,7 @@ def settings_of(home: Path) -> vlft.SftConfig:
     data = write_jsonl(home / "train.jsonl", make_rows(10) + more)
     return vlft.SftConfig(
         model=str(SIGLIP.folder), dataset=(str(data),), image_root=GOLDEN / "images",
-        val_ratio=0.2, output_dir=home / "output", batch_size=4, num_train_epochs=2, save_steps=1,
+        val_ratio=0.2, output_dir=home / "output", batch_size=4, num_train_epochs=1, save_steps=1,
         save_total_limit=2, learning_rate=1e-2, lora_dropout=0.1, show_sample=False,
     )  # fmt: skip
 

@@ -76,6 +76,7 @@ def stop_after(monkeypatch, steps: int):
 
 
 class TestRunFolder:
+    @only_siglip
     def test_what_a_run_leaves(self, config):
         result = vlft.sft(config)
         run = result.run

@@ -63,6 +63,8 @@ def plan_cache(
     folder = cache_root() / fingerprint(model, processor, stage)
     if asked != "auto":
         return CachePlan(asked, stage, folder, "as asked")
+    if any(folder.glob(f"*{SUFFIX}")):
+        return CachePlan("disk", stage, folder, "an earlier run left some")
     size = size_of_features(model, processor, images, stage)
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
