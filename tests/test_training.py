@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, HYBRID, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import GOLDEN, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
@@ -163,9 +163,7 @@ class TestResume:
         ],
         ids=["lora", "full", "nf4-ALL"],
     )
-    def test_same_bits_as_a_run_that_never_stopped(self, case, config, monkeypatch, change):
-        if change and case is HYBRID:
-            pytest.skip("its towers are dear, and no other code of it runs here")
+    def test_same_bits_as_a_run_that_never_stopped(self, config, monkeypatch, change):
         self.compare(config, monkeypatch, change)
 
     @only_siglip
