@@ -231,6 +231,14 @@ class TestResume:
         assert vlft.sft(vlft.SftConfig(resume=run, logging_steps=2, save_total_limit=1)).finished
 
     @only_siglip
+    def test_a_stop_before_the_first_logged_step(self, config, monkeypatch):
+        """There is nothing to plot yet."""
+        stop_after(monkeypatch, 1)
+        cut = vlft.sft(dataclasses.replace(config, logging_steps=100))
+        assert (cut.step, cut.finished) == (1, False)
+        assert vlft.sft(vlft.SftConfig(resume=cut.run)).finished
+
+    @only_siglip
     def test_other_data_is_refused(self, config, monkeypatch):
         stop_after(monkeypatch, 2)
         run = vlft.sft(config).run

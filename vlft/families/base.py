@@ -87,10 +87,11 @@ class Family:
             the class's config; refuses what the class cannot hold.
         clean_config: config.json of transformers' layout -> the same, known fields only; None
             where transformers has no class, hence no layout.
-        original_config: those keyword arguments and a dtype -> config.json of the authors' layout.
+        original_config: those keyword arguments and a dtype -> config.json of the authors' layout;
+            None where there is one layout, whose files are copied.
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
         processor_files: (model folder, its config.json, the keyword arguments, layout) ->
-            preprocessor_config.json and processor_config.json of that layout.
+            preprocessor_config.json and processor_config.json of that layout; None likewise.
         see: (model, inputs of I pictures) -> (V, T, W), what the towers make of their V views.
         align: (model, that, tiles of each picture) -> (R, D) features that replace the image
             tokens, those of all pictures laid end to end.
@@ -109,9 +110,11 @@ class Family:
     model_class: Callable[[], Any]
     native_config: Callable[[Config, int], dict[str, Any]]
     clean_config: Callable[[Config, int], dict[str, Any]] | None
-    original_config: Callable[[Config, str], dict[str, Any]]
+    original_config: Callable[[Config, str], dict[str, Any]] | None
     pixels: Callable[[Path, Config, Config], Pixels]
-    processor_files: Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]]
+    processor_files: (
+        Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]] | None
+    )
     see: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     roles: Callable[[Path, Config], tuple[str, str]] = lambda _folder, _config: (

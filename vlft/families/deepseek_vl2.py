@@ -100,11 +100,6 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
-    """Never asked for: there is one layout, whose config.json is copied."""
-    raise NotImplementedError((native, dtype))
-
-
 def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     """The authors' DeepseekVLV2Processor with the numbers of processor_config.json."""
     path = folder / "processor_config.json"
@@ -128,13 +123,6 @@ def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
         normalise=stated.get("normalize", True),
     )
     return tiled_pixels(tiling)
-
-
-def processor_files(
-    folder: Path, raw: Config, native: Config, layout: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Never asked for: there is one layout, whose files are copied."""
-    raise NotImplementedError((folder, raw, native, layout))
 
 
 def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -213,9 +201,9 @@ FAMILY = Family(
     model_class=model_class,
     native_config=native_config,
     clean_config=None,
-    original_config=original_config,
+    original_config=None,
     pixels=pixels,
-    processor_files=processor_files,
+    processor_files=None,
     see=see,
     align=align,
 )  # fmt: skip

@@ -20,7 +20,9 @@ def plot_run(run: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    metrics = run / "metrics.jsonl"
+    # A run that is stopped early saves before it has logged a step.
+    lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     folder = run / "images"
     folder.mkdir(exist_ok=True)
