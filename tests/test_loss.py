@@ -41,8 +41,26 @@ def test_no_tensor_of_all_logits(problem, monkeypatch):
     head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     token_loss_sum(hidden, target, weight, head).backward()
     assert max(seen) == 8
-    # Once forward, once again when the backward pass recomputes.
-    assert sum(seen) == 2 * 37
+    # Once: the backward pass recomputes nothing.
+    assert sum(seen) == 37
+
+
+@pytest.mark.parametrize("chunk", [10, 512])
+def test_a_frozen_head_gets_no_gradient(problem, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    hidden, target, weight, head = problem
+    head.requires_grad_(False)
+    token_loss_sum(hidden, target, weight, head).backward()
+    assert head.weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_without_gradients_the_same_value(problem):
+    hidden, target, weight, head = problem
+    with torch.no_grad():
+        value = token_loss_sum(hidden, target, weight, head)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, token_loss_sum(hidden, target, weight, head).detach())
 
 
 def test_no_targets_is_zero(problem):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vlft.packing.attention import additive, tree_mask
 from vlft.vision.encode import place_features
@@ -17,14 +16,15 @@ if TYPE_CHECKING:
     from vlft.packing.prefix_tree import PackedBatch
     from vlft.vision.encode import RowImages
 
-# Positions whose logits exist at once: 512 x 102400 x 4 bytes = 200 MB, thrice in backward.
-CHUNK = 512
+# Positions whose logits exist at once: 128 x 102400 x 12 bytes = 150 MB with their gradients.
+CHUNK = 128
 
 
 def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
     """Weighted sum of next-token cross-entropy, in nats.
 
-    Each chunk's logits are recomputed in the backward pass instead of kept. (torch's own
+    A chunk's gradients are taken as soon as its loss is there, while its logits still exist:
+    nothing of the vocabulary's size is kept for the backward pass or computed twice. (torch's own
     ``linear_cross_entropy`` is several times slower on the CPU and rounds the sum to the model's
     dtype; docs/performance.md has the figures.)
 
@@ -37,13 +37,53 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Line
     Returns:
         Scalar float32. Divide by the weights of the whole optimiser step.
     """
+    if torch.is_grad_enabled():
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        total: Tensor = _GradientsAtOnce.apply(hidden, target, weight, head, *trained)  # type: ignore[no-untyped-call]
+        return total
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(target), CHUNK):
-        part = slice(start, start + CHUNK)
-        total = total + checkpoint(
-            _chunk_loss, hidden[part], target[part], weight[part], head, use_reentrant=False
-        )
+    for part in _chunks(len(target)):
+        total = total + _chunk_loss(hidden[part], target[part], weight[part], head)
     return total
+
+
+class _GradientsAtOnce(torch.autograd.Function):
+    """The loss with its gradients: the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        head: nn.Linear,
+        *trained: nn.Parameter,
+    ) -> Tensor:
+        """Sums the chunks' losses and gradients."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        by_hidden = torch.zeros_like(hidden)
+        by_trained = [torch.zeros_like(parameter) for parameter in trained]
+        for part in _chunks(len(target)):
+            with torch.enable_grad():
+                rows = hidden[part].detach().requires_grad_()
+                loss = _chunk_loss(rows, target[part], weight[part], head)
+                found = torch.autograd.grad(loss, [rows, *trained])
+            total += loss.detach()
+            by_hidden[part] = found[0]
+            for kept, gradient in zip(by_trained, found[1:], strict=True):
+                kept += gradient
+        ctx.save_for_backward(by_hidden, *by_trained)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradients of hidden states and head."""
+        by_hidden, *by_trained = (kept * upstream[0] for kept in ctx.saved_tensors)
+        return by_hidden, None, None, None, *by_trained
+
+
+def _chunks(positions: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, positions, CHUNK)]
 
 
 def _chunk_loss(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
