@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoints", "vision", "packing"},
     {"families"},
     {"models", "data"},
-    {"config", "settings"},
+    {"config", "settings", "processes"},
     {"files"},
     {"errors", "console"},
 ]

@@ -12,8 +12,8 @@ from conftest import GOLDEN, make_rows
 
 from vlft.data.encode import EncodedImage, EncodedSample
 from vlft.packing.attention import tree_mask
-from vlft.packing.prefix_tree import common_prefix, pack
-from vlft.packing.schedule import Schedule, pack_rows
+from vlft.packing.prefix_tree import common_prefix, pack, to_paths
+from vlft.packing.schedule import Schedule, divide, pack_rows, plan_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
 from vlft.vision.encode import pixels_of
@@ -161,6 +161,41 @@ class TestSchedule:
         samples = [sample("aaaa" + end) for end in "bcd"] + [sample("eeeee")]
         rows = pack_rows(samples, IMAGE, tokens_per_row=7)
         assert sorted(row.samples for row in rows) == [1, 3]
+
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("limit", [5, 9, 40, 2000])
+    def test_what_is_planned_is_what_is_packed(self, share, limit):
+        generator = random.Random(limit)
+        for _ in range(20):
+            words = ["".join(generator.choices("ab", k=generator.randint(1, 8))) for _ in range(9)]
+            samples = [sample(word) for word in words]
+            plans = plan_rows(to_paths(samples, IMAGE), limit, share=share)
+            rows = pack_rows(samples, IMAGE, tokens_per_row=limit, share=share)
+            assert [plan.tokens for plan in plans] == [len(row) for row in rows]
+            assert sorted(i for plan in plans for i in plan.members) == list(range(9))
+
+    def test_rows_are_even_and_the_longest_comes_first(self):
+        """Nine questions on a picture, of which a row could hold eight: not eight and one."""
+        samples = [sample("a" * 100 + letter * 10) for letter in "bcdefghij"]
+        rows = pack_rows(samples, IMAGE, tokens_per_row=180)
+        assert [(row.samples, len(row)) for row in rows] == [(5, 150), (4, 140)]
+
+    def test_several_processes_get_a_row_each(self):
+        samples = [sample("a" * 100 + letter * 10) for letter in "bcdef"]
+        assert len(pack_rows(samples, IMAGE, tokens_per_row=4096)) == 1
+        rows = pack_rows(samples, IMAGE, tokens_per_row=4096, processes=2)
+        assert [row.samples for row in rows] == [3, 2]
+        assert len(pack_rows(samples[:1], IMAGE, tokens_per_row=4096, processes=2)) == 1
+
+    @pytest.mark.parametrize("processes", [1, 2, 3, 8])
+    def test_processes_share_the_cost(self, processes):
+        generator = random.Random(processes)
+        costs = [generator.randint(1, 100) for _ in range(processes * 6)]
+        shares = divide(costs, processes)
+        assert sorted(index for share in shares for index in share) == list(range(len(costs)))
+        assert {len(share) for share in shares} == {6}
+        sums = [sum(costs[index] for index in share) for share in shares]
+        assert max(sums) - min(sums) <= 0.15 * max(sums)
 
 
 # What one sample at a time gave, by checkpoint.

@@ -7,16 +7,15 @@ asks for more than the three of the default run; ``make torture`` asks for thirt
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
+import subprocesses
 import torch
 from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
 from PIL import Image
@@ -27,6 +26,7 @@ from vlft.checkpoints.runs import checkpoints_in, find_checkpoint
 from vlft.settings import to_json
 
 if TYPE_CHECKING:
+    import multiprocessing
     from pathlib import Path
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -76,26 +76,12 @@ def run_folders(home: Path) -> list[Path]:
     return sorted((home / "output").glob("*/v*"))
 
 
-def command_line(arguments: list[str], cache: Path, errors: Path) -> None:
-    """What a process of a trial does: the command line, with its own features and its own log."""
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
-    sys.argv = ["vlft", *arguments]
-    from vlft.cli.app import main
-
-    main()
-
-
 def start(home: Path, cache: Path) -> multiprocessing.Process:
-    """A process that has imported all that a run needs, and nothing else of this one."""
+    """A run, with its own features and its own log."""
     file = home / "settings.json"
     file.write_text(json.dumps(to_json(settings_of(home))))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vlft.training.run", "peft", "transformers.models.siglip"])
     arguments = ["sft", "--config", str(file)]
-    process = context.Process(target=command_line, args=(arguments, cache, home / "errors.txt"))
-    process.start()
-    return process
+    return subprocesses.start(arguments, home / "errors.txt", XDG_CACHE_HOME=str(cache))
 
 
 def wait_for_run_folder(process: multiprocessing.Process, home: Path) -> None:

@@ -16,10 +16,14 @@ from conftest import GOLDEN, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
+from vlft.checkpoints.load import Placement
 from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, save_checkpoint
 from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
+from vlft.families.base import encode_images
 from vlft.training import loop
-from vlft.training.loop import Interrupt
+from vlft.training.interrupt import Interrupt
+from vlft.training.setup import prepare_model
+from vlft.vision.encode import pixels_of
 
 
 @pytest.fixture
@@ -142,6 +146,16 @@ class TestInvariance:
         ):
             found = losses(vlft.sft(dataclasses.replace(plain, **change)).run)
             assert found == pytest.approx(reference, rel=1e-4), change
+
+    def test_checkpointing_asks_no_gradients_of_frozen_towers(self, case, folder, processor):
+        given = vlft.SftConfig(dataset=("x",), gradient_checkpointing=True, lora_alpha=32.0)
+        placement = Placement(torch.device("cpu"), torch.float32)
+        model, _ = prepare_model(given, folder, processor, placement, None)
+        sample = processor.encode(make_rows(5)[0], GOLDEN / "images")
+        images = pixels_of(sample.images, processor)
+        assert model.is_gradient_checkpointing
+        features = encode_images(folder.family, model.train(), images.tensors, images.tiles)
+        assert not features.requires_grad
 
     def test_one_step_of_all_samples_is_the_same_without_sharing(self, config):
         whole = dataclasses.replace(config, lora_dropout=0.0, batch_size=100)

@@ -109,7 +109,8 @@ class SftConfig:
         "Most tokens in one packed row; bounds memory, changes no result.",
         panel="Optimisation",
         minimum=1,
-        shown="auto",
+        shown="auto: 4096, on a GPU what fits",
+        auto=True,
     )
     learning_rate: float | None = setting(
         None, "Peak learning rate.", panel="Optimisation", above=0, shown="1e-4; 1e-5 for full"

@@ -54,6 +54,7 @@ def setting(
     resumable: bool = False,
     shown: str = "",
     argument: bool = False,
+    auto: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -68,6 +69,7 @@ def setting(
         resumable: may differ from the saved run when it is resumed, as no result depends on it.
         shown: the default as shown in ``--help`` when the value says too little.
         argument: given by its place on the command line, not by a flag.
+        auto: a number for which the word ``auto`` may stand; it becomes None.
     """
     metadata = {
         "help": help,
@@ -79,6 +81,7 @@ def setting(
         "resumable": resumable,
         "shown": shown,
         "argument": argument,
+        "auto": auto,
     }
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
@@ -194,6 +197,11 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
         if spec.default is None:
             return None
         raise ConfigError("found nothing, a value is needed", place=place)
+    if spec.metadata["auto"] and isinstance(value, str):
+        if value == "auto":
+            return None
+        # A flag that takes a word too is read as text.
+        value = int(value) if value.isdecimal() else value
     kind = field_type(cls, spec.name)
     if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
         items = value if isinstance(value, list | tuple) else [value]

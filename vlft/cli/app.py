@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -59,6 +60,11 @@ def _file_error(error: OSError) -> VlftError:
     return VlftError(reason, place=place, hint="--debug shows the traceback")
 
 
+def _is_said_elsewhere(error: VlftError) -> bool:
+    """Whether another process says it: all find a user's mistake, the first one speaks."""
+    return isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     debug = "--debug" in sys.argv
@@ -67,7 +73,8 @@ def main() -> None:
     except VlftError as error:
         if debug:
             err.print_exception()
-        show_error(str(error))
+        if not _is_said_elsewhere(error):
+            show_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:

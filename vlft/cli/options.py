@@ -59,6 +59,8 @@ def _parameter(cls: type, spec: dataclasses.Field[Any]) -> inspect.Parameter:
     if spec.metadata["argument"]:
         place = typer.Argument(metavar=spec.name.upper(), show_default=False)
         return _parameter_of(spec.name, kind | None, None, place)
+    if spec.metadata["auto"]:
+        kind = str
     if kind is bool:
         names = f"{names}/--no-{names.removeprefix('--')}"
     if spec.metadata["choices"]:

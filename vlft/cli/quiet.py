@@ -17,4 +17,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     # The authors' code drops transparency, whichever way the file has it.
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
+    # Accelerate knows only the older name.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

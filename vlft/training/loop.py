@@ -1,37 +1,37 @@
 """The training loop: rows in, steps out, with evaluation, checkpoints and a clean stop.
 
 The loss of a step is the sum of its targets' cross-entropies over the sum of their weights, over
-all rows. How samples are packed into rows therefore changes memory and time, not the result.
+all rows and processes. How samples are packed into rows and divided among processes therefore
+changes memory and time, not the result.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from vlft import console
 from vlft.checkpoints.runs import save_checkpoint
 from vlft.errors import VlftError
-from vlft.packing.schedule import Schedule, pack_rows
+from vlft.packing.schedule import Schedule, divide, pack_rows, row_cost
+from vlft.training.interrupt import Interrupt
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
-from vlft.training.state import Position, write_state
+from vlft.training.state import Position, random_states, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import FrameType
 
     from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
     from vlft.packing.prefix_tree import PackedBatch
+    from vlft.processes import Processes
     from vlft.vision.cache import Images
 
 
@@ -57,6 +57,7 @@ class Job:
 
     Attributes:
         accelerator: Accelerate's; device, mixed precision, gradient scaling, trackers.
+        processes: that the run is divided among.
         objective: a row and its pixels -> loss sum; prepared by the accelerator.
         optimizer: likewise.
         scheduler: likewise.
@@ -72,6 +73,7 @@ class Job:
     """
 
     accelerator: Any
+    processes: Processes
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
@@ -86,32 +88,6 @@ class Job:
     options: LoopOptions
 
 
-class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks for an end after the step, the second ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        """Takes the signals over; only a main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Gives the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        console.info("stopping after this step; once more stops at once")
-
-
 def train(job: Job, position: Position) -> Position:
     """Trains from a position to the end, or to an interrupt; returns where it stopped."""
     options = job.options
@@ -121,10 +97,16 @@ def train(job: Job, position: Position) -> Position:
     trackers = job.accelerator if job.accelerator.trackers else None
     with (
         Interrupt() as interrupt,
-        RunLog(job.run, options.total_steps, position.step, trackers) as log,
+        RunLog(
+            job.run,
+            options.total_steps,
+            position.step,
+            trackers,
+            writes=job.processes.is_first,
+        ) as log,
     ):
         for step, indices in job.schedule.steps(position.step):
-            if position.finished or step >= options.total_steps or interrupt.asked:
+            if position.finished or step >= options.total_steps or asked(job, interrupt):
                 break
             rows = pack(job, [job.train[index] for index in indices])
             learning_rate = job.scheduler.get_last_lr()[0]
@@ -153,36 +135,43 @@ def train(job: Job, position: Position) -> Position:
     return position
 
 
+def asked(job: Job, interrupt: Interrupt) -> bool:
+    """Whether any process was asked to stop; all stop together."""
+    return job.processes.sum(float(interrupt.asked))[0] > 0
+
+
 def pack(job: Job, samples: list[Any]) -> list[PackedBatch]:
-    """The rows of some samples."""
+    """The rows of some samples, those of all processes."""
     return pack_rows(
         samples,
         job.processor.chat.image_token_id,
         tokens_per_row=job.options.tokens_per_row,
         share=job.options.share_prefix,
+        processes=job.processes.count,
     )
 
 
+def own_rows(job: Job, rows: list[PackedBatch]) -> list[PackedBatch]:
+    """The rows that this process runs.
+
+    All processes pass the model equally often, so that none waits for what another never sends: a
+    row of weight zero stands in where there are too few.
+    """
+    shares = divide([row_cost(len(row)) for row in rows], job.processes.count)
+    mine = [rows[index] for index in shares[job.processes.index]]
+    shortest = min(rows, key=len)
+    idle = replace(shortest, weight=torch.zeros_like(shortest.weight))
+    return mine + [idle] * (max(map(len, shares)) - len(mine))
+
+
 def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
-    """One optimiser step over some rows; returns its loss sum in nats and its gradient norm."""
-    job.objective.train()
-    job.optimizer.zero_grad()
-    weight = sum(float(row.weight.sum()) for row in rows)
-    total = 0.0
-    for row in rows:
-        try:
-            loss = row_loss(job, row)
-            job.accelerator.backward(loss / weight)
-        except torch.OutOfMemoryError as error:
-            raise VlftError(
-                f"out of memory with a row of {len(row)} tokens",
-                place=str(job.accelerator.device),
-                hint=(
-                    f"lower --tokens-per-microbatch (now {job.options.tokens_per_row}), "
-                    "or use --gradient-checkpointing or --quantize nf4"
-                ),
-            ) from error
-        total += loss.item()
+    """One optimiser step over some rows; returns its loss sum in nats and its gradient norm.
+
+    Args:
+        job: see Job.
+        rows: of all processes.
+    """
+    (total,) = job.processes.sum(take_gradients(job, rows))
     if not math.isfinite(total):
         raise VlftError(
             f"the loss is {total}",
@@ -202,11 +191,58 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
     return total, norm
 
 
+def take_gradients(job: Job, rows: list[PackedBatch]) -> float:
+    """Gradients of a step, new ones; returns the loss sum of this process's rows, in nats.
+
+    Args:
+        job: see Job.
+        rows: of all processes.
+    """
+    job.objective.train()
+    job.optimizer.zero_grad()
+    # Gradients are averaged over the processes, and summed is what is wanted.
+    scale = job.processes.count / sum(float(row.weight.sum()) for row in rows)
+    total = 0.0
+    mine = own_rows(job, rows)
+    for left, row in zip(reversed(range(len(mine))), mine, strict=True):
+        # Gradients travel once, with the last row.
+        total += backward(job, row, scale, travel=left == 0)
+    return total
+
+
+def backward(job: Job, row: PackedBatch, scale: float, *, travel: bool) -> float:
+    """Adds the gradients of a row, scaled; returns its loss sum.
+
+    Args:
+        job: see Job.
+        row: one.
+        scale: of the gradients.
+        travel: whether the processes' gradients are brought together now.
+
+    Raises:
+        VlftError: it does not fit into memory.
+    """
+    try:
+        with nullcontext() if travel else job.accelerator.no_sync(job.objective):
+            loss = row_loss(job, row)
+            job.accelerator.backward(loss * scale)
+    except torch.OutOfMemoryError as error:
+        raise VlftError(
+            f"out of memory with a row of {len(row)} tokens",
+            place=str(job.accelerator.device),
+            hint=(
+                f"lower --tokens-per-microbatch (now {job.options.tokens_per_row}), "
+                "or use --gradient-checkpointing or --quantize nf4"
+            ),
+        ) from error
+    return loss.item()
+
+
 def clip(job: Job) -> float:
     """Clips the gradients if asked to; returns their norm before."""
     limit = job.options.max_grad_norm or math.inf
-    parameters = [p for p in job.model.parameters() if p.requires_grad]
-    return float(job.accelerator.clip_grad_norm_(parameters, limit))
+    # All of the objective's: Accelerate tells by them which model is meant.
+    return float(job.accelerator.clip_grad_norm_(job.objective.parameters(), limit))
 
 
 def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
@@ -224,10 +260,10 @@ def evaluate(job: Job) -> float:
     loss, weight = 0.0, 0.0
     for start in range(0, len(job.val), job.options.batch_size):
         samples = list(job.val[start : start + job.options.batch_size])
-        for row in pack(job, samples):
-            loss += row_loss(job, row).item()
-            weight += float(row.weight.sum())
-    return loss / weight
+        rows = pack(job, samples)
+        loss += sum(row_loss(job, row).item() for row in own_rows(job, rows))
+        weight += sum(float(row.weight.sum()) for row in rows)
+    return job.processes.sum(loss)[0] / weight
 
 
 def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
@@ -250,22 +286,26 @@ def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
     return is_best
 
 
-def save(job: Job, position: Position) -> Path:
+def save(job: Job, position: Position) -> None:
     """Writes a checkpoint of this position, then the curves."""
     position.scheduler = dict(job.scheduler.state_dict())
     scaler = job.accelerator.scaler
     position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
 
+    randoms = job.processes.all(random_states())
+
     def write(folder: Path) -> None:
         job.write_weights(folder)
-        write_state(folder, position, job.optimizer, job.model)
+        write_state(folder, position, randoms, job.optimizer, job.model)
 
-    folder = save_checkpoint(
-        job.run,
-        position.step,
-        write,
-        keep=job.options.save_total_limit,
-        best_step=position.best_step,
-    )
-    plot_run(job.run)
-    return folder
+    def save_and_plot() -> None:
+        save_checkpoint(
+            job.run,
+            position.step,
+            write,
+            keep=job.options.save_total_limit,
+            best_step=position.best_step,
+        )
+        plot_run(job.run)
+
+    job.processes.first_does(save_and_plot)

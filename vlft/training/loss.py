@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlft.families.base import is_in
 from vlft.packing.attention import additive, tree_mask
 from vlft.vision.encode import place_features
 
@@ -110,7 +111,17 @@ class PackedLoss(nn.Module):
         """Weighted sum of the row's losses, in nats; scalar float32."""
         hidden = last_hidden(self.model, self.family, batch, images)
         head: Any = self.model.get_submodule(self.family.parts.head)
-        return token_loss_sum(hidden[0, batch.source], batch.target, batch.weight, head)
+        loss = token_loss_sum(hidden[0, batch.source], batch.target, batch.weight, head)
+        if not images.tiles:
+            # Every process passes gradients of the same parameters on, pictures or not.
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self.beside_language())
+        return loss
+
+    def beside_language(self) -> list[nn.Parameter]:
+        """What trains of the towers and the aligner."""
+        parts = self.family.parts.vision + self.family.parts.aligner
+        named = self.model.named_parameters()
+        return [p for name, p in named if p.requires_grad and is_in(name, parts)]
 
 
 def last_hidden(model: nn.Module, family: Family, batch: PackedBatch, images: RowImages) -> Tensor:

@@ -70,16 +70,20 @@ class RunLog:
         total_steps: of the whole run.
         first_step: steps already done.
         trackers: Accelerate's, to log to as well.
+        writes: whether this process writes; of several only the first does.
     """
 
-    def __init__(self, run: Path, total_steps: int, first_step: int, trackers: Any) -> None:
+    def __init__(
+        self, run: Path, total_steps: int, first_step: int, trackers: Any, *, writes: bool = True
+    ) -> None:
+        self._writes = writes
         self._path = run / "metrics.jsonl"
         self._total = total_steps
         self._trackers = trackers
         self._started = time.perf_counter()
         self._first = first_step
         self._live: Progress | None = None
-        if console.err.is_terminal:
+        if console.err.is_terminal and writes:
             self._live = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -132,6 +136,8 @@ class RunLog:
         console.info(text)
 
     def _write(self, row: dict[str, float]) -> None:
+        if not self._writes:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._trackers is not None:

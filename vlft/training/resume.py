@@ -79,7 +79,7 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
 
 def _differs(given: object, saved: object) -> bool:
     """Whether two settings differ; ``auto`` agrees with all, a path is one however written."""
-    if given == "auto":
+    if given in ("auto", None):
         return False
     if isinstance(given, str) and isinstance(saved, str):
         return given != saved and str(Path(given).absolute()) != saved

@@ -22,9 +22,12 @@ from vlft.training.loop import Job, train
 from vlft.training.loss import PackedLoss
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
+from vlft.training.rehearse import fitting_tokens, rehearse
 from vlft.training.resume import drop_later_checkpoints, resumed_config
 from vlft.training.setup import (
+    TOKENS_PER_ROW,
     check_tracker,
+    join_processes,
     learning_rate,
     load_data,
     loop_options,
@@ -38,13 +41,14 @@ from vlft.training.state import Position, cut_metrics, read_state
 from vlft.vision.cache import release_towers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from transformers import PreTrainedModel
 
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
+    from vlft.processes import Processes
     from vlft.vision.cache import Images
 
 
@@ -95,92 +99,160 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     config = _resolved(config, placement)
     if checkpoint is not None:
         check_same_data(checkpoint.parent, [*config.dataset, *config.val_dataset])
-    torch.manual_seed(config.seed)
-    model, trained = prepare_model(config, folder, processor, placement, checkpoint)
-    run = _new_run(config, folder) if checkpoint is None else checkpoint.parent
-    _introduce(config, model, folder, processor, data)
-    images = prepare_images(config, model, processor, data)
+    accelerator = make_accelerator(config, placement)
     try:
-        job, position = _make_job(
-            config, folder, images, placement, data, model, trained, run, checkpoint
-        )
-        if images.stage != "pixels":
-            # Only now: Accelerate has put the whole model on the device.
-            release_towers(model, processor)
-        if checkpoint is not None:
-            drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
-            cut_metrics(run, position.step)
-        position = train(job, position)
-        job.accelerator.end_training()
+        setting = Setting(config, folder, processor, placement, data, checkpoint)
+        return _run(setting, accelerator, join_processes(accelerator))
     finally:
         # A later run of the same process may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state=True)
+        console.err.quiet = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run starts from, all of it checked.
+
+    Attributes:
+        config: every ``auto`` resolved that can be before the model is there.
+        folder: of the base model.
+        processor: of the base model.
+        placement: of the model.
+        data: training and validation samples.
+        checkpoint: to go on from, if any.
+    """
+
+    config: SftConfig
+    folder: ModelFolder
+    processor: Processor
+    placement: Placement
+    data: tuple[Dataset, Dataset]
+    checkpoint: Path | None
+
+
+def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
+    config, processor, checkpoint = setting.config, setting.processor, setting.checkpoint
+    torch.manual_seed(config.seed)
+    model, trained = prepare_model(config, setting.folder, processor, setting.placement, checkpoint)
+    run = _new_run(setting, processes) if checkpoint is None else checkpoint.parent
+    if config.report_to != "none":
+        accelerator.project_configuration.logging_dir = str(run)
+        accelerator.init_trackers("vlft")
+    _introduce(config, model, setting.folder, processor, setting.data)
+    images = prepare_images(config, model, processor, setting.data, processes)
+    job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
+    if images.stage != "pixels":
+        # Only now: Accelerate has put the whole model on the device.
+        release_towers(model, processor)
+    if setting.placement.device.type == "cuda":
+        job = _fitted(setting, job, trained)
+        rehearse(job)
+    if checkpoint is not None:
+        processes.first_does(lambda: _cut_back(run, position, config))
+    position = train(job, position)
+    accelerator.end_training()
     return _close(job, position)
 
 
+def _cut_back(run: Path, position: Position, config: SftConfig) -> None:
+    """Removes from a run what came after the resumed position."""
+    drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
+    cut_metrics(run, position.step)
+
+
 def _make_job(
-    config: SftConfig,
-    folder: ModelFolder,
-    images: Images,
-    placement: Placement,
-    data: tuple[Dataset, Dataset],
+    setting: Setting,
+    accelerator: Any,
+    processes: Processes,
     model: PreTrainedModel,
     trained: Any,
+    images: Images,
     run: Path,
-    checkpoint: Path | None,
 ) -> tuple[Job, Position]:
-    schedule = make_schedule(config, data[0])
-    options = loop_options(config, schedule, placement.device)
-    accelerator = make_accelerator(config, placement, run)
+    config, folder, checkpoint = setting.config, setting.folder, setting.checkpoint
+    schedule = make_schedule(config, setting.data[0])
+    options = loop_options(config, schedule, setting.placement.device)
     optimizer = make_optimizer(model, learning_rate(config), config.weight_decay)
     scheduler = make_scheduler(
         optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
     )
     position = Position()
     if checkpoint is not None:
-        position = read_state(checkpoint, optimizer, model)
+        position = read_state(checkpoint, optimizer, model, processes.index)
         scheduler.load_state_dict(position.scheduler)
         # The scheduler knows the rate, but gives it to the optimiser only at its next step.
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(position.scaler)
+    elif not processes.is_first:
+        # The same model, but dropout of its own.
+        torch.manual_seed(config.seed + 1009 * processes.index)
     objective, optimizer, scheduler = accelerator.prepare(
         PackedLoss(model, folder.family), optimizer, scheduler
     )
 
-    def write_weights(target: Path) -> None:
-        if config.tuner == "lora":
-            save_adapter(trained, target)
-        else:
-            chat = images.processor.chat
-            export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
-        write_run_config(target, to_json(config))
-
     return Job(
         accelerator=accelerator,
+        processes=processes,
         objective=objective,
         optimizer=optimizer,
         scheduler=scheduler,
         model=model,
         processor=images.processor,
         images=images,
-        train=data[0],
-        val=data[1],
+        train=setting.data[0],
+        val=setting.data[1],
         schedule=schedule,
         run=run,
-        write_weights=write_weights,
+        write_weights=_writer(setting, config, model, trained),
         options=options,
     ), position
 
 
-def _new_run(config: SftConfig, folder: ModelFolder) -> Path:
-    """A run folder with settings and provenance."""
-    run = new_run_folder(config.output_dir, Path(folder.name).name)
-    record = provenance(folder.path, [*config.dataset, *config.val_dataset])
-    (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    write_run_config(run, to_json(config))
-    return run
+def _writer(
+    setting: Setting, config: SftConfig, model: Any, trained: Any
+) -> Callable[[Path], None]:
+    """What puts weights and settings into the folder of a checkpoint."""
+    folder, chat = setting.folder, setting.processor.chat
+
+    def write_weights(target: Path) -> None:
+        if config.tuner == "lora":
+            save_adapter(trained, target)
+        else:
+            export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
+        write_run_config(target, to_json(config))
+
+    return write_weights
+
+
+def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
+    """The job with the longest rows that fit, if the user did not say how long they are.
+
+    The number is saved with the run, which resumes to the same rows.
+    """
+    if setting.config.tokens_per_microbatch is not None:
+        return job
+    tokens = fitting_tokens(job)
+    config = dataclasses.replace(setting.config, tokens_per_microbatch=tokens)
+    job.processes.first_does(lambda: write_run_config(job.run, to_json(config)))
+    return dataclasses.replace(
+        job,
+        options=dataclasses.replace(job.options, tokens_per_row=tokens),
+        write_weights=_writer(setting, config, job.model, trained),
+    )
+
+
+def _new_run(setting: Setting, processes: Processes) -> Path:
+    """A run folder with settings and provenance; the first process makes it."""
+    config, folder = setting.config, setting.folder
+    run = Path()
+    if processes.is_first:
+        run = new_run_folder(config.output_dir, Path(folder.name).name)
+        record = provenance(folder.path, [*config.dataset, *config.val_dataset])
+        (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_run_config(run, to_json(config))
+    return processes.same(run)
 
 
 def _introduce(
@@ -211,8 +283,12 @@ def _close(job: Job, position: Position) -> SftResult:
 
 def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
     """The settings with what ``auto`` came to, so that what is saved says what was done."""
+    tokens = config.tokens_per_microbatch
     return dataclasses.replace(
         config,
+        # On a GPU it is found by trying, later.
+        tokens_per_microbatch=tokens
+        or (TOKENS_PER_ROW["cpu"] if placement.device.type == "cpu" else None),
         dtype=str(placement.dtype).removeprefix("torch."),
         learning_rate=learning_rate(config),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlft import console
 from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
@@ -17,6 +18,7 @@ from vlft.data.images import content_key
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
 from vlft.packing.schedule import Schedule
+from vlft.processes import Processes
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 from vlft.vision.cache import Images, fill
@@ -91,11 +93,18 @@ def prepare_model(
         # Releases of transformers differ in the name.
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # It also makes what embeddings and towers give require gradients, which only reentrant
+        # checkpointing needs: the backward pass would run through a frozen tower for nothing.
+        model.disable_input_require_grads()
     return model, trained
 
 
 def prepare_images(
-    config: SftConfig, model: Any, processor: Processor, data: tuple[Dataset, Dataset]
+    config: SftConfig,
+    model: Any,
+    processor: Processor,
+    data: tuple[Dataset, Dataset],
+    processes: Processes,
 ) -> Images:
     """Where rows get their pictures from: kept features, unless the tower trains."""
     if config.train_vision:
@@ -108,8 +117,8 @@ def prepare_images(
     }
     images = list(found.values())
     stage: Stage = "seen" if config.train_aligner else "aligned"
-    plan = plan_cache(config.vision_cache, model, processor, images, stage)
-    return fill(plan, model, processor, images)
+    plan = processes.same(plan_cache(config.vision_cache, model, processor, images, stage))
+    return fill(plan, model, processor, images, processes)
 
 
 def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) -> LoopOptions:
@@ -141,29 +150,46 @@ def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     return Schedule(groups, config.batch_size, config.seed)
 
 
-def make_accelerator(config: SftConfig, placement: Placement, run: Path) -> Any:
-    """Accelerate's Accelerator for this precision and device, with the asked tracker."""
+def make_accelerator(config: SftConfig, placement: Placement) -> Any:
+    """Accelerate's Accelerator for this precision and device; it joins the other processes."""
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import (
+        DataLoaderConfiguration,
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+    )
 
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(placement.dtype, "no")
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=precision,
         cpu=placement.device.type == "cpu",
         log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=str(run),
+        # Until there is a run folder.
+        project_dir=str(config.output_dir),
         # Given, so that no environment variable is asked: it would scale the loss.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # A step is one of the scheduler's, however many processes divide it.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.num_processes > 1:
+
+
+def join_processes(accelerator: Any) -> Processes:
+    """The processes of the run; only the first one goes on to speak.
+
+    Raises:
+        ConfigError: they were started in a way that vlft does not know.
+    """
+    kind = str(accelerator.distributed_type.value)
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise ConfigError(
-            f"found {accelerator.num_processes} processes; vlft trains with one so far",
+            f"found {kind}; allowed are one process, or several that each hold the whole model",
             place="accelerate launch",
-            hint="start it as: vlft sft ...",
+            hint="choose MULTI_GPU in its configuration; docs/scale.md has examples",
         )
-    if config.report_to != "none":
-        accelerator.init_trackers("vlft")
-    return accelerator
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    console.err.quiet = not processes.is_first
+    return processes
 
 
 def check_tracker(name: str) -> None:

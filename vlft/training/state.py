@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlft.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 METRICS = "metrics.jsonl"
@@ -40,15 +41,37 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
+def random_states() -> dict[str, Tensor]:
+    """The states of this process's generators of random numbers, by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
 def write_state(
-    folder: Path, position: Position, optimizer: torch.optim.Optimizer, model: nn.Module
+    folder: Path,
+    position: Position,
+    randoms: Sequence[Mapping[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
 ) -> None:
-    """Writes ``state/``: optimiser, random numbers, position. Plain tensors and JSON."""
+    """Writes ``state/``: optimiser, random numbers, position. Plain tensors and JSON.
+
+    Args:
+        folder: of the checkpoint.
+        position: of the run.
+        randoms: random_states of each process.
+        optimizer: with its moments.
+        model: whose parameters it trains.
+    """
     target = folder / "state"
     target.mkdir()
-    tensors = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    tensors = {
+        f"rng.{index}.{device}": state
+        for index, states in enumerate(randoms)
+        for device, state in states.items()
+    }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
@@ -57,8 +80,12 @@ def write_state(
     (target / "state.json").write_text(json.dumps(asdict(position)), "utf-8")
 
 
-def read_state(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module) -> Position:
+def read_state(
+    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, process: int = 0
+) -> Position:
     """Puts optimiser and random numbers back; returns the position.
+
+    A process that the saved run did not have draws random numbers of its own.
 
     Raises:
         CheckpointError: the state is missing or belongs to other parameters.
@@ -67,18 +94,26 @@ def read_state(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module)
     try:
         position = Position(**json.loads((path / "state.json").read_text("utf-8")))
         tensors = load_file(path / "state.safetensors")
-        torch.set_rng_state(tensors.pop("rng.cpu"))
+        states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
+        _set_random_state(states, process, position.step)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"no usable state to resume from: {error}",
             place=str(path),
             hint="resume from another checkpoint of the run",
         ) from None
-    cuda = tensors.pop("rng.cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
     _fill_optimizer(optimizer, model, tensors, path)
     return position
+
+
+def _set_random_state(states: Mapping[str, Tensor], process: int, step: int) -> None:
+    if process > 0 and f"rng.{process}.cpu" not in states:
+        torch.manual_seed(1009 * step + process)
+        return
+    torch.set_rng_state(states[f"rng.{process}.cpu"])
+    cuda = states.get(f"rng.{process}.cuda")
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
 
 
 def cut_metrics(run: Path, step: int) -> None:

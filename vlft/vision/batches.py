@@ -33,17 +33,27 @@ def encode_all(
     images: Sequence[EncodedImage],
     stage: Stage,
     missing: Collection[str],
+    turn: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[str, Tensor]]:
     """(key, features) of the missing pictures.
 
     Batches are cut from all pictures, so that what is encoded together, and with it the last bits,
     does not depend on what an earlier run has left.
+
+    Args:
+        model: the class of the family.
+        processor: of the checkpoint.
+        images: distinct ones, in the order of the data.
+        stage: how far they go.
+        missing: keys of those that are wanted.
+        turn: (i, n) takes every n-th batch from the i-th on.
     """
-    batches = [
+    wanted = [
         batch
         for batch in cut_batches(images, processor)
         if any(image.key in missing for image in batch)
     ]
+    batches = wanted[turn[0] :: turn[1]]
     workers = _workers(len(batches))
     loader: DataLoader[Tensor] = DataLoader(
         _Decoded(batches, processor),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlft import console
+from vlft.processes import ALONE
 from vlft.vision.batches import encode_all
 from vlft.vision.encode import RowImages, pixels_of
 from vlft.vision.shards import read_shards, write_shard
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from vlft.data.encode import EncodedImage
     from vlft.families.processor import Processor
+    from vlft.processes import Processes
     from vlft.vision.encode import Stage
     from vlft.vision.plan import CachePlan
 
@@ -62,17 +64,23 @@ class Images:
 
 
 def fill(
-    plan: CachePlan, model: Any, processor: Processor, images: Sequence[EncodedImage]
+    plan: CachePlan,
+    model: Any,
+    processor: Processor,
+    images: Sequence[EncodedImage],
+    processes: Processes = ALONE,
 ) -> Images:
     """Encodes what is not there yet.
 
-    Stopped in the middle, what was encoded until then stays on disk.
+    Stopped in the middle, what was encoded until then stays on disk. Several processes divide the
+    pictures among them if they meet on a disk; in memory, each encodes all.
 
     Args:
         plan: where to.
         model: the class of the family.
         processor: of the checkpoint.
         images: distinct ones, in the order of the data.
+        processes: of the run.
     """
     if plan.where == "off":
         return Images(processor)
@@ -82,23 +90,30 @@ def fill(
         for problem in problems:
             console.warn(f"vision cache: {problem}; encoded again")
     reused = len(features)
-    missing = [image for image in images if image.key not in features]
+    encoded = len(images) - reused
+    missing = {image.key for image in images if image.key not in features}
+    # The same in all, whatever another process has written meanwhile.
+    processes.wait()
     started = time.perf_counter()
-    if missing:
-        made = encode_all(model, processor, images, plan.stage, {image.key for image in missing})
-        if plan.where == "disk":
-            write_all(made, plan.folder)
-            # From the files from now on, mapped instead of held.
+    if plan.where == "memory":
+        features.update(encode_all(model, processor, images, plan.stage, missing))
+    elif processes.same(bool(missing)):
+        turn = (processes.index, processes.count)
+        write_all(encode_all(model, processor, images, plan.stage, missing, turn), plan.folder)
+        processes.wait()
+        # From the files from now on, mapped instead of held.
+        features, _ = read_shards(plan.folder, [image.key for image in images])
+        missing = {image.key for image in images if image.key not in features}
+        if missing:  # Another process wrote them to a disk that is not here.
+            write_all(encode_all(model, processor, images, plan.stage, missing), plan.folder)
             features, _ = read_shards(plan.folder, [image.key for image in images])
-        else:
-            features.update(made)
     seconds = time.perf_counter() - started
-    rate = f", {len(missing) / seconds:,.1f} images/s" if missing else ""
+    rate = f", {encoded / seconds:,.1f} images/s" if encoded else ""
     console.info(
-        f"vision cache ({plan.where}: {plan.reason}): {len(missing)} pictures encoded, "
+        f"vision cache ({plan.where}: {plan.reason}): {encoded} pictures encoded, "
         f"{reused} from earlier runs{rate}"
     )
-    return Images(processor, plan.stage, features, len(missing), reused)
+    return Images(processor, plan.stage, features, encoded, reused)
 
 
 def release_towers(model: nn.Module, processor: Processor) -> None:

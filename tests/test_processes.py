@@ -1,0 +1,150 @@
+"""Several processes compute what one does, and one goes on where two have stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import subprocesses
+from conftest import GOLDEN, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints.runs import find_checkpoint
+from vlft.processes import ALONE
+from vlft.settings import to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+
+@pytest.fixture
+def config(case, tmp_path):
+    """Rows of one and of three samples, text alone among them, the aligner trained."""
+    return vlft.SftConfig(
+        model=str(case.folder),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
+        image_root=GOLDEN / "images",
+        val_ratio=0.2,
+        output_dir=tmp_path / "output",
+        batch_size=3,
+        num_train_epochs=1,
+        learning_rate=1e-2,
+        train_aligner=True,
+        show_sample=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(config: vlft.SftConfig, home: Path, count: int = 2) -> list:
+    """Starts the processes of a run as torchrun does."""
+    home.mkdir(exist_ok=True)
+    file = home / "settings.json"
+    file.write_text(json.dumps(to_json(config)))
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(home / "cache"),
+    }
+    return [
+        subprocesses.start(
+            ["sft", "--config", str(file)],
+            home / f"errors-{index}.txt",
+            **shared,
+            RANK=str(index),
+            LOCAL_RANK=str(index),
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes: list, home: Path) -> list[int]:
+    for process in processes:
+        process.join(120)
+    errors = [path.read_text() for path in sorted(home.glob("errors-*.txt"))]
+    assert all("Traceback" not in text for text in errors), errors
+    return [process.exitcode for process in processes]
+
+
+def run_of(config: vlft.SftConfig) -> Path:
+    (run,) = config.output_dir.glob("*/v*")
+    return run
+
+
+def metrics(run: Path, name: str) -> list[float]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in rows if name in row]
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoint(run) / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
+def test_two_processes_are_one(config, tmp_path):
+    """Losses, gradients' norms and the adapter; one writer, pictures divided, words said once."""
+    alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
+    assert finish(launch(config, tmp_path / "two"), tmp_path / "two") == [0, 0]
+    run = run_of(config)
+    for name in ("loss", "val_loss", "grad_norm"):
+        assert metrics(run, name) == pytest.approx(metrics(alone, name), rel=1e-4), name
+    assert len(metrics(run, "loss")) == 3
+    expected = adapter(alone)
+    for name, tensor in adapter(run).items():
+        assert (tensor - expected[name]).abs().max() <= 1e-3 * expected[name].abs().max(), name
+    state = load_file(find_checkpoint(run) / "state" / "state.safetensors")
+    assert {name for name in state if name.startswith("rng.")} == {"rng.0.cpu", "rng.1.cpu"}
+    spoken, silent = ((tmp_path / "two" / f"errors-{i}.txt").read_text() for i in range(2))
+    assert "step 3/3" in spoken
+    assert not silent
+    assert not list(run.glob(".*"))
+
+
+@only_siglip
+def test_one_process_goes_on_where_two_were_stopped(config, tmp_path):
+    """The order of the data is the seed's, so that the losses are those of a whole run."""
+    longer = dataclasses.replace(config, num_train_epochs=6, save_steps=3)
+    alone = vlft.sft(dataclasses.replace(longer, output_dir=tmp_path / "alone", save_steps=100)).run
+    home = tmp_path / "two"
+    processes = launch(longer, home)
+    deadline = time.monotonic() + 120
+    while not list(longer.output_dir.glob("*/v*/checkpoint-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # One is asked, all stop.
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert finish(processes, home) == [130, 130]
+    run = run_of(longer)
+    assert 1 <= len(metrics(run, "loss")) < 18
+    assert vlft.sft(vlft.SftConfig(resume=run)).finished
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+
+
+@only_siglip
+def test_an_error_is_said_once(config, tmp_path):
+    bad = dataclasses.replace(config, dataset=(str(tmp_path / "none.jsonl"),))
+    assert finish(launch(bad, tmp_path / "two"), tmp_path / "two") == [2, 2]
+    texts = [(tmp_path / "two" / f"errors-{index}.txt").read_text() for index in range(2)]
+    assert "none.jsonl" in texts[0]
+    assert not texts[1]
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert (ALONE.sum(1.5, 2.0), ALONE.same("a"), ALONE.all(3)) == ((1.5, 2.0), "a", [3])
+    ALONE.wait()

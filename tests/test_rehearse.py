@@ -1,0 +1,105 @@
+"""The longest row is tried before step one, and trying changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
+
+import vlft
+from vlft.errors import VlftError
+from vlft.packing.schedule import pack_rows
+from vlft.training import loop, run
+from vlft.training.rehearse import fitting_tokens, largest, longest_row, rehearse
+
+
+@pytest.fixture
+def before_step_one(case, tmp_path, monkeypatch):
+    """A function that starts a run and calls another with its job instead of training."""
+    config = vlft.SftConfig(
+        model=str(case.folder),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
+        image_root=GOLDEN / "images",
+        output_dir=tmp_path / "output",
+        batch_size=3,
+        lora_dropout=0.1,
+        show_sample=False,
+    )
+
+    def start(work):
+        def train(job, position):
+            work(job)
+            return position
+
+        monkeypatch.setattr(run, "train", train)
+        vlft.sft(config)
+
+    return start
+
+
+@only_siglip
+def test_it_is_the_longest_of_the_epoch(before_step_one):
+    @before_step_one
+    def _work(job):
+        steps = job.schedule.epoch(0)
+        token = job.processor.chat.image_token_id
+        lengths = [
+            len(row)
+            for indices in steps
+            for row in pack_rows([job.train[i] for i in indices], token, tokens_per_row=150)
+        ]
+        assert len(longest_row(job, steps, 150)) == max(lengths)
+        assert len(longest_row(job, steps, 4096)) > max(lengths)
+
+
+def test_it_leaves_no_trace(before_step_one):
+    @before_step_one
+    def _work(job):
+        before = torch.get_rng_state()
+        encoded = job.images.encoded
+        rehearse(job)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert job.images.encoded == encoded
+        assert all(parameter.grad is None for parameter in job.model.parameters())
+        assert not job.optimizer.state
+
+
+@only_siglip
+def test_what_does_not_fit_is_said_before_step_one(before_step_one, monkeypatch):
+    def row_loss(_job, _row):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(loop, "row_loss", row_loss)
+    with pytest.raises(VlftError, match=r"out of memory with a row of [0-9]+ tokens"):
+        before_step_one(rehearse)
+
+
+@only_siglip
+def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
+    """A device that takes 150 tokens, of rows that could have more."""
+    monkeypatch.setattr("vlft.training.rehearse.FEWEST_TOKENS", 64)
+    original = loop.row_loss
+    tried = []
+
+    def row_loss(job, row):
+        tried.append(len(row))
+        if len(row) > 150:
+            raise torch.OutOfMemoryError
+        return original(job, row)
+
+    monkeypatch.setattr(loop, "row_loss", row_loss)
+
+    @before_step_one
+    def _work(job):
+        found = fitting_tokens(job)
+        assert len(longest_row(job, job.schedule.epoch(0), found)) <= 150
+
+    assert max(tried) > 150
+
+
+@pytest.mark.parametrize("limit", [10, 64, 100, 129, 700, 5000])
+@pytest.mark.parametrize("high", [64, 100, 1000])
+def test_largest(limit, high):
+    found = largest(lambda number: number <= limit, 64, high)
+    best = min(max(limit, 64), high)
+    assert best / 1.26 <= found <= best

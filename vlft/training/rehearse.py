@@ -1,0 +1,120 @@
+"""The longest row before step one: what does not fit into the GPU shows in the first minute.
+
+A row is tried with all that a step does but the update; gradients and random numbers are as
+before, so that a run with and without a rehearsal is the same.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlft import console
+from vlft.errors import VlftError
+from vlft.packing.prefix_tree import pack, to_paths
+from vlft.packing.schedule import plan_rows
+from vlft.training.loop import backward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.training.loop import Job
+
+# Steps whose longest row stands for all while sizes are tried.
+STEPS_TRIED = 32
+FEWEST_TOKENS, MOST_TOKENS = 1024, 65_536
+# Of the GPU's memory; the rest is for what varies from row to row.
+SAFE_SHARE = 0.92
+
+
+def rehearse(job: Job) -> None:
+    """Runs the longest row of the first epoch once.
+
+    Raises:
+        VlftError: it does not fit into memory.
+    """
+    row = longest_row(job, job.schedule.epoch(0), job.options.tokens_per_row)
+    try_row(job, row)
+    console.info(f"the longest row of the first epoch, {len(row)} tokens, fits")
+
+
+def fitting_tokens(job: Job) -> int:
+    """The most tokens per row that the GPU takes, found by trying the run's own rows."""
+    steps = list(islice(job.schedule.epoch(0), STEPS_TRIED))
+    most = len(longest_row(job, steps, MOST_TOKENS))
+
+    def fits(tokens: int) -> bool:
+        row = longest_row(job, steps, tokens)
+        try:
+            try_row(job, row)
+        except VlftError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
+            torch.cuda.empty_cache()
+            return False
+        return not torch.cuda.is_available() or _used_share() < SAFE_SHARE
+
+    found = min(job.processes.all(largest(fits, FEWEST_TOKENS, min(most, MOST_TOKENS))))
+    console.info(f"--tokens-per-microbatch auto: {found}")
+    return found
+
+
+def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number that fits, within a quarter of it; ``low`` if none does.
+
+    Args:
+        fits: whether a number does; if one does not, no larger one is asked for.
+        low: asked first.
+        high: never more than this.
+    """
+    number = low
+    while number < high and fits(number):
+        number *= 2
+    if number >= high and fits(high):
+        return high
+    good, bad = max(low, number // 2), min(number, high)
+    while bad > 1.25 * good:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def longest_row(job: Job, steps: Iterable[list[int]], tokens_per_row: int) -> PackedBatch:
+    """The longest row of some steps."""
+    token, share = job.processor.chat.image_token_id, job.options.share_prefix
+    longest, chosen = 0, []
+    for indices in steps:
+        samples = [job.train[index] for index in indices]
+        plan = plan_rows(
+            to_paths(samples, token), tokens_per_row, share=share, processes=job.processes.count
+        )[0]
+        if plan.tokens > longest:
+            longest, chosen = plan.tokens, [samples[index] for index in plan.members]
+    return pack(chosen, token, share=share)
+
+
+def try_row(job: Job, row: PackedBatch) -> None:
+    """Forward and backward of a row, beside room for the optimiser's moments; leaves no trace."""
+    device = job.accelerator.device
+    encoded = job.images.encoded
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    moments = torch.empty(2 * trained, dtype=torch.float32, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            job.objective.train()
+            # Nothing travels: each process finds out for itself.
+            backward(job, row, 1.0, travel=False)
+        finally:
+            del moments
+            job.optimizer.zero_grad()
+            job.images.encoded = encoded
+
+
+def _used_share() -> float:
+    """The peak of this process's memory on the GPU; starts anew."""
+    share = torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1]
+    torch.cuda.reset_peak_memory_stats()
+    return share
