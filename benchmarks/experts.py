@@ -6,28 +6,28 @@ a mask, runs three linear layers on them and writes the rows back; with LoRA eac
 layers has an A and a B. ``peft`` is its own LoRA on parameters, which adds the product of A and B
 to the weights in every step.
 
-    python -m benchmarks.experts --output-json benchmarks/results/experts-cpu.json
+    python -m benchmarks experts --output benchmarks/results/experts-cpu
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import CLOCKS, load_average, machine, measure, write_json
+from benchmarks.command import DTYPES, markdown, new_parser, prepare, write
+from benchmarks.measure import measure
 from vlft.checkpoints.adapter import with_grouped_experts
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
 from vlft.models.experts import PLAIN_EXPERTS
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:
+    import argparse
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LoopExperts(nn.Module):
         for expert in range(self.shape.experts):
             mask = flat == expert
             rows[mask] = self.run(expert, repeated[mask])
-        return (rows.unflatten(0, chosen.shape) * weights.unsqueeze(-1)).sum(1)
+        return (rows.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
 
     def run(self, expert: int, rows: Tensor) -> Tensor:
         """One expert on its rows."""
@@ -145,7 +145,7 @@ def measure_side(
         hidden = work.hidden.clone().requires_grad_()
         output = module(hidden, work.chosen, work.weights)
         output.sum().backward()
-        return float(output.float().abs().mean())
+        return float(output.detach().float().abs().mean())
 
     step()
     runs = [measure(step, device, clock) for _ in range(repeats)]
@@ -187,51 +187,40 @@ def compare(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    lines = [
-        "| side | s, forward and backward | speed-up | peak memory, MiB | mean of the output |",
-        "|---|---:|---:|---:|---:|",
+    columns = (
+        "side", "s, forward and backward", "speed-up", "peak memory, MiB", "mean of the output",
+    )  # fmt: skip
+    cells = [
+        [
+            row["side"],
+            f"{row['seconds']:.3f}",
+            f"{row['speedup']:.1f}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['mean_output']:.5f}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['side']} | {row['seconds']:.3f} | {row['speedup']:.1f} | "
-            f"{row['peak_mib']:.0f} | {row['mean_output']:.5f} |"
-        )
-    return "\n".join(lines)
+    return markdown(columns, cells, words=1)
 
 
-def main() -> None:
-    """Runs the comparison and prints the table."""
-    arguments = arguments_of()
-    device = torch.device(arguments.device)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    shape = Shape(
-        arguments.tokens, arguments.experts, 6, arguments.hidden, arguments.inner, arguments.rank
-    )
-    rows = compare(shape, DTYPES[arguments.dtype], device, arguments.repeats, arguments.clock)
+def main(arguments: list[str]) -> None:
+    """Runs the comparison, prints the table, writes the files."""
+    options = parse_arguments(arguments)
+    device, content = prepare(options)
+    shape = Shape(options.tokens, options.experts, 6, options.hidden, options.inner, options.rank)
+    rows = compare(shape, DTYPES[options.dtype], device, options.repeats, options.clock)
     print(table(rows))
-    if arguments.output_json:
-        settings = {k: str(v) for k, v in vars(arguments).items()}
-        content = {"settings": settings, "machine": machine(device), "rows": rows}
-        write_json(arguments.output_json, {**content, "load_average": load_average()})
+    write(options.output, {**content, "rows": rows}, table(rows))
 
 
-def arguments_of() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--experts", type=int, default=64)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--inner", type=int, default=1408)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--clock", default="wall", choices=CLOCKS)
-    parser.add_argument("--output-json", type=Path)
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = new_parser("experts", __doc__, repeats=3)
+    add = parser.add_argument
+    add("--dtype", default="bfloat16", choices=DTYPES)
+    add("--tokens", type=int, default=1024)
+    add("--experts", type=int, default=64)
+    add("--hidden", type=int, default=2048)
+    add("--inner", type=int, default=1408)
+    add("--rank", type=int, default=8)
+    return parser.parse_args(arguments)

@@ -3,23 +3,25 @@
 Forward and backward with a frozen vocabulary projection, as in a LoRA run; the reference loss is
 computed in float64 from the same inputs.
 
-    python -m benchmarks.loss --output-json benchmarks/results/loss-cpu.json
+    python -m benchmarks loss --output benchmarks/results/loss-cpu
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import CLOCKS, load_average, machine, measure, write_json
+from benchmarks.command import DTYPES, markdown, new_parser, prepare, write
+from benchmarks.measure import measure
 from vlft.training.loss import token_loss_sum
+
+if TYPE_CHECKING:
+    import argparse
 
 Kernel = Callable[[Tensor, Tensor, nn.Linear], Tensor]
 
@@ -57,7 +59,7 @@ def measure_kernel(
     def step() -> float:
         hidden.grad = None
         loss = kernel(hidden, target, head)
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.item()
 
     runs = [measure(step, hidden.device, clock) for _ in range(repeats + 1)][1:]
@@ -72,65 +74,42 @@ def reference_loss(hidden: Tensor, target: Tensor, head: nn.Linear) -> tuple[flo
     """Loss and gradient of ``hidden`` in float64."""
     exact = hidden.detach().double().requires_grad_()
     loss = F.cross_entropy(F.linear(exact, head.weight.double()), target, reduction="sum")
-    loss.backward()
+    torch.autograd.backward(loss)
     assert exact.grad is not None
     return loss.item(), exact.grad
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results in Markdown."""
-    lines = [
-        "| dtype | S | kernel | s, forward + backward | peak memory, MiB | loss | float64 loss "
-        "| gradient error |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {r['dtype']} | {r['positions']} | {r['kernel']} | {r['seconds']:.3f} "
-        f"| {r['peak_mib']:.0f} | {r['loss']:.3f} | {r['reference']:.3f} "
-        f"| {r['gradient_error']:.1e} |"
+    columns = (
+        "dtype", "kernel", "S", "s, forward and backward", "peak memory, MiB", "loss",
+        "float64 loss", "gradient error",
+    )  # fmt: skip
+    cells = [
+        [
+            r["dtype"],
+            r["kernel"],
+            str(r["positions"]),
+            f"{r['seconds']:.3f}",
+            f"{r['peak_mib']:.0f}",
+            f"{r['loss']:.3f}",
+            f"{r['reference']:.3f}",
+            f"{r['gradient_error']:.1e}",
+        ]
         for r in results
     ]
-    return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--device", default="cpu", choices=["cpu", "cuda"])
-    add("--positions", type=int, nargs="+", default=[64, 512])
-    add("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    add("--hidden", type=int, default=1024)
-    add("--vocabulary", type=int, default=102400)
-    add("--repeats", type=int, default=5)
-    add("--threads", type=int, help="default: torch's own")
-    add("--clock", default="wall", choices=sorted(CLOCKS))
-    add("--output-json", type=Path)
-    options = parser.parse_args(arguments)
-    device, load_before = torch.device(options.device), load_average()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    results: list[dict[str, Any]] = []
-    for dtype in options.dtypes:
-        for positions in options.positions:
-            results += compare(options, getattr(torch, dtype), positions, device)
-    print(table(results))
-    if options.output_json:
-        found = {"machine": machine(device), "load_before": load_before, "results": results}
-        write_json(options.output_json, found)
+    return markdown(columns, cells, words=2)
 
 
 def compare(
-    options: argparse.Namespace, dtype: torch.dtype, positions: int, device: torch.device
+    options: argparse.Namespace, dtype: str, positions: int, device: torch.device
 ) -> list[dict[str, Any]]:
     """All kernels on the same random inputs."""
     torch.manual_seed(0)
     head = nn.Linear(options.hidden, options.vocabulary, bias=False)
     nn.init.normal_(head.weight, std=0.02)
-    head = head.to(device, dtype).requires_grad_(False)
-    hidden = torch.randn(positions, options.hidden).to(device, dtype).requires_grad_()
+    head = head.to(device, DTYPES[dtype]).requires_grad_(False)
+    hidden = torch.randn(positions, options.hidden).to(device, DTYPES[dtype]).requires_grad_()
     target = torch.randint(options.vocabulary, (positions,)).to(device)
     reference, exact = reference_loss(hidden, target, head)
     results = []
@@ -138,19 +117,24 @@ def compare(
         found = measure_kernel(kernel, hidden, target, head, options.repeats, options.clock)
         assert hidden.grad is not None
         error = float((hidden.grad.double() - exact).norm() / exact.norm())
-        shown = str(dtype).removeprefix("torch.")
-        results.append(
-            {
-                "dtype": shown,
-                "positions": positions,
-                "kernel": name,
-                "reference": reference,
-                "gradient_error": error,
-                **found,
-            }
-        )
+        case = {"dtype": dtype, "positions": positions, "kernel": name, "reference": reference}
+        results.append({**case, "gradient_error": error, **found})
     return results
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: list[str]) -> None:
+    """Measures, prints the table, writes the files."""
+    parser = new_parser("loss", __doc__, repeats=5)
+    add = parser.add_argument
+    add("--positions", type=int, nargs="+", default=[64, 512])
+    add("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
+    add("--hidden", type=int, default=1024)
+    add("--vocabulary", type=int, default=102400)
+    options = parser.parse_args(arguments)
+    device, content = prepare(options)
+    results: list[dict[str, Any]] = []
+    for dtype in options.dtypes:
+        for positions in options.positions:
+            results += compare(options, dtype, positions, device)
+    print(table(results))
+    write(options.output, {**content, "results": results}, table(results))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
 import time
@@ -71,12 +70,6 @@ def machine(device: torch.device) -> dict[str, Any]:
 def load_average() -> float:
     """Mean number of busy processes of the last minute: 0 on a quiet machine."""
     return os.getloadavg()[0]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a result file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def _start_cuda(device: torch.device) -> int:

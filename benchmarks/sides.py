@@ -1,13 +1,17 @@
-"""The two ways to compute the gradient of an optimiser step.
+"""The ways to train that are compared; all compute the same gradient of the same samples.
 
-plain   padded batches, an image encoded once per sample, logits at every position
-vlft    rows of PackedLoss, an image encoded once per row, logits only at targets
+plain                         padded batches, the tower for every sample, logits everywhere
+plain, checkpointing          the same; the LLM's layers are computed again for the backward pass
+vlft, no sharing, no cache    rows of PackedLoss, the tower once per row, logits at targets alone
+vlft                          equal prefixes once, the tower once per job
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,102 +19,227 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vlft.data.encode import IGNORE
-from vlft.families.deepseek_vl import FAMILY
+from vlft.models.experts import IMPLEMENTATION
 from vlft.packing.schedule import pack_rows
 from vlft.training.loss import PackedLoss
+from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.encode import RowImages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from benchmarks.workload import Workload
+    from benchmarks.models import RandomModel
+    from benchmarks.samples import Samples
+    from vlft.data.encode import EncodedImage, EncodedSample
+    from vlft.families.processor import Processor
+    from vlft.packing.prefix_tree import PackedBatch
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to compute the gradient of a step.
+    """One way to train.
 
     Attributes:
         name: in the table.
-        forwards: passes through the model.
-        tokens: tokens that the LLM sees.
-        step: leaves the gradient in the model, returns the loss in nats per trained token.
+        forwards: passes through the LLM in an epoch.
+        tokens: that the LLM sees in an epoch, padding included.
+        epoch: leaves the gradient in the model, returns the loss in nats per trained token.
+        encode: done once, before the first epoch; returns the number of pictures.
     """
 
     name: str
     forwards: int
     tokens: int
-    step: Callable[[], float]
+    epoch: Callable[[], float]
+    encode: Callable[[], float] | None = None
 
 
-def plain_loss(tuned: nn.Module, work: Workload, first: int, size: int) -> Tensor:
-    """Sum of the losses of a padded batch, in nats: the usual way, with peft's model."""
-    samples = work.samples[first : first + size]
-    ids = pad_sequence([sample.input_ids for sample in samples], batch_first=True)
-    labels = pad_sequence([s.labels for s in samples], batch_first=True, padding_value=IGNORE)
-    mask = pad_sequence([torch.ones_like(s.input_ids) for s in samples], batch_first=True)
-    pixels = torch.stack([work.pixels[sample.images[0].key] for sample in samples])
-    logits = tuned(
-        input_ids=ids.to(pixels.device),
-        attention_mask=mask.to(pixels.device),
-        pixel_values=pixels,
-        use_cache=False,
-    ).logits
-    # As transformers shifts: the labels move, so that the logits need not be copied.
-    labels = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(pixels.device)
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+@dataclass(frozen=True)
+class BatchSize:
+    """Bounds of a padded batch; a longer sample is a batch of its own.
+
+    Attributes:
+        samples: at most.
+        tokens: at most, padding included.
+    """
+
+    samples: int
+    tokens: int
+
+
+def all_sides(built: RandomModel, job: Samples, size: BatchSize, tokens_per_row: int) -> list[Side]:
+    """The sides in the order of the table; the first is the one compared with."""
+    return [
+        plain_side(built, job, size, checkpointing=False),
+        plain_side(built, job, size, checkpointing=True),
+        unshared_side(built, job, tokens_per_row),
+        vlft_side(built, job, tokens_per_row),
+    ]
+
+
+def plain_side(built: RandomModel, job: Samples, size: BatchSize, *, checkpointing: bool) -> Side:
+    """Transformers and peft, as an experienced user writes it."""
+    batches = padded_batches(job.samples, size)
+
+    def epoch() -> float:
+        total = 0.0
+        with plain_language(built, checkpointing=checkpointing):
+            for batch in batches:
+                with built.precision():
+                    loss = padded_loss(built, job, batch) / job.targets
+                torch.autograd.backward(loss)
+                total += loss.item()
+        return total
+
+    name = "plain, checkpointing" if checkpointing else "plain"
+    tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
+    return Side(name, len(batches), tokens, epoch)
+
+
+def unshared_side(built: RandomModel, job: Samples, tokens_per_row: int) -> Side:
+    """vlft with ``--no-share-prefix --vision-cache off``: pixels go in with each row."""
+
+    def pixels(row: PackedBatch) -> RowImages:
+        return RowImages("pixels", job.inputs_of(row.images), tiles_of(row))
+
+    name = "vlft, no sharing, no cache"
+    return packed_side(built, job, name, tokens_per_row, share=False, images=pixels)
+
+
+def vlft_side(built: RandomModel, job: Samples, tokens_per_row: int) -> Side:
+    """vlft with sharing and the vision cache, its defaults."""
+    kept: dict[EncodedImage, Tensor] = {}
+
+    def encode() -> float:
+        kept.update(encode_pictures(built, job))
+        return len(kept)
+
+    def features(row: PackedBatch) -> RowImages:
+        parts = [kept[image] for image in row.images]
+        tensors = {"features": torch.cat(parts)} if parts else {}
+        return RowImages("aligned", tensors, tiles_of(row))
+
+    return packed_side(
+        built, job, "vlft", tokens_per_row, share=True, images=features, encode=encode
     )
 
 
-def plain_side(tuned: nn.Module, work: Workload, size: int, precision: Any) -> Side:
-    """The plain computation over padded batches of ``size`` samples."""
-    starts = range(0, len(work.samples), size)
-
-    def step() -> float:
-        total = 0.0
-        for first in starts:
-            with precision():
-                loss = plain_loss(tuned, work, first, size) / work.targets
-            loss.backward()
-            total += loss.item()
-        return total
-
-    tokens = sum(len(sample) for sample in work.samples)
-    return Side(f"plain, batches of {size}", len(starts), tokens, step)
-
-
 def packed_side(
-    model: nn.Module, work: Workload, tokens_per_row: int, share: bool, precision: Any
+    built: RandomModel,
+    job: Samples,
+    name: str,
+    tokens_per_row: int,
+    *,
+    share: bool,
+    images: Callable[[PackedBatch], RowImages],
+    encode: Callable[[], float] | None = None,
 ) -> Side:
-    """vlft's computation, as training.loop.take_step does it."""
-    objective = PackedLoss(model, FAMILY)
+    """Rows of PackedLoss, as training.loop.take_step does them.
 
-    def rows() -> list[Any]:
-        return pack_rows(
-            work.samples, work.image_token_id, tokens_per_row=tokens_per_row, share=share
-        )
+    Args:
+        built: the model.
+        job: what it is trained on.
+        name: of the side.
+        tokens_per_row: at most.
+        share: whether equal prefixes are held once.
+        images: the pictures of a row.
+        encode: see Side.
+    """
+    objective = PackedLoss(built.model, built.family)
+    device = built.weight.device
 
-    def step() -> float:
+    def rows() -> list[PackedBatch]:
+        marker = built.shape.image_token_id
+        return pack_rows(job.samples, marker, tokens_per_row=tokens_per_row, share=share)
+
+    def epoch() -> float:
         total = 0.0
         for row in rows():
-            pixels = torch.stack([work.pixels[image.key] for image in row.images])
-            tiles = tuple(image.tiles for image in row.images)
-            images = RowImages("pixels", {"pixel_values": pixels}, tiles)
-            with precision():
-                loss = objective(row.to(pixels.device), images) / work.targets
-            loss.backward()
+            with built.precision():
+                loss = objective(row.to(device), images(row).to(device)) / job.targets
+            torch.autograd.backward(loss)
             total += loss.item()
         return total
 
-    name = "vlft" if share else "vlft, sharing off"
     made = rows()
-    return Side(f"{name}, rows of {tokens_per_row}", len(made), sum(len(row) for row in made), step)
+    return Side(name, len(made), sum(map(len, made)), epoch, encode)
+
+
+def padded_batches(samples: list[EncodedSample], size: BatchSize) -> list[list[EncodedSample]]:
+    """Samples of about the same length together, so that little is padded; the longest first."""
+
+    def has_room(batch: list[EncodedSample]) -> bool:
+        more = len(batch) + 1
+        # The first of a batch is its longest.
+        return more <= size.samples and more * len(batch[0]) <= size.tokens
+
+    batches: list[list[EncodedSample]] = []
+    for sample in sorted(samples, key=len, reverse=True):
+        if not batches or not has_room(batches[-1]):
+            batches.append([])
+        batches[-1].append(sample)
+    return batches
+
+
+def padded_loss(built: RandomModel, job: Samples, batch: list[EncodedSample]) -> Tensor:
+    """Sum of the losses of a batch, in nats, from logits at all of its positions."""
+    device = built.weight.device
+    ids = pad_sequence([sample.input_ids for sample in batch], batch_first=True)
+    mask = pad_sequence([torch.ones_like(s.input_ids) for s in batch], batch_first=True)
+    labels = pad_sequence([s.labels for s in batch], batch_first=True, padding_value=IGNORE)
+    # Padding is on the right: positions, which the model counts from the left, are the samples'.
+    logits = built.tuned(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        use_cache=False,
+        **job.inputs_of([image for sample in batch for image in sample.images]),
+    ).logits
+    # As transformers shifts: the labels move, so that the logits need not be copied.
+    following = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(device)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), following.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+@contextmanager
+def plain_language(built: RandomModel, *, checkpointing: bool) -> Iterator[None]:
+    """The LLM as transformers has it: a loop over experts; checkpointing if asked for."""
+    has_experts = built.shape.experts is not None
+    if has_experts:
+        built.model.set_experts_implementation("eager")
+    if checkpointing:
+        built.language.activation_checkpointing_enable({"use_reentrant": False})
+        # Only reentrant checkpointing needs gradients of the inputs.
+        built.language.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        built.language.activation_checkpointing_disable()
+        if has_experts:
+            built.model.set_experts_implementation(IMPLEMENTATION)
+
+
+@torch.no_grad()
+def encode_pictures(built: RandomModel, job: Samples) -> dict[EncodedImage, Tensor]:
+    """Features of every picture, on the CPU, in batches as vlft cuts them."""
+    # All that is asked of a processor here.
+    processor = cast("Processor", SimpleNamespace(family=built.family, pixels=built.pixels))
+    found: dict[EncodedImage, Tensor] = {}
+    for batch in cut_batches(list(job.views), processor):
+        views = torch.cat([job.views[image] for image in batch])
+        features = encode_batch(built.model, processor, batch, "aligned", views)
+        found.update(zip(batch, features, strict=True))
+    return found
+
+
+def tiles_of(row: PackedBatch) -> tuple[tuple[int, int], ...]:
+    """Of each picture of a row."""
+    return tuple(image.tiles for image in row.images)
 
 
 def gradient(tuned: nn.Module) -> Tensor:
-    """All LoRA gradients as one vector; they are cleared."""
-    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    vector = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    """All LoRA gradients as one vector on the CPU; they are cleared."""
+    trained: list[Any] = [p.grad for p in tuned.parameters() if p.grad is not None]
+    vector = torch.cat([found.flatten() for found in trained]).cpu()
     tuned.zero_grad()
     return vector
