@@ -21,7 +21,7 @@ def before_step_one(case, tmp_path, monkeypatch):
         dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
         image_root=GOLDEN / "images",
         output_dir=tmp_path / "output",
-        batch_size=3,
+        batch_size=9,
         lora_dropout=0.1,
         show_sample=False,
     )
@@ -76,14 +76,14 @@ def test_what_does_not_fit_is_said_before_step_one(before_step_one, monkeypatch)
 
 @only_siglip
 def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
-    """A device that takes 150 tokens, of rows that could have more."""
+    """A device that takes 200 tokens, of rows that could have more."""
     monkeypatch.setattr("vlft.training.rehearse.FEWEST_TOKENS", 64)
     original = loop.row_loss
     tried = []
 
     def row_loss(job, row):
         tried.append(len(row))
-        if len(row) > 150:
+        if len(row) > 200:
             raise torch.OutOfMemoryError
         return original(job, row)
 
@@ -92,9 +92,9 @@ def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
     @before_step_one
     def _work(job):
         found = fitting_tokens(job)
-        assert len(longest_row(job, job.schedule.epoch(0), found)) <= 150
+        assert len(longest_row(job, job.schedule.epoch(0), found)) <= 200
 
-    assert max(tried) > 150
+    assert max(tried) > 200
 
 
 @pytest.mark.parametrize("limit", [10, 64, 100, 129, 700, 5000])
