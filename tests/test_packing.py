@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import random
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import GOLDEN, make_rows
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from vlft.data.encode import EncodedImage, EncodedSample
-from vlft.packing.attention import tree_mask
+from vlft.packing import attention
+from vlft.packing.attention import (
+    BLOCK,
+    Tree,
+    additive_mask,
+    block_mask,
+    row_attention,
+    tree_attention,
+    tree_mask,
+)
 from vlft.packing.prefix_tree import common_prefix, pack, to_paths
 from vlft.packing.schedule import Schedule, divide, pack_rows, plan_rows
 from vlft.training.lora import LoraOptions, add_lora
@@ -114,6 +125,89 @@ class TestTree:
     )
     def test_common_prefix(self, left, right, length):
         assert common_prefix([*map(ord, left)], [*map(ord, right)]) == length
+
+
+def random_row(words: int, seed: int = 0):
+    """A forest with shared prefixes of several lengths, and long ends."""
+    generator = random.Random(seed)
+    return pack(
+        [
+            sample(
+                "".join(generator.choices("ab", k=generator.randint(1, 9)))
+                + "".join(generator.choices("cdefgh", k=generator.randint(1, 200)))
+            )
+            for _ in range(words)
+        ],
+        IMAGE,
+    )
+
+
+class TestAttention:
+    @pytest.mark.parametrize("words", [1, 2, 7, 40])
+    @pytest.mark.parametrize("heads", [4, 2])
+    def test_by_trees_as_with_the_dense_mask(self, words, heads):
+        """Output and gradients; also with fewer heads of keys than of queries."""
+        torch.manual_seed(0)
+        row = random_row(words)
+        sizes = [(1, count, len(row), 8) for count in (4, heads, heads)]
+        inputs = [torch.randn(size, requires_grad=True) for size in sizes]
+        query, key, value = inputs
+        repeated = (part.repeat_interleave(4 // heads, 1) for part in (key, value))
+        plain = torch.nn.functional.scaled_dot_product_attention(
+            query, *repeated, attn_mask=tree_mask(row.exit)
+        )
+        told = row_attention(row.trees, row.exit, torch.float32)
+        found, _ = tree_attention(torch.nn.Module(), query, key, value, None, row=told)
+        torch.testing.assert_close(found.transpose(1, 2), plain)
+        weights = torch.randn_like(plain)
+        expected = torch.autograd.grad((plain * weights).sum(), inputs)
+        gradients = torch.autograd.grad((found.transpose(1, 2) * weights).sum(), inputs)
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_drawing(self):
+        row = pack([sample("t" * 9 + c * 200) for c in "abc"], IMAGE)
+        assert row.trees == (Tree(609, 9, ((9, 409), (409, 609))),)
+        alone = pack([sample("abc"), sample("de")], IMAGE, share=False)
+        assert alone.trees == (Tree(3, 3, ()), Tree(2, 2, ()))
+
+    def test_rows_do_attend_by_trees(self, model, folder, processor, monkeypatch):
+        """The comparison with one sample at a time is one of this attention."""
+        calls = []
+        original = attention._attend
+
+        def attend(tree, *rest):
+            calls.append(tree)
+            return original(tree, *rest)
+
+        monkeypatch.setattr(attention, "_attend", attend)
+        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5)]
+        row = pack(samples, processor.chat.image_token_id)
+        PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
+        assert len(calls) == len(row.trees) * model.config.text_config.num_hidden_layers
+
+    @pytest.mark.parametrize("words", [3, 40, 120])
+    def test_blocks_are_those_that_torch_finds_in_the_dense_mask(self, words):
+        row = random_row(words)
+        found = block_mask(row.exit)
+        expected = create_block_mask(
+            lambda _batch, _head, query, key: tree_mask(row.exit)[0, 0][query, key],
+            1, 1, len(row), len(row), device="cpu", BLOCK_SIZE=BLOCK,
+        )  # fmt: skip
+        assert torch.equal(found.to_dense(), expected.to_dense())
+        assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
+        assert found.sparsity() == expected.sparsity()
+
+    def test_flex_attention_sees_the_same(self):
+        """Forward; torch has no backward for it on the CPU."""
+        row = random_row(7)
+        query, key, value = (torch.randn(1, 2, len(row), 16) for _ in range(3))
+        plain = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=additive_mask(row.exit, torch.float32)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # It would like to be compiled.
+            found = flex_attention(query, key, value, block_mask=block_mask(row.exit))
+        torch.testing.assert_close(found, plain)
 
 
 class TestSchedule:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
+from vlft.packing.attention import Tree, find_trees
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ class PackedBatch:
         input_ids: (1, N) int64.
         position_ids: (1, N) int64, depth of the token on its own path.
         exit: (N,) int64, index one past the last descendant.
+        trees: that the row is a sequence of.
         source: (S,) int64, index of the token whose successor is predicted.
         target: (S,) int64, id of that successor.
         weight: (S,) float32, how many samples train that very successor there.
@@ -49,6 +51,7 @@ class PackedBatch:
     input_ids: Tensor
     position_ids: Tensor
     exit: Tensor
+    trees: tuple[Tree, ...]
     source: Tensor
     target: Tensor
     weight: Tensor
@@ -176,6 +179,7 @@ class _Row:
             input_ids=torch.tensor(self.tokens).unsqueeze(0),
             position_ids=torch.tensor(self.depths).unsqueeze(0),
             exit=torch.tensor(self.exits),
+            trees=find_trees(self.exits),
             source=torch.tensor([source for (source, _), _ in targets], dtype=torch.int64),
             target=torch.tensor([token for (_, token), _ in targets], dtype=torch.int64),
             weight=torch.tensor([weight for _, weight in targets], dtype=torch.float32),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlft.families.base import is_in
-from vlft.packing.attention import additive, tree_mask
+from vlft.packing.attention import TREE, additive_mask, block_mask, row_attention
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
         self.family = family
+        # Told of a row it attends by trees, else it is the same.
+        language: Any = model.get_submodule(family.parts.language)
+        if language.config._attn_implementation == "sdpa":
+            language.config._attn_implementation = TREE
 
     def forward(self, batch: PackedBatch, images: RowImages) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
@@ -130,14 +134,30 @@ def last_hidden(model: nn.Module, family: Family, batch: PackedBatch, images: Ro
         model, family, batch.input_ids, images, batch.image_positions, batch.feature_rows
     )
     language: Any = model.get_submodule(family.parts.language)
-    mask = tree_mask(batch.exit)
-    if language.config._attn_implementation == "eager":
-        mask = additive(mask, embeddings.dtype)
     output = language(
         inputs_embeds=embeddings,
-        attention_mask=mask,
+        **_attention_of(language.config._attn_implementation, batch, _scores_dtype(embeddings)),
         position_ids=batch.position_ids,
         use_cache=False,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that tell the LLM which token sees which."""
+    if implementation == "flex_attention":
+        return {"attention_mask": block_mask(batch.exit)}
+    if implementation == TREE:
+        # A mask of four dimensions is passed on as it is; this one says nothing.
+        empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
+        return {"attention_mask": empty, "row": row_attention(batch.trees, batch.exit, dtype)}
+    return {"attention_mask": additive_mask(batch.exit, dtype)}
+
+
+def _scores_dtype(embeddings: Tensor) -> torch.dtype:
+    """What attention computes its scores in."""
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return embeddings.dtype
