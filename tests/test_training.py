@@ -124,6 +124,11 @@ class TestRunFolder:
         assert (result.step, result.finished) == (3, True)
 
     @only_siglip
+    def test_flex_attention_needs_a_gpu(self, config):
+        with pytest.raises(ConfigError, match="no backward pass of it on the CPU"):
+            vlft.sft(dataclasses.replace(config, attn="flex", device="cpu"))
+
+    @only_siglip
     def test_max_steps(self, config):
         assert vlft.sft(dataclasses.replace(config, max_steps=3)).step == 3
 

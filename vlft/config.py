@@ -46,7 +46,12 @@ class SftConfig:
     quantize: str = setting(
         "none", "Store the frozen LLM in 4 or 8 bit (QLoRA).", panel="Model", choices=QUANTIZE
     )
-    attn: str = setting("auto", "Attention implementation.", panel="Model", choices=ATTENTION)
+    attn: str = setting(
+        "auto",
+        "Attention implementation; flex needs a GPU. auto: sdpa, by trees.",
+        panel="Model",
+        choices=(*ATTENTION, "flex"),
+    )
 
     dataset: tuple[str, ...] = setting(
         (),

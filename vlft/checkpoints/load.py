@@ -50,7 +50,7 @@ class Placement:
         device: torch device.
         dtype: of all weights that are not quantised.
         quantize: none, nf4 or int8; of the LLM's linear layers.
-        attn: attention implementation of transformers.
+        attn: sdpa, eager or flex.
     """
 
     device: torch.device
@@ -65,7 +65,7 @@ def resolve_placement(
     """What ``auto`` means here: a GPU if there is one; float32 on the CPU, else the files' dtype.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is asked for, or needed, and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -75,6 +75,12 @@ def resolve_placement(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else _gpu_dtype(folder)
+    if attn == "flex" and device == "cpu":
+        raise ConfigError(
+            "found flex; torch has no backward pass of it on the CPU",
+            place="--attn",
+            hint="use --attn auto",
+        )
     return Placement(
         torch.device(device), DTYPES[dtype], quantize, "sdpa" if attn == "auto" else attn
     )
@@ -94,7 +100,12 @@ def load_model(
     Raises:
         CheckpointError: the files do not fit the class.
     """
-    model = empty_model(folder, image_token_id, placement.attn)
+    # FlexAttention is of the LLM alone: a tower has no mask.
+    flex = placement.attn == "flex"
+    model = empty_model(folder, image_token_id, "sdpa" if flex else placement.attn)
+    if flex:
+        language: Any = model.get_submodule(folder.family.parts.language)
+        language.config._attn_implementation = "flex_attention"
     quantize_language(model, folder.family, placement.quantize, placement.dtype)
     expected = dict(model.named_parameters())
     shapes = {name: parameter.shape for name, parameter in expected.items()}

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
 
 
-# Unrelated samples share a row up to this many tokens: enough to fill the matrix products. Beyond,
-# the mask's square costs more than a second row does.
+# Unrelated samples share a row up to this many tokens, unless told otherwise: enough to fill the
+# matrix products of a CPU; longer rows would only take more memory.
 JOINED_TOKENS = 1024
 # Where attention costs a token as much as all linear layers: about six times the LLM's width.
 EVEN_TOKENS = 12_000
@@ -89,6 +89,7 @@ def pack_rows(
     tokens_per_row: int,
     share: bool = True,
     processes: int = 1,
+    joined_tokens: int = JOINED_TOKENS,
 ) -> list[PackedBatch]:
     """The samples of a step in as few rows as fit, the longest first; see plan_rows.
 
@@ -98,21 +99,33 @@ def pack_rows(
         tokens_per_row: most tokens of a row, after sharing.
         share: whether equal prefixes are held once.
         processes: that divide the rows among them.
+        joined_tokens: most tokens of a row of samples that share little.
     """
-    paths = to_paths(samples, image_token_id)
+    plans = plan_rows(
+        to_paths(samples, image_token_id),
+        tokens_per_row,
+        share=share,
+        processes=processes,
+        joined_tokens=joined_tokens,
+    )
     return [
-        pack([samples[index] for index in row.members], image_token_id, share=share)
-        for row in plan_rows(paths, tokens_per_row, share=share, processes=processes)
+        pack([samples[index] for index in plan.members], image_token_id, share=share)
+        for plan in plans
     ]
 
 
 def plan_rows(
-    paths: Sequence[Path], tokens_per_row: int, *, share: bool = True, processes: int = 1
+    paths: Sequence[Path],
+    tokens_per_row: int,
+    *,
+    share: bool = True,
+    processes: int = 1,
+    joined_tokens: int = JOINED_TOKENS,
 ) -> list[RowPlan]:
     """Which samples share a row; the longest row first.
 
     Samples that share much of their prompt fill a row up to ``tokens_per_row``; unrelated ones
-    are joined up to JOINED_TOKENS. A sample that is longer gets a row of its own. Of all limits
+    are joined up to ``joined_tokens``. A sample that is longer gets a row of its own. Of all limits
     that need no more rows the tightest is taken, which makes the rows even.
 
     Args:
@@ -120,14 +133,15 @@ def plan_rows(
         tokens_per_row: most tokens of a row, after sharing.
         share: whether equal prefixes are held once.
         processes: the number of rows is rounded up to a multiple of it, where there is enough.
+        joined_tokens: most tokens of a row of samples that share little.
     """
     order = _by_prefix(paths, share=share)
-    rows = _fill(order, tokens_per_row)
+    rows = _fill(order, tokens_per_row, joined_tokens)
     most = -(-len(rows) // processes) * processes
     low, high = 1, tokens_per_row
     while low < high:
         limit = (low + high) // 2
-        found = _fill(order, limit)
+        found = _fill(order, limit, joined_tokens)
         if len(found) <= most:
             rows, high = found, limit
         else:
@@ -203,7 +217,7 @@ def _distinct(order: Sequence[_Leaf], members: Sequence[int]) -> int:
     return tokens
 
 
-def _fill(order: Sequence[_Leaf], limit: int) -> list[RowPlan]:
+def _fill(order: Sequence[_Leaf], limit: int, joined: int) -> list[RowPlan]:
     """Rows of at most so many tokens, unless a sample alone has more.
 
     First fit decreasing: the long bundles first, each into the first row with room.
@@ -211,9 +225,9 @@ def _fill(order: Sequence[_Leaf], limit: int) -> list[RowPlan]:
     rows: list[RowPlan] = []
     for bundle in sorted(_bundles(order, limit), key=lambda bundle: -bundle.tokens):
         for place, row in enumerate(rows):
-            if row.tokens + bundle.tokens <= min(limit, JOINED_TOKENS):
-                joined = tuple(sorted(row.members + bundle.members))
-                rows[place] = RowPlan(row.tokens + bundle.tokens, joined)
+            if row.tokens + bundle.tokens <= min(limit, joined):
+                members = tuple(sorted(row.members + bundle.members))
+                rows[place] = RowPlan(row.tokens + bundle.tokens, members)
                 break
         else:
             rows.append(bundle)

@@ -37,11 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """See the flags of the same names; all defaults are resolved here."""
+    """See the flags of the same names; all defaults are resolved here.
+
+    Attributes:
+        joined_tokens: most tokens of a row of samples that share little.
+    """
 
     total_steps: int
     batch_size: int
     tokens_per_row: int
+    joined_tokens: int
     share_prefix: bool
     max_grad_norm: float
     save_steps: int
@@ -148,6 +153,7 @@ def pack(job: Job, samples: list[Any]) -> list[PackedBatch]:
         tokens_per_row=job.options.tokens_per_row,
         share=job.options.share_prefix,
         processes=job.processes.count,
+        joined_tokens=job.options.joined_tokens,
     )
 
 

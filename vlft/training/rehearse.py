@@ -89,7 +89,11 @@ def longest_row(job: Job, steps: Iterable[list[int]], tokens_per_row: int) -> Pa
     for indices in steps:
         samples = [job.train[index] for index in indices]
         plan = plan_rows(
-            to_paths(samples, token), tokens_per_row, share=share, processes=job.processes.count
+            to_paths(samples, token),
+            tokens_per_row,
+            share=share,
+            processes=job.processes.count,
+            joined_tokens=job.options.joined_tokens,
         )[0]
         if plan.tokens > longest:
             longest, chosen = plan.tokens, [samples[index] for index in plan.members]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from vlft.data.encode import images_of
 from vlft.data.images import content_key
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
-from vlft.packing.schedule import Schedule
+from vlft.packing.schedule import JOINED_TOKENS, Schedule
 from vlft.processes import Processes
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Tokens of a row that keep a step busy without a dense mask of the row growing large.
+# Tokens of a row that keep a step busy; on a GPU until what fits has been found out.
 TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 
 
@@ -129,6 +130,8 @@ def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) ->
         total_steps=min(total, config.max_steps) if config.max_steps else total,
         batch_size=config.batch_size,
         tokens_per_row=config.tokens_per_microbatch or TOKENS_PER_ROW[device.type],
+        # A GPU has room in its products for all that fits into a row.
+        joined_tokens=JOINED_TOKENS if device.type == "cpu" else sys.maxsize,
         share_prefix=config.share_prefix,
         max_grad_norm=config.max_grad_norm,
         save_steps=save_steps,
