@@ -22,13 +22,12 @@ from vlft.checkpoints.quantize import is_quantized
 from vlft.errors import ConfigError
 from vlft.families.base import is_in, keeps_dtype
 from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
+from vlft.training.targets import Targets, choose_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlft.families.base import Family
-
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
 @dataclass(frozen=True)
@@ -87,19 +86,6 @@ def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool
             parameter.requires_grad_(True)
 
 
-@dataclass(frozen=True)
-class Targets:
-    """What gets LoRA, by full name.
-
-    Attributes:
-        modules: linear layers.
-        parameters: weights of experts.
-    """
-
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...] = ()
-
-
 def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> Targets:
     """The full names of what gets LoRA.
 
@@ -112,17 +98,12 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> T
     experts = _experts(model, parts.language)
     extra = _linears(model, parts.aligner) if options.train_aligner else []
     extra += _linears(model, parts.vision) if options.train_vision else []
-    if options.target_modules == "qkv":
-        chosen = [name for name in language if name.split(".")[-1] in family.attention_inputs]
-    elif options.target_modules == "ALL":
-        chosen = language + experts
-    else:
-        chosen = _match(options.target_modules, language + extra, experts)
-    modules = dict.fromkeys(name for name in chosen + extra if name not in experts)
-    parameters = tuple(dict.fromkeys(name for name in chosen if name in experts))
-    if parameters:
+    targets = choose_targets(
+        options.target_modules, family.attention_inputs, language, experts, extra
+    )
+    if targets.parameters:
         _check_for_experts(options)
-    return Targets(tuple(modules), parameters)
+    return targets
 
 
 def _check_for_experts(options: LoraOptions) -> None:
@@ -182,44 +163,3 @@ def _experts(model: nn.Module, language: str) -> list[str]:
         if is_in(name, [language]) and isinstance(module, PLAIN_EXPERTS | Experts4bit)
         for projection in PROJECTIONS
     ]
-
-
-def _match(spec: str, linears: list[str], experts: list[str]) -> list[str]:
-    """Names by their ends, or by a regular expression.
-
-    Experts have one weight for all; ``down_proj`` alone means linear layers, ``experts`` and
-    ``experts.down_proj`` mean theirs.
-    """
-    names = linears + experts
-    chosen: list[str] = []
-    wanted = [part.strip() for part in spec.split(",")]
-    if all(PLAIN_NAME.fullmatch(part) and not part.endswith(".") for part in wanted):
-        for part in wanted:
-            ends = (f".{part}", *(f".{part}.{name}" for name in PROJECTIONS))
-            sought = names if "experts" in part else linears
-            found = [name for name in sought if name == part or name.endswith(ends)]
-            if not found:
-                raise _no_match(part, linears, experts)
-            chosen += found
-        return chosen
-    try:
-        pattern = re.compile(spec)
-    except re.error as error:
-        raise ConfigError(
-            f"not a regular expression: {error}", place="--lora-target-modules"
-        ) from None
-    chosen = [name for name in names if pattern.fullmatch(name)]
-    if not chosen:
-        raise _no_match(spec, linears, experts)
-    return chosen
-
-
-def _no_match(spec: str, linears: list[str], experts: list[str]) -> ConfigError:
-    leaves = sorted({name.split(".")[-1] for name in linears})
-    more = ", and experts, experts.gate_up_proj, experts.down_proj" if experts else ""
-    return ConfigError(
-        f"{spec!r} matches no linear layer of the trained parts",
-        place="--lora-target-modules",
-        hint=f"there are {', '.join(leaves)}{more}; the first is called {linears[0]}; "
-        "or use qkv or ALL",
-    )
