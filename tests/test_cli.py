@@ -11,7 +11,7 @@ import pytest
 
 from vlft import __version__
 from vlft.cli import app, models
-from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
+from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
 from vlft.families.known import KNOWN
 from vlft.families.table import FAMILIES
 from vlft.settings import flag
@@ -28,6 +28,17 @@ FLAGS = {
         --share-prefix --vision-cache --seed
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
         --report-to --resume --overwrite --show-sample
+    """,
+    "plan": """
+        --model --revision --hub --dtype --device --quantize --attn
+        --dataset --val-dataset --val-ratio --image-root --max-length --on-long --on-bad-sample
+        --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
+        --use-rslora --init-lora-weights --train-aligner --train-vision
+        --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
+        --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
+        --share-prefix --vision-cache --seed
+        --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
+        --report-to --resume --overwrite --show-sample --gpu
     """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
@@ -46,6 +57,7 @@ FLAGS = {
 }
 CLASSES = {
     "sft": SftConfig,
+    "plan": PlanConfig,
     "infer": InferConfig,
     "merge-lora": MergeLoraConfig,
     "convert": ConvertConfig,

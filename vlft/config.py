@@ -20,6 +20,12 @@ ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
 
+# GiB of memory, by the name of the GPU.
+GPUS = {
+    "t4": 15, "l4": 22.5, "a10": 22.5, "v100": 32, "rtx3090": 24, "rtx4090": 24, "rtx5090": 32,
+    "a100-40gb": 40, "a6000": 48, "l40s": 45, "a100": 80, "h100": 80, "h200": 140, "b200": 180,
+}  # fmt: skip
+
 # These set base weights too, which 4 and 8 bit cannot hold.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
 
@@ -238,6 +244,17 @@ class SftConfig:
                 )
             )
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(SftConfig):
+    """Settings of ``vlft plan``: those of the run that is planned, and the GPU."""
+
+    gpu: str = setting("24GB", "GPU to plan for: its memory, or a name like a100.", panel="Plan")
+
+    def problems(self) -> list[UsageError]:
+        """Those of the run; without data its memory can still be planned."""
+        return [problem for problem in super().problems() if problem.place != "--dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)

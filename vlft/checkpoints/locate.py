@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-vl"
 
 # Never a .py: nothing that could run is even downloaded.
-DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "*.bin", "*.txt", "LICENSE*")
+DOWNLOADED = ("*.json", "*.jinja", "*.txt", "LICENSE*")
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class ModelFolder:
 
 
 def locate_model(
-    name: str | None, *, revision: str | None = None, hub: str = "huggingface"
+    name: str | None,
+    *,
+    revision: str | None = None,
+    hub: str = "huggingface",
+    weights: bool = True,
 ) -> ModelFolder:
     """The folder of a model.
 
@@ -56,6 +61,7 @@ def locate_model(
         name: a folder, a hub id, or None for the tiny model of the repository.
         revision: on the hub.
         hub: huggingface or modelscope.
+        weights: whether they are wanted too.
 
     Raises:
         CheckpointError: there is no such model, or it is none that vlft supports.
@@ -70,7 +76,7 @@ def locate_model(
         name = str(TINY_MODEL)
     path = Path(name).expanduser()
     if not path.is_dir():
-        path = _download(name, revision, hub)
+        path = _download(name, revision, hub, [*DOWNLOADED, *(WEIGHTS if weights else ())])
     return describe(path, name)
 
 
@@ -92,22 +98,23 @@ def describe(path: Path, name: str = "") -> ModelFolder:
     return ModelFolder(path, name or str(path), config, family, layout)
 
 
-def _download(name: str, revision: str | None, hub: str) -> Path:
+def _download(name: str, revision: str | None, hub: str, patterns: list[str]) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(
             "no such folder, and not a hub id either",
             place=f"--model {name}",
             hint="name a folder, or an id of the form owner/model",
         )
-    return _from_modelscope(name, revision) if hub == "modelscope" else _from_hub(name, revision)
+    fetch = _from_modelscope if hub == "modelscope" else _from_hub
+    return fetch(name, revision, patterns)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -117,7 +124,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def _from_modelscope(name: str, revision: str | None) -> Path:
+def _from_modelscope(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         from modelscope import snapshot_download
     except ImportError:
@@ -127,7 +134,7 @@ def _from_modelscope(name: str, revision: str | None) -> Path:
             hint="pip install 'vlft[modelscope]'",
         ) from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_file_pattern=list(DOWNLOADED)))
+        return Path(snapshot_download(name, revision=revision, allow_file_pattern=patterns))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"modelscope did not give it: {error}", place=f"--model {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,19 @@ def read_tensors(
             yield from _read_bin(path, wanted)
         else:
             yield from _read_safetensors(path, wanted)
+
+
+def count_numbers(folder: Path) -> int:
+    """Numbers in the weight files of a model folder; of .bin files as if all had 16 bits."""
+    total = 0
+    for path in weight_files(folder):
+        if path.suffix == ".bin":
+            total += path.stat().st_size // 2
+        else:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                total += sum(prod(file.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from vlft import __version__
-from vlft.cli import cache, convert, infer, merge_lora, models, sft
+from vlft.cli import cache, convert, infer, merge_lora, models, plan, sft
 from vlft.cli.help import help_command
-from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
+from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
 from vlft.console import err, show_error
 from vlft.errors import UsageError, VlftError, shown
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("sft", help=sft.HELP, cls=help_command(SftConfig, sft.HELP))(sft.command)
+app.command("plan", help=plan.HELP, cls=help_command(PlanConfig, plan.HELP))(plan.command)
 app.command("infer", help=infer.HELP, cls=help_command(InferConfig, infer.HELP))(infer.command)
 app.command("merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP))(
     merge_lora.command

@@ -166,6 +166,18 @@ def language_size(text: TextSizes) -> int:
     return weights + text.layers * norms + routers + ends
 
 
+def tower_scores(native: Mapping[str, Any]) -> int:
+    """Numbers in the attention scores of the SAM tower for a picture; 0 if there is none.
+
+    SigLIP's attention is fused and makes none; SAM adds relative positions to its scores.
+    """
+    tower = native.get("high_res_vision_config")
+    if tower is None:
+        return 0
+    patches = (tower["image_size"] // tower["patch_size"]) ** 2
+    return int(tower["num_attention_heads"] * patches * patches)
+
+
 def head_size(text: TextSizes) -> int:
     """Numbers in the vocabulary projection, unless it is the embedding."""
     return 0 if text.tied else text.vocabulary * text.hidden

@@ -24,15 +24,14 @@ from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
 from vlft.training.rehearse import fitting_tokens, rehearse
 from vlft.training.resume import drop_later_checkpoints, resumed_config
+from vlft.training.samples import load_data, make_schedule
 from vlft.training.setup import (
     TOKENS_PER_ROW,
     check_tracker,
     join_processes,
     learning_rate,
-    load_data,
     loop_options,
     make_accelerator,
-    make_schedule,
     prepare_images,
     prepare_model,
 )

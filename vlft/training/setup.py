@@ -13,15 +13,13 @@ from vlft import console
 from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
-from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
-from vlft.data.encode import images_of
-from vlft.data.images import content_key
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
 from vlft.packing.schedule import JOINED_TOKENS, Schedule
 from vlft.processes import Processes
 from vlft.training.loop import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
+from vlft.training.samples import distinct_images
 from vlft.vision.cache import Images, fill
 from vlft.vision.plan import plan_cache
 
@@ -31,30 +29,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlft.config import SftConfig
+    from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
 # Tokens of a row that keep a step busy; on a GPU until what fits has been found out.
 TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
-
-
-def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset]:
-    """Training and validation set, every record checked."""
-    options = DataOptions(
-        image_tag=processor.family.image_tag,
-        image_root=config.image_root,
-        on_bad_sample=config.on_bad_sample,
-        on_long=config.on_long,
-        max_length=min(config.max_length or processor.max_length, processor.max_length),
-        seed=config.seed,
-    )
-    return load_train_and_val(
-        config.dataset,
-        config.val_dataset,
-        config.val_ratio,
-        processor.encode_conversation,
-        options,
-    )
 
 
 def prepare_model(
@@ -110,13 +90,7 @@ def prepare_images(
     """Where rows get their pictures from: kept features, unless the tower trains."""
     if config.train_vision:
         return Images(processor)
-    found = {
-        image.key: image
-        for part in data
-        for conversation in part.conversations
-        for image in images_of(conversation, processor.chat)
-    }
-    images = list(found.values())
+    images = distinct_images(data, processor)
     stage: Stage = "seen" if config.train_aligner else "aligned"
     plan = processes.same(plan_cache(config.vision_cache, model, processor, images, stage))
     return fill(plan, model, processor, images, processes)
@@ -140,17 +114,6 @@ def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) ->
         logging_steps=config.logging_steps,
         early_stop=config.early_stop,
     )
-
-
-def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
-    """The order of the samples: those of one picture together, unless nothing is shared."""
-    groups = tuple(
-        content_key(conversation.images[0].path)
-        if config.share_prefix and conversation.images
-        else index
-        for index, conversation in enumerate(train_data.conversations)
-    )
-    return Schedule(groups, config.batch_size, config.seed)
 
 
 def make_accelerator(config: SftConfig, placement: Placement) -> Any:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Pixels in the towers at once: four pictures of 1,024 pixels a side. What is encoded together is
-# always the same, so that a run can be repeated to the last bit.
-PIXELS_AT_ONCE = 4 * 1024**2
+# Pixels in the towers at once: two pictures of 1,024 pixels a side, whose attention scores are most
+# of the memory, or 14 views of 384. What is encoded together is always the same, so that a run can
+# be repeated to the last bit.
+PIXELS_AT_ONCE = 2 * 1024**2
 # Decoding in other processes pays from so many batches on.
 BATCHES_FOR_WORKERS = 8
 

@@ -1,0 +1,205 @@
+"""What ``vlft plan`` says is what the models have and what training does."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from math import prod
+
+import pytest
+from conftest import GOLDEN, MATRIX, make_rows, only_siglip, write_jsonl
+from published import PUBLISHED
+from torch import nn
+
+import vlft
+from vlft.checkpoints.load import empty_model
+from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.config import PlanConfig
+from vlft.errors import ConfigError
+from vlft.families.base import is_in
+from vlft.families.known import KNOWN
+from vlft.families.sizes import (
+    head_size,
+    language_size,
+    language_weights,
+    text_sizes,
+    tower_scores,
+)
+from vlft.families.table import find_family
+from vlft.models.experts import PLAIN_EXPERTS
+from vlft.packing.schedule import pack_rows
+from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.memory import Asked, trained_size
+from vlft.training.plan import (
+    easier,
+    find_model,
+    gpu_bytes,
+    memory_of,
+    plan_data,
+    published,
+    run_plan,
+    verdict,
+)
+from vlft.training.samples import load_data, make_schedule
+from vlft.training.show import parameter_count
+
+GIB = 2**30
+CONFIGS = {p.name: p for p in PUBLISHED} | {str(case): case for case in MATRIX}
+# One of each size; the golden ones have what published ones have not.
+DISTINCT = [
+    *("deepseek-vl-1.3b-chat", "deepseek-vl-7b-chat", "deepseek-vl2-tiny", "deepseek-vl2-small"),
+    *("deepseek-vl2", "Janus-Pro-7B"),
+]
+DISTINCT = [f"deepseek-ai/{name}" for name in DISTINCT] + [str(case) for case in MATRIX]
+
+
+@pytest.fixture(params=DISTINCT)
+def built(request, tmp_path):
+    """A folder and its model on the meta device: published ones, and the golden ones."""
+    found = CONFIGS[request.param]
+    if hasattr(found, "folder"):
+        folder = describe(found.folder)
+    else:
+        family, layout = find_family(found.config, place=found.name)
+        folder = ModelFolder(tmp_path, found.name, dict(found.config), family, layout)
+    return folder, empty_model(folder, image_token_id=1)
+
+
+def test_names_shapes_and_counts_are_those_of_the_model(built):
+    folder, model = built
+    parts = folder.family.parts
+    text = text_sizes(folder.native_config(1)["text_config"])
+    expected = {}
+    for name, module in model.named_modules():
+        if is_in(name, [parts.language]) and isinstance(module, nn.Linear):
+            expected[name] = tuple(module.weight.shape)
+        elif is_in(name, [parts.language]) and isinstance(module, PLAIN_EXPERTS):
+            weights = module.named_parameters(recurse=False)
+            expected |= {f"{name}.{leaf}": tuple(weight.shape) for leaf, weight in weights}
+    assert language_weights(text, parts.language) == expected
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    language = sum(size for name, size in sizes.items() if is_in(name, [parts.language]))
+    head = sum(size for name, size in sizes.items() if is_in(name, [parts.head]))
+    assert (language_size(text), head_size(text)) == (language, head)
+    for targets in ("qkv", "ALL"):
+        tuned = add_lora(
+            empty_model(folder, image_token_id=1), folder.family, LoraOptions(targets, rank=4)
+        )
+        trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
+        asked = Asked(targets=targets, rank=4)
+        assert trained_size(text, folder.family.attention_inputs, asked) == trained
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.id)
+def test_what_is_known_of_published_models(known):
+    config = CONFIGS[known.id].config
+    family, _ = find_family(config, place=known.id)
+    native = family.native_config(config, 1)
+    assert text_sizes(native["text_config"]) == known.text
+    assert tower_scores(native) == known.scores
+    numbers = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
+    language = language_size(known.text) + head_size(known.text)
+    assert published(known.id).others == pytest.approx(numbers - language, abs=5e6)
+
+
+@pytest.fixture
+def config(case, tmp_path):
+    return PlanConfig(
+        model=str(case.folder),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(12))),),
+        image_root=GOLDEN / "images",
+        batch_size=4,
+        tokens_per_microbatch=300,
+        device="cpu",
+    )
+
+
+def test_rows_and_tokens_are_those_of_training(config, folder, processor):
+    found = plan_data(config, folder)
+    train, val = load_data(config, processor)
+    rows = [
+        row
+        for indices in make_schedule(config, train).epoch(0)
+        for row in pack_rows(
+            [train[i] for i in indices], processor.chat.image_token_id, tokens_per_row=300
+        )
+    ]
+    assert (found.samples, found.validation) == (len(train), len(val))
+    assert (found.rows, found.steps) == (len(rows), 3)
+    assert (found.shared, found.longest_row) == (sum(map(len, rows)), max(map(len, rows)))
+    assert found.tokens == sum(row.sample_tokens for row in rows)
+    assert found.pictures == len({image.key for row in rows for image in row.images})
+
+
+def test_a_folder_is_counted_by_its_files(config, folder, make_model):
+    model, _ = find_model(config)
+    parts = folder.family.parts
+    named = make_model().named_parameters()
+    others = sum(p.numel() for name, p in named if not is_in(name, [parts.language, parts.head]))
+    # The files hold what no model uses, too.
+    assert others <= model.others <= 1.5 * others
+
+
+class TestVerdict:
+    def test_flags_that_would_make_it_fit_do(self):
+        config = PlanConfig(model="deepseek-ai/deepseek-vl2-small", gpu="24GB")
+        model, _ = find_model(config)
+        assert "does not fit on 24GB" in verdict(config, model, 24 * GIB)
+        assert "fits with --quantize nf4 (" in verdict(config, model, 24 * GIB)
+        fitting = dataclasses.replace(config, quantize="nf4")
+        assert memory_of(fitting, model).peak < 24 * GIB
+        assert verdict(fitting, model, 24 * GIB).startswith("fits on 24GB")
+
+    def test_nothing_helps(self):
+        config = PlanConfig(model="deepseek-ai/deepseek-vl2", gpu="8GB")
+        model, _ = find_model(config)
+        assert verdict(config, model, 8 * GIB).endswith("no flag makes it fit")
+
+    def test_what_is_easier_takes_less(self):
+        config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gradient_checkpointing=False)
+        model, _ = find_model(config)
+        tried = dict(easier(config))
+        assert "--gradient-checkpointing --quantize nf4 --tokens-per-microbatch 1024" in tried
+        for flags, changed in tried.items():
+            assert memory_of(changed, model).peak < memory_of(config, model).peak, flags
+
+    @pytest.mark.parametrize(
+        ("gpu", "gib"), [("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16)]
+    )
+    def test_gpus(self, gpu, gib):
+        assert gpu_bytes(gpu) == gib * GIB
+
+    @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3"])
+    def test_an_unknown_gpu(self, gpu):
+        with pytest.raises(ConfigError, match=r"--gpu: found .*\n.*a size like 24GB, or t4"):
+            gpu_bytes(gpu)
+
+
+@only_siglip
+def test_a_plan_is_printed(config, capsys):
+    run_plan(config)
+    text = capsys.readouterr().out
+    for word in ("samples ", "pictures", "after sharing", "rows in 3 steps", "of main memory"):
+        assert word in text
+
+
+def test_all_published_models_without_a_model_library(tmp_path):
+    """It is instant because nothing heavy is imported."""
+    code = (
+        "import sys; sys.argv = ['vlft', 'plan', '--gpu', 'a100']\n"
+        "from vlft.cli.app import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert not {'transformers.modeling_utils', 'peft'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(known.id in done.stdout for known in KNOWN)
+
+
+def test_the_run_is_the_one_that_is_planned():
+    """A plan takes the flags of sft as they are."""
+    names = {field.name for field in dataclasses.fields(vlft.SftConfig)}
+    assert {field.name for field in dataclasses.fields(PlanConfig)} == names | {"gpu"}

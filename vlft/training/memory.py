@@ -1,0 +1,195 @@
+"""The memory that tuning takes, by arithmetic: what is held, and what a row adds.
+
+Counted are weights, what trains with its gradient and moments, what the backward pass keeps of a
+row, and the largest of what exists only for a moment. ``python -m benchmarks plan`` compares the
+sum with a measured peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from vlft.families.sizes import TextSizes, head_size, language_size, language_weights
+from vlft.training.targets import choose_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+# nf4: half a byte, a byte of scale per 64, four bytes of second scale per 64 * 256.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+INT8_BYTES = 1.0
+# A trained number in float32: value, gradient, two moments.
+TRAINED_BYTES = 16
+# Positions whose logits exist at once, and what one of them is with its gradients; training.loss.
+LOSS_POSITIONS, LOSS_BYTES = 128, 12
+# What CUDA and its libraries hold.
+CUDA_BYTES = 0.7 * 2**30
+# Pictures of the SAM tower that are encoded at once, vision.batches, and how many tensors of its
+# attention scores exist together.
+LARGE_PICTURES, SCORES = 2, 2.5
+# What a batch of small views takes in a SigLIP tower, about.
+VIEWS_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the memory depends on; see the flags of the same names.
+
+    Attributes:
+        width: bytes of a plain weight.
+        quantize: none, nf4 or int8.
+        full: whether the LLM itself trains.
+        targets: of LoRA.
+        rank: of LoRA.
+        checkpointing: whether activations are recomputed.
+        tokens: of a row.
+        scores: of attention in the SAM tower, for a picture; 0 without one.
+        cached: whether the towers leave the GPU before step one.
+        cuda: whether it runs on one.
+    """
+
+    width: int = 2
+    quantize: str = "none"
+    full: bool = False
+    targets: str = "qkv"
+    rank: int = 8
+    checkpointing: bool = True
+    tokens: int = 8192
+    scores: int = 0
+    cached: bool = True
+    cuda: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a step.
+
+    Attributes:
+        weights: of the LLM, its head, and the other parts that stay.
+        trained: values, gradients and moments of what trains.
+        activations: what the backward pass keeps of a row.
+        features: of a row's pictures, and its embeddings.
+        moment: the largest of what exists only for a moment: logits, one layer's gradients, and
+            with 4 or 8 bit the largest weight unpacked.
+        runtime: of CUDA and its libraries.
+        encoding: at the peak of encoding pictures, which comes before step one.
+    """
+
+    weights: float
+    trained: float
+    activations: float
+    features: float
+    moment: float
+    runtime: float
+    encoding: float
+
+    @property
+    def step(self) -> float:
+        """At the peak of a step."""
+        held = self.weights + self.trained + self.runtime
+        return held + self.activations + self.features + self.moment
+
+    @property
+    def peak(self) -> float:
+        """Of the whole run."""
+        return max(self.step, self.encoding)
+
+
+def memory(text: TextSizes, others: int, attention_inputs: Collection[str], asked: Asked) -> Memory:
+    """What a run takes.
+
+    Args:
+        text: sizes of the LLM.
+        others: numbers in towers, aligner and other parts.
+        attention_inputs: ends of the names that ``qkv`` means.
+        asked: see Asked.
+    """
+    held = _language_bytes(text, asked)
+    towers = asked.width * others
+    trained = TRAINED_BYTES * trained_size(text, attention_inputs, asked)
+    runtime = CUDA_BYTES if asked.cuda else 0.0
+    leaves = asked.cached and asked.cuda
+    largest = max(prod(shape) for shape in language_weights(text, "").values())
+    unpacked = asked.width * largest if asked.quantize != "none" else 0.0
+    layers = [_layer_bytes(text, layer, asked) for layer in range(text.layers)]
+    kept = sum(layers)
+    if asked.checkpointing:
+        kept = text.layers * asked.tokens * text.hidden * asked.width + max(layers)
+    gradients = asked.width * asked.tokens * (2 * _inner(text) + 2 * text.hidden)
+    logits = LOSS_POSITIONS * LOSS_BYTES * text.vocabulary
+    return Memory(
+        weights=held + (0.0 if leaves else towers),
+        trained=trained,
+        activations=kept,
+        features=3.0 * asked.width * asked.tokens * text.hidden,
+        moment=max(logits, gradients + unpacked),
+        runtime=runtime,
+        encoding=held + towers + trained / 4 + runtime + _encoding_bytes(asked),
+    )
+
+
+def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: Asked) -> int:
+    """How many numbers train."""
+    if asked.full:
+        return language_size(text) + head_size(text)
+    shapes = language_weights(text, "language")
+    linears = [name for name, shape in shapes.items() if len(shape) == 2]
+    experts = [name for name, shape in shapes.items() if len(shape) == 3]
+    chosen = choose_targets(asked.targets, attention_inputs, linears, experts)
+    return sum(
+        asked.rank * sum(shapes[name][-2:]) * prod(shapes[name][:-2])
+        for name in (*chosen.modules, *chosen.parameters)
+    )
+
+
+def _encoding_bytes(asked: Asked) -> float:
+    """Of pictures on their way through the towers."""
+    return LARGE_PICTURES * SCORES * asked.width * asked.scores or VIEWS_BYTES
+
+
+def _language_bytes(text: TextSizes, asked: Asked) -> float:
+    """Of the LLM's frozen weights; trained ones are counted apart."""
+    if asked.full:
+        return 0.0
+    total = language_size(text) + head_size(text)
+    shapes = language_weights(text, "").values()
+    # 8 bit is for plain linear layers.
+    packed = sum(prod(s) for s in shapes if asked.quantize == "nf4" or len(s) == 2)
+    each = {"nf4": NF4_BYTES, "int8": INT8_BYTES}.get(asked.quantize, asked.width)
+    return asked.width * (total - packed) + each * packed
+
+
+def _layer_bytes(text: TextSizes, layer: int, asked: Asked) -> float:
+    """What the backward pass keeps of a layer.
+
+    The norms keep their inputs, in float32; LoRA on the attention's inputs keeps the normalised
+    state; attention keeps queries, keys, values and its result; the gated layer three of its inner
+    width. LoRA on all layers keeps their inputs as well.
+    """
+    width, hidden = asked.width, text.hidden
+    every = asked.full or asked.targets == "ALL"
+    norms = 2 * 4 * hidden
+    # In 16 bit, LoRA's float32 weights make a copy of their input for each of q, k, v.
+    inputs = width * hidden * (1 if width == 4 else 3)
+    attention = width * (2 * text.query + 2 * text.value)
+    if every:
+        inputs += width * hidden
+        attention += width * text.value
+    share = 4 if every else 3
+    if text.experts is not None and text.is_sparse(layer):
+        experts = text.experts
+        routed = experts.best * (share * width * experts.width + 2 * width * hidden + 4 * hidden)
+        inner = routed + share * width * experts.width * experts.shared
+    else:
+        inner = share * width * text.inner
+    return float(asked.tokens * (norms + inputs + attention + inner))
+
+
+def _inner(text: TextSizes) -> int:
+    """The widest that a layer becomes, per token."""
+    if text.experts is None:
+        return text.inner
+    experts = text.experts
+    return max(text.inner, experts.best * (experts.width + text.hidden))

@@ -1,0 +1,56 @@
+"""Settings -> samples, their order, their pictures. Nothing here needs a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
+from vlft.data.encode import images_of
+from vlft.data.images import content_key
+from vlft.packing.schedule import Schedule
+
+if TYPE_CHECKING:
+    from vlft.config import SftConfig
+    from vlft.data.encode import EncodedImage
+    from vlft.families.processor import Processor
+
+
+def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset]:
+    """Training and validation set, every record checked."""
+    options = DataOptions(
+        image_tag=processor.family.image_tag,
+        image_root=config.image_root,
+        on_bad_sample=config.on_bad_sample,
+        on_long=config.on_long,
+        max_length=min(config.max_length or processor.max_length, processor.max_length),
+        seed=config.seed,
+    )
+    return load_train_and_val(
+        config.dataset,
+        config.val_dataset,
+        config.val_ratio,
+        processor.encode_conversation,
+        options,
+    )
+
+
+def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
+    """The order of the samples: those of one picture together, unless nothing is shared."""
+    groups = tuple(
+        content_key(conversation.images[0].path)
+        if config.share_prefix and conversation.images
+        else index
+        for index, conversation in enumerate(train_data.conversations)
+    )
+    return Schedule(groups, config.batch_size, config.seed)
+
+
+def distinct_images(data: tuple[Dataset, Dataset], processor: Processor) -> list[EncodedImage]:
+    """Every picture of the samples once, in their order."""
+    found = {
+        image.key: image
+        for part in data
+        for conversation in part.conversations
+        for image in images_of(conversation, processor.chat)
+    }
+    return list(found.values())
