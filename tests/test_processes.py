@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 import subprocesses
+import torch
 from conftest import GOLDEN, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
 from vlft.checkpoints.runs import find_checkpoint
+from vlft.errors import ConfigError
 from vlft.processes import ALONE
 from vlft.settings import to_json
+from vlft.training.setup import check_launch
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
 
 @pytest.fixture
@@ -49,11 +50,37 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(config: vlft.SftConfig, home: Path, count: int = 2) -> list:
+def as_fsdp() -> None:
+    """Makes Accelerate shard the model on the CPU, which it does of itself on GPUs alone."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    from vlft.training import run
+
+    make = run.make_accelerator
+
+    def make_sharding(config, placement):
+        accelerator = make(config, placement)
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            cpu_ram_efficient_loading=False,
+        )
+        assert accelerator.is_fsdp2
+        return accelerator
+
+    run.make_accelerator = make_sharding
+
+
+def launch(config: vlft.SftConfig, home: Path, before=None, count: int = 2) -> list:
     """Starts the processes of a run as torchrun does."""
     home.mkdir(exist_ok=True)
     file = home / "settings.json"
-    file.write_text(json.dumps(to_json(config)))
+    # Only what was asked for: a resumed run has its settings.
+    usual = to_json(vlft.SftConfig())
+    asked = {name: value for name, value in to_json(config).items() if value != usual[name]}
+    file.write_text(json.dumps(asked))
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
@@ -66,6 +93,7 @@ def launch(config: vlft.SftConfig, home: Path, count: int = 2) -> list:
         subprocesses.start(
             ["sft", "--config", str(file)],
             home / f"errors-{index}.txt",
+            before,
             **shared,
             RANK=str(index),
             LOCAL_RANK=str(index),
@@ -76,10 +104,13 @@ def launch(config: vlft.SftConfig, home: Path, count: int = 2) -> list:
 
 def finish(processes: list, home: Path) -> list[int]:
     for process in processes:
-        process.join(120)
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
     errors = [path.read_text() for path in sorted(home.glob("errors-*.txt"))]
     assert all("Traceback" not in text for text in errors), errors
-    return [process.exitcode for process in processes]
+    return codes
 
 
 def run_of(config: vlft.SftConfig) -> Path:
@@ -114,6 +145,44 @@ def test_two_processes_are_one(config, tmp_path):
     assert "step 3/3" in spoken
     assert not silent
     assert not list(run.glob(".*"))
+
+
+@only_siglip
+def test_sharded_weights_are_one_model(config, tmp_path):
+    """FSDP2: the losses of one process, a whole adapter, a state that one process goes on from."""
+    config = dataclasses.replace(config, train_aligner=False, num_train_epochs=2, save_steps=3)
+    alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
+    home = tmp_path / "two"
+    assert finish(launch(config, home, as_fsdp), home) == [0, 0]
+    run = run_of(config)
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-4)
+    assert metrics(run, "grad_norm") == pytest.approx(metrics(alone, "grad_norm"), rel=1e-4)
+    expected = adapter(alone)
+    assert adapter(run).keys() == expected.keys()
+    for name, tensor in adapter(run).items():
+        assert (tensor - expected[name]).abs().max() <= 1e-3 * expected[name].abs().max(), name
+    half = vlft.SftConfig(resume=run / "checkpoint-3", overwrite=True)
+    assert vlft.sft(half).finished
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+    # And back: two processes, sharded, go on from where one was.
+    again = home / "again"
+    assert finish(launch(half, again, as_fsdp), again) == [0, 0]
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "found DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "found fsdp_version: 1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "found FSDP on the CPU"),
+    ],
+)
+def test_ways_to_launch_that_are_not_known(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"accelerate launch: {message}"):
+        check_launch(torch.device("cpu"))
 
 
 @only_siglip

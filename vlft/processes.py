@@ -14,6 +14,8 @@ from vlft.errors import VlftError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
 Value = TypeVar("Value")
 
 
@@ -24,10 +26,12 @@ class Processes:
     Attributes:
         index: of this one; the first is 0.
         count: how many there are.
+        sharded: whether each holds only a part of every weight.
     """
 
     index: int = 0
     count: int = 1
+    sharded: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -89,3 +93,21 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; if each process holds a part, all must ask."""
+    full = getattr(tensor, "full_tensor", None)
+    found: Tensor = full() if full is not None else tensor
+    return found.detach().cpu().contiguous()
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor where another is: on its device, or this process's part if that is sharded."""
+    placed = tensor.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return placed
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    return distribute_tensor(placed, sharded.device_mesh, sharded.placements)

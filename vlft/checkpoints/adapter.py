@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from vlft.config import INIT_LORA
 from vlft.errors import CheckpointError
 from vlft.files import read_object
+from vlft.processes import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,12 +35,23 @@ READ_FIELDS = (
 LEFT_ALONE = ("peft_type", "peft_version", "inference_mode", "revision", "runtime_config")
 
 
-def save_adapter(peft_model: Any, folder: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors."""
+def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
+    """The adapter's weights, whole and on the CPU; of a sharded model, all processes must ask."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {name: whole(tensor) for name, tensor in state.items()}
+
+
+def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        peft_model: with the adapter.
+        folder: to write into.
+        tensors: its weights, if they have been taken already.
+    """
+    tensors = adapter_tensors(peft_model) if tensors is None else tensors
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     peft_model.peft_config["default"].save_pretrained(str(folder))
 

@@ -22,7 +22,7 @@ from vlft.packing.schedule import Schedule, divide, pack_rows, row_cost
 from vlft.training.interrupt import Interrupt
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
-from vlft.training.state import Position, random_states, write_state
+from vlft.training.state import Position, optimizer_tensors, random_states, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,8 @@ class Job:
         val: validation samples; may be empty.
         schedule: their order.
         run: the run folder.
-        write_weights: puts adapter or weights, and the run's settings, into a folder.
+        gather_weights: takes adapter or weights together, in all processes; returns what puts
+            them, and the run's settings, into a folder.
         options: see LoopOptions.
     """
 
@@ -89,7 +90,7 @@ class Job:
     val: Dataset
     schedule: Schedule
     run: Path
-    write_weights: Callable[[Path], None]
+    gather_weights: Callable[[], Callable[[Path], None]]
     options: LoopOptions
 
 
@@ -298,11 +299,14 @@ def save(job: Job, position: Position) -> None:
     scaler = job.accelerator.scaler
     position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
 
+    # What all processes must do, before the first one writes.
     randoms = job.processes.all(random_states())
+    moments = optimizer_tensors(job.optimizer, job.model)
+    write_weights = job.gather_weights()
 
     def write(folder: Path) -> None:
-        job.write_weights(folder)
-        write_state(folder, position, randoms, job.optimizer, job.model)
+        write_weights(folder)
+        write_state(folder, position, randoms, moments)
 
     def save_and_plot() -> None:
         save_checkpoint(

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from vlft import console
-from vlft.checkpoints.adapter import save_adapter
+from vlft.checkpoints.adapter import adapter_tensors, save_adapter
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
@@ -101,7 +101,13 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     accelerator = make_accelerator(config, placement)
     try:
         setting = Setting(config, folder, processor, placement, data, checkpoint)
-        return _run(setting, accelerator, join_processes(accelerator))
+        processes = join_processes(accelerator, config)
+        result = _run(setting, accelerator, processes)
+        # Wrappers of the model must be gone, in all processes, before what they talk through is.
+        accelerator.free_memory()
+        processes.wait()
+        accelerator.end_training()
+        return result
     finally:
         # A later run of the same process may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -140,7 +146,7 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     _introduce(config, model, setting.folder, processor, setting.data)
     images = prepare_images(config, model, processor, setting.data, processes)
     job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
-    if images.stage != "pixels":
+    if images.stage != "pixels" and not processes.sharded:
         # Only now: Accelerate has put the whole model on the device.
         release_towers(model, processor)
     if setting.placement.device.type == "cuda":
@@ -149,7 +155,6 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     if checkpoint is not None:
         processes.first_does(lambda: _cut_back(run, position, config))
     position = train(job, position)
-    accelerator.end_training()
     return _close(job, position)
 
 
@@ -175,8 +180,15 @@ def _make_job(
     scheduler = make_scheduler(
         optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
     )
+    if checkpoint is None and not processes.is_first:
+        # The same model, but dropout of its own.
+        torch.manual_seed(config.seed + 1009 * processes.index)
+    objective, optimizer, scheduler = accelerator.prepare(
+        PackedLoss(model, folder.family), optimizer, scheduler
+    )
     position = Position()
     if checkpoint is not None:
+        # Only now: of a sharded model each process takes its part.
         position = read_state(checkpoint, optimizer, model, processes.index)
         scheduler.load_state_dict(position.scheduler)
         # The scheduler knows the rate, but gives it to the optimiser only at its next step.
@@ -184,12 +196,6 @@ def _make_job(
             group["lr"] = rate
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(position.scaler)
-    elif not processes.is_first:
-        # The same model, but dropout of its own.
-        torch.manual_seed(config.seed + 1009 * processes.index)
-    objective, optimizer, scheduler = accelerator.prepare(
-        PackedLoss(model, folder.family), optimizer, scheduler
-    )
 
     return Job(
         accelerator=accelerator,
@@ -204,25 +210,30 @@ def _make_job(
         val=setting.data[1],
         schedule=schedule,
         run=run,
-        write_weights=_writer(setting, config, model, trained),
+        gather_weights=_gatherer(setting, config, model, trained),
         options=options,
     ), position
 
 
-def _writer(
+def _gatherer(
     setting: Setting, config: SftConfig, model: Any, trained: Any
-) -> Callable[[Path], None]:
-    """What puts weights and settings into the folder of a checkpoint."""
+) -> Callable[[], Callable[[Path], None]]:
+    """See Job.gather_weights."""
     folder, chat = setting.folder, setting.processor.chat
 
-    def write_weights(target: Path) -> None:
-        if config.tuner == "lora":
-            save_adapter(trained, target)
-        else:
-            export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
-        write_run_config(target, to_json(config))
+    def gather() -> Callable[[Path], None]:
+        tensors = adapter_tensors(trained) if config.tuner == "lora" else {}
 
-    return write_weights
+        def write(target: Path) -> None:
+            if config.tuner == "lora":
+                save_adapter(trained, target, tensors)
+            else:
+                export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
+            write_run_config(target, to_json(config))
+
+        return write
+
+    return gather
 
 
 def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
@@ -238,7 +249,7 @@ def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
     return dataclasses.replace(
         job,
         options=dataclasses.replace(job.options, tokens_per_row=tokens),
-        write_weights=_writer(setting, config, job.model, trained),
+        gather_weights=_gatherer(setting, config, job.model, trained),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,12 @@ def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) ->
 
 
 def make_accelerator(config: SftConfig, placement: Placement) -> Any:
-    """Accelerate's Accelerator for this precision and device; it joins the other processes."""
+    """Accelerate's Accelerator for this precision and device; it joins the other processes.
+
+    Raises:
+        ConfigError: see check_launch.
+    """
+    check_launch(placement.device)
     from accelerate import Accelerator
     from accelerate.utils import (
         DataLoaderConfiguration,
@@ -140,22 +146,31 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
     )
 
 
-def join_processes(accelerator: Any) -> Processes:
-    """The processes of the run; only the first one goes on to speak.
-
-    Raises:
-        ConfigError: they were started in a way that vlft does not know.
-    """
-    kind = str(accelerator.distributed_type.value)
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+def join_processes(accelerator: Any, config: SftConfig) -> Processes:
+    """The processes of the run; only the first one goes on to speak."""
+    sharded = accelerator.distributed_type.value == "FSDP"
+    if sharded and (config.tuner == "full" or config.quantize != "none"):
         raise ConfigError(
-            f"found {kind}; allowed are one process, or several that each hold the whole model",
-            place="accelerate launch",
-            hint="choose MULTI_GPU in its configuration; docs/scale.md has examples",
+            "shards the weights; allowed with it are --tuner lora and --quantize none",
+            place="accelerate launch, distributed_type: FSDP",
+            hint="use distributed_type: MULTI_GPU, where each GPU holds the whole model",
         )
-    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    processes = Processes(accelerator.process_index, accelerator.num_processes, sharded)
     console.err.quiet = not processes.is_first
     return processes
+
+
+def check_launch(device: torch.device) -> None:
+    """Raises ConfigError for ways to start several processes that vlft does not know."""
+    place = "accelerate launch"
+    hint = "use distributed_type: MULTI_GPU, or FSDP with fsdp_version: 2; see docs/scale.md"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError("found DeepSpeed", place=place, hint=hint)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise ConfigError("found fsdp_version: 1", place=place, hint=hint)
+        if device.type == "cpu":
+            raise ConfigError("found FSDP on the CPU", place=place, hint="use MULTI_CPU or a GPU")
 
 
 def check_tracker(name: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlft.errors import CheckpointError
+from vlft.processes import part_like, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,12 +50,21 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's moments by parameter; of a sharded model, all processes must ask."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"optimizer.{names[id(parameter)]}:{key}": whole(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
 def write_state(
     folder: Path,
     position: Position,
     randoms: Sequence[Mapping[str, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
+    moments: Mapping[str, Tensor],
 ) -> None:
     """Writes ``state/``: optimiser, random numbers, position. Plain tensors and JSON.
 
@@ -62,8 +72,7 @@ def write_state(
         folder: of the checkpoint.
         position: of the run.
         randoms: random_states of each process.
-        optimizer: with its moments.
-        model: whose parameters it trains.
+        moments: optimizer_tensors.
     """
     target = folder / "state"
     target.mkdir()
@@ -72,11 +81,7 @@ def write_state(
         for index, states in enumerate(randoms)
         for device, state in states.items()
     }
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            tensors[f"optimizer.{names[id(parameter)]}:{key}"] = value.detach().cpu().contiguous()
-    save_file(tensors, target / "state.safetensors")
+    save_file({**tensors, **moments}, target / "state.safetensors")
     (target / "state.json").write_text(json.dumps(asdict(position)), "utf-8")
 
 
@@ -145,5 +150,4 @@ def _fill_optimizer(
             raise CheckpointError(f"holds {owner}, which does not train here", place=str(path))
         parameter = parameters[owner]
         # AdamW keeps its step count on the CPU.
-        device = "cpu" if key == "step" else parameter.device
-        optimizer.state[parameter][key] = value.to(device)
+        optimizer.state[parameter][key] = value if key == "step" else part_like(value, parameter)
