@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import subprocesses
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import GOLDEN, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
@@ -22,9 +23,6 @@ from vlft.errors import ConfigError
 from vlft.processes import ALONE
 from vlft.settings import to_json
 from vlft.training.setup import check_launch
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -168,6 +166,16 @@ def test_sharded_weights_are_one_model(config, tmp_path):
     again = home / "again"
     assert finish(launch(half, again, as_fsdp), again) == [0, 0]
     assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
+def test_the_configurations_of_the_docs_are_accelerates(name, kind):
+    path = Path(__file__).parent.parent / "docs" / "accelerate" / f"{name}.yaml"
+    found = load_config_from_file(str(path))
+    assert (found.distributed_type, found.num_processes) == (kind, 2)
+    assert f"accelerate launch --config_file docs/accelerate/{name}.yaml" in (
+        path.parent.parent / "scale.md"
+    ).read_text("utf-8")
 
 
 @pytest.mark.parametrize(
