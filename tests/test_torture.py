@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -76,10 +77,10 @@ def run_folders(home: Path) -> list[Path]:
     return sorted((home / "output").glob("*/v*"))
 
 
-def start(home: Path, cache: Path) -> multiprocessing.Process:
+def start(home: Path, cache: Path, **changes: object) -> multiprocessing.Process:
     """A run, with its own features and its own log."""
     file = home / "settings.json"
-    file.write_text(json.dumps(to_json(settings_of(home))))
+    file.write_text(json.dumps(to_json(replace(settings_of(home), **changes))))
     arguments = ["sft", "--config", str(file)]
     return subprocesses.start(arguments, home / "errors.txt", XDG_CACHE_HOME=str(cache))
 
@@ -165,6 +166,47 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypat
             break
     print(*(f"{what}: {where}" for what, where in found), sep="\n")
     assert done == kills, f"the run was faster than the signal too often: {found}"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that holds two checkpoints and not many more, and a function that makes it larger."""
+    place = tmp_path / "output"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+
+    def enlarge():
+        subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
+
+    yield enlarge
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(whole, small_disk, tmp_path, monkeypatch):
+    """It is said, every checkpoint that is there is whole, and with more room the run goes on."""
+    process = start(tmp_path, tmp_path / "cache", save_total_limit=100)
+    process.join(120)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert process.exitcode == 1, errors
+    assert "No space left on device" in errors
+    assert "make room, then go on with: vlft sft --resume" in errors
+    assert "Traceback" not in errors
+    (run,) = run_folders(tmp_path)
+    assert len(checkpoints_in(run)) >= 2
+    for _, folder in checkpoints_in(run):
+        assert load_file(folder / "adapter_model.safetensors").keys() == whole[0].keys()
+        assert load_file(folder / "state" / "state.safetensors")
+    assert (run / "last").exists()
+    small_disk()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    state = adapter(go_on(tmp_path))
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
 
 
 def test_a_difference_would_be_seen(whole, tmp_path):

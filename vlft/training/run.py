@@ -17,6 +17,7 @@ from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
+from vlft.errors import VlftError
 from vlft.settings import check, to_json
 from vlft.training.loop import Job, train
 from vlft.training.loss import PackedLoss
@@ -154,7 +155,14 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
         rehearse(job)
     if checkpoint is not None:
         processes.first_does(lambda: _cut_back(run, position, config))
-    position = train(job, position)
+    try:
+        position = train(job, position)
+    except OSError as error:
+        raise VlftError(
+            f"{error.strerror or error}; checkpoints are whole",
+            place=str(error.filename or run),
+            hint=f"make room, then go on with: vlft sft --resume {run}",
+        ) from error
     return _close(job, position)
 
 
