@@ -89,41 +89,33 @@ class Shape:
         return self.vocabulary - 1
 
 
+PLAIN = Shape(
+    family="deepseek_vl",
+    hidden=512,
+    intermediate=1408,
+    layers=8,
+    heads=8,
+    vision_width=512,
+    vision_layers=6,
+    vision_heads=8,
+    patch_size=16,
+)
 MIDDLE = {
-    "deepseek-vl": Shape(
-        family="deepseek_vl",
-        hidden=512,
-        intermediate=1408,
-        layers=8,
-        heads=8,
-        vision_width=512,
-        vision_layers=6,
-        vision_heads=8,
-        patch_size=16,
-    ),
-    "deepseek-vl2": Shape(
+    "deepseek-vl": PLAIN,
+    "deepseek-vl2": replace(
+        PLAIN,
         family="deepseek_vl2",
-        hidden=512,
-        intermediate=1408,
         layers=6,
-        heads=8,
-        vision_width=512,
         vision_layers=4,
-        vision_heads=8,
         patch_size=14,
         tiles=(2, 1),
         experts=Experts(routed=32, best=6, shared=2, width=256),
     ),
-    "deepseek-vl-hybrid": Shape(
+    "deepseek-vl-hybrid": replace(
+        PLAIN,
         family="deepseek_vl_hybrid",
-        hidden=512,
-        intermediate=1408,
         layers=6,
-        heads=8,
-        vision_width=512,
         vision_layers=4,
-        vision_heads=8,
-        patch_size=16,
         large_tower=LargeTower(width=256, layers=4, heads=4, channels=256),
     ),
 }

@@ -29,17 +29,6 @@ FLAGS = {
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
         --report-to --resume --overwrite --show-sample
     """,
-    "plan": """
-        --model --revision --hub --dtype --device --quantize --attn
-        --dataset --val-dataset --val-ratio --image-root --max-length --on-long --on-bad-sample
-        --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
-        --use-rslora --init-lora-weights --train-aligner --train-vision
-        --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
-        --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
-        --share-prefix --vision-cache --seed
-        --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
-        --report-to --resume --overwrite --show-sample --gpu
-    """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --load-dataset-config --dataset --image-root --on-bad-sample --system
@@ -55,6 +44,8 @@ FLAGS = {
         --format --dtype --max-shard-size --overwrite
     """,
 }
+# The same, so that a run is planned with its own flags.
+FLAGS["plan"] = FLAGS["sft"] + "--gpu"
 CLASSES = {
     "sft": SftConfig,
     "plan": PlanConfig,
