@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "training": "a LoRA job: transformers and peft, padded batches, against vlft",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
+    "attention": "attention of a packed row: by trees, a dense mask, FlexAttention",
     "startup": "from a command to what it first shows",
     "plan": "the memory that vlft plan foretells, against the measured peak",
     "loss": "the loss of the targets: vlft's kernel against torch's",

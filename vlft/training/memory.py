@@ -26,9 +26,8 @@ TRAINED_BYTES = 16
 LOSS_POSITIONS, LOSS_BYTES = 128, 12
 # What CUDA and its libraries hold.
 CUDA_BYTES = 0.7 * 2**30
-# Pictures of the SAM tower that are encoded at once, vision.batches, and how many tensors of its
-# attention scores exist together.
-LARGE_PICTURES, SCORES = 2, 2.5
+# How many tensors of the SAM tower's attention scores exist together.
+SCORES = 2.5
 # What a batch of small views takes in a SigLIP tower, about.
 VIEWS_BYTES = 2**28
 
@@ -146,7 +145,7 @@ def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: Aske
 
 def _encoding_bytes(asked: Asked) -> float:
     """Of pictures on their way through the towers."""
-    return LARGE_PICTURES * SCORES * asked.width * asked.scores or VIEWS_BYTES
+    return max(SCORES * asked.width * asked.scores, VIEWS_BYTES)
 
 
 def _language_bytes(text: TextSizes, asked: Asked) -> float:
