@@ -101,16 +101,10 @@ def train(job: Job, position: Position) -> Position:
     saved_at = position.step
     encoded = 0
     trackers = job.accelerator if job.accelerator.trackers else None
-    with (
-        Interrupt() as interrupt,
-        RunLog(
-            job.run,
-            options.total_steps,
-            position.step,
-            trackers,
-            writes=job.processes.is_first,
-        ) as log,
-    ):
+    run_log = RunLog(
+        job.run, options.total_steps, position.step, trackers, writes=job.processes.is_first
+    )
+    with Interrupt() as interrupt, run_log as log:
         for step, indices in job.schedule.steps(position.step):
             if position.finished or step >= options.total_steps or asked(job, interrupt):
                 break
