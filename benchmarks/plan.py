@@ -23,11 +23,11 @@ from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
 from benchmarks.sides import vlft_side
 from benchmarks.workloads import WORKLOADS
+from vlft.config import TOKENS_PER_ROW
 from vlft.families.sizes import head_size, language_size, text_sizes, tower_scores
 from vlft.packing.schedule import pack_rows
 from vlft.training.memory import Asked, memory
 from vlft.training.optim import make_optimizer
-from vlft.training.setup import TOKENS_PER_ROW
 
 if TYPE_CHECKING:
     from benchmarks.models import RandomModel

@@ -23,7 +23,7 @@ from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
 from benchmarks.sides import BatchSize, all_sides, plain_side
 from benchmarks.workloads import SWEEPS, WORKLOADS, chosen_workloads
-from vlft.training.setup import TOKENS_PER_ROW
+from vlft.config import TOKENS_PER_ROW
 
 if TYPE_CHECKING:
     import argparse

@@ -31,16 +31,8 @@ from vlft.models.experts import PLAIN_EXPERTS
 from vlft.packing.schedule import pack_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.memory import Asked, trained_size
-from vlft.training.plan import (
-    easier,
-    find_model,
-    gpu_bytes,
-    memory_of,
-    plan_data,
-    published,
-    run_plan,
-    verdict,
-)
+from vlft.training.plan import easier, gpu_bytes, run_plan, verdict
+from vlft.training.planned import find_model, memory_of, plan_data, published
 from vlft.training.samples import load_data, make_schedule
 from vlft.training.show import parameter_count
 
@@ -51,7 +43,7 @@ DISTINCT = [
     *("deepseek-vl-1.3b-chat", "deepseek-vl-7b-chat", "deepseek-vl2-tiny", "deepseek-vl2-small"),
     *("deepseek-vl2", "Janus-Pro-7B"),
 ]
-DISTINCT = [f"deepseek-ai/{name}" for name in DISTINCT] + [str(case) for case in MATRIX]
+DISTINCT = [f"deepseek-ai/{name}" for name in DISTINCT] + ["deepseek-vl2-mla", "janus"]
 
 
 @pytest.fixture(params=DISTINCT)
@@ -82,13 +74,11 @@ def test_names_shapes_and_counts_are_those_of_the_model(built):
     language = sum(size for name, size in sizes.items() if is_in(name, [parts.language]))
     head = sum(size for name, size in sizes.items() if is_in(name, [parts.head]))
     assert (language_size(text), head_size(text)) == (language, head)
-    for targets in ("qkv", "ALL"):
-        tuned = add_lora(
-            empty_model(folder, image_token_id=1), folder.family, LoraOptions(targets, rank=4)
-        )
-        trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
-        asked = Asked(targets=targets, rank=4)
-        assert trained_size(text, folder.family.attention_inputs, asked) == trained
+    model.requires_grad_(False)
+    tuned = add_lora(model, folder.family, LoraOptions("ALL", rank=4))
+    trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
+    asked = Asked(targets="ALL", rank=4)
+    assert trained_size(text, folder.family.attention_inputs, asked) == trained
 
 
 @pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.id)

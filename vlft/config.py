@@ -7,6 +7,7 @@ Python API are all made from these dataclasses.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
+
+# Tokens of a row that keep a step busy; on a GPU until what fits has been found out.
+TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
+# Samples that share little are joined in a row up to so many tokens: enough to fill the matrix
+# products of a CPU, where longer rows would only take more memory; on a GPU all that fits.
+JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
 # GiB of memory, by the name of the GPU.
 GPUS = {

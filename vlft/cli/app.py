@@ -62,8 +62,8 @@ def _file_error(error: OSError) -> VlftError:
 
 
 def _is_said_elsewhere(error: VlftError) -> bool:
-    """Whether another process says it: all find a user's mistake, the first one speaks."""
-    return isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"
+    """Whether another process says it: all find a user's mistake, the first of a machine speaks."""
+    return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def find_trees(exits: Sequence[int]) -> tuple[Tree, ...]:
     trees = []
     start = 0
     while start < len(exits):
-        end = trunk = exits[start]
+        end = exits[start]
         trunk = next((i for i in range(start, end) if exits[i] != end), end)
         pieces = []
         first = branch = trunk

@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlft.config import JOINED_TOKENS
 from vlft.packing.prefix_tree import PackedBatch, Path, common_prefix, pack, to_paths
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
 
 
-# Unrelated samples share a row up to this many tokens, unless told otherwise: enough to fill the
-# matrix products of a CPU; longer rows would only take more memory.
-JOINED_TOKENS = 1024
 # Where attention costs a token as much as all linear layers: about six times the LLM's width.
 EVEN_TOKENS = 12_000
 
@@ -89,7 +87,7 @@ def pack_rows(
     tokens_per_row: int,
     share: bool = True,
     processes: int = 1,
-    joined_tokens: int = JOINED_TOKENS,
+    joined_tokens: int = JOINED_TOKENS["cpu"],
 ) -> list[PackedBatch]:
     """The samples of a step in as few rows as fit, the longest first; see plan_rows.
 
@@ -120,7 +118,7 @@ def plan_rows(
     *,
     share: bool = True,
     processes: int = 1,
-    joined_tokens: int = JOINED_TOKENS,
+    joined_tokens: int = JOINED_TOKENS["cpu"],
 ) -> list[RowPlan]:
     """Which samples share a row; the longest row first.
 

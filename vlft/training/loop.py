@@ -9,89 +9,26 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from vlft.checkpoints.runs import save_checkpoint
 from vlft.errors import VlftError
-from vlft.packing.schedule import Schedule, divide, pack_rows, row_cost
+from vlft.packing.schedule import divide, pack_rows, row_cost
 from vlft.training.interrupt import Interrupt
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
 from vlft.training.state import Position, optimizer_tensors, random_states, write_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from vlft.data.dataset import Dataset
-    from vlft.families.processor import Processor
     from vlft.packing.prefix_tree import PackedBatch
-    from vlft.processes import Processes
-    from vlft.vision.cache import Images
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """See the flags of the same names; all defaults are resolved here.
-
-    Attributes:
-        joined_tokens: most tokens of a row of samples that share little.
-    """
-
-    total_steps: int
-    batch_size: int
-    tokens_per_row: int
-    joined_tokens: int
-    share_prefix: bool
-    max_grad_norm: float
-    save_steps: int
-    eval_steps: int
-    save_total_limit: int | None
-    logging_steps: int
-    early_stop: int | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the loop works with.
-
-    Attributes:
-        accelerator: Accelerate's; device, mixed precision, gradient scaling, trackers.
-        processes: that the run is divided among.
-        objective: a row and its pixels -> loss sum; prepared by the accelerator.
-        optimizer: likewise.
-        scheduler: likewise.
-        model: the module whose parameters train, for the checkpoint's state.
-        processor: of the checkpoint.
-        images: where rows get their pictures from.
-        train: training samples.
-        val: validation samples; may be empty.
-        schedule: their order.
-        run: the run folder.
-        gather_weights: takes adapter or weights together, in all processes; returns what puts
-            them, and the run's settings, into a folder.
-        options: see LoopOptions.
-    """
-
-    accelerator: Any
-    processes: Processes
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    model: nn.Module
-    processor: Processor
-    images: Images
-    train: Dataset
-    val: Dataset
-    schedule: Schedule
-    run: Path
-    gather_weights: Callable[[], Callable[[Path], None]]
-    options: LoopOptions
+    from vlft.training.job import Job
 
 
 def train(job: Job, position: Position) -> Position:
@@ -223,20 +160,27 @@ def backward(job: Job, row: PackedBatch, scale: float, *, travel: bool) -> float
     Raises:
         VlftError: it does not fit into memory.
     """
+    with nullcontext() if travel else job.accelerator.no_sync(job.objective), fitting(job, row):
+        loss = row_loss(job, row)
+        job.accelerator.backward(loss * scale)
+    return loss.item()
+
+
+@contextmanager
+def fitting(job: Job, row: PackedBatch) -> Iterator[None]:
+    """Says what to do if a row does not fit into memory."""
     try:
-        with nullcontext() if travel else job.accelerator.no_sync(job.objective):
-            loss = row_loss(job, row)
-            job.accelerator.backward(loss * scale)
+        yield
     except torch.OutOfMemoryError as error:
+        limit = job.options.tokens_per_row
+        lower = f"lower --tokens-per-microbatch (now {limit})"
+        if len(row) > limit:
+            lower = "it is one sample: lower --max-length"
         raise VlftError(
             f"out of memory with a row of {len(row)} tokens",
             place=str(job.accelerator.device),
-            hint=(
-                f"lower --tokens-per-microbatch (now {job.options.tokens_per_row}), "
-                "or use --gradient-checkpointing or --quantize nf4"
-            ),
+            hint=f"{lower}, or use --gradient-checkpointing or --quantize nf4",
         ) from error
-    return loss.item()
 
 
 def clip(job: Job) -> float:
@@ -262,7 +206,9 @@ def evaluate(job: Job) -> float:
     for start in range(0, len(job.val), job.options.batch_size):
         samples = list(job.val[start : start + job.options.batch_size])
         rows = pack(job, samples)
-        loss += sum(row_loss(job, row).item() for row in own_rows(job, rows))
+        for row in own_rows(job, rows):
+            with fitting(job, row):
+                loss += row_loss(job, row).item()
         weight += sum(float(row.weight.sum()) for row in rows)
     return job.processes.sum(loss)[0] / weight
 
@@ -295,7 +241,8 @@ def save(job: Job, position: Position) -> None:
 
     # What all processes must do, before the first one writes.
     randoms = job.processes.all(random_states())
-    moments = optimizer_tensors(job.optimizer, job.model)
+    taking_part = job.processes.is_first or job.processes.sharded
+    moments = optimizer_tensors(job.optimizer, job.model) if taking_part else {}
     write_weights = job.gather_weights()
 
     def write(folder: Path) -> None:

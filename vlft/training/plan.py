@@ -4,75 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft import console
 from vlft.config import GPUS, PlanConfig
-from vlft.errors import CheckpointError, ConfigError
+from vlft.errors import ConfigError
 from vlft.families.known import KNOWN
-from vlft.families.sizes import TextSizes, head_size, language_size, text_sizes, tower_scores
-from vlft.training.memory import Asked, Memory, memory
+from vlft.training.planned import (
+    DataPlan,
+    Model,
+    asked_of,
+    device_of,
+    find_model,
+    memory_of,
+    plan_data,
+    published,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vlft.checkpoints.locate import ModelFolder
 
 GIB = 2**30
 # Of a GPU's memory that a run may take.
 USABLE = 0.97
-# Tokens of a row where nothing is said, and what is tried to make a run fit.
-TOKENS, FEWER_TOKENS = 8192, (4096, 2048, 1024)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the memory of a model depends on.
-
-    Attributes:
-        name: folder or hub id.
-        text: sizes of the LLM.
-        others: numbers in towers, aligner and other parts.
-        scores: of the SAM tower's attention; 0 without one.
-        attention_inputs: ends of the names that ``qkv`` means.
-    """
-
-    name: str
-    text: TextSizes
-    others: int
-    scores: int
-    attention_inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """What the data comes to.
-
-    Attributes:
-        samples: for training.
-        validation: samples for validation.
-        pictures: distinct ones of both.
-        picture_tokens: that these become.
-        tokens: of an epoch, before sharing.
-        shared: of an epoch, after sharing.
-        longest_sample: tokens.
-        longest_row: tokens.
-        rows: of an epoch.
-        steps: of an epoch.
-    """
-
-    samples: int
-    validation: int
-    pictures: int
-    picture_tokens: int
-    tokens: int
-    shared: int
-    longest_sample: int
-    longest_row: int
-    rows: int
-    steps: int
+# Tokens of a row that are tried to make a run fit.
+FEWER_TOKENS = (4096, 2048, 1024)
 
 
 def run_plan(config: PlanConfig) -> None:
@@ -88,9 +47,11 @@ def run_plan(config: PlanConfig) -> None:
         return
     model, folder = find_model(config)
     data = plan_data(config, folder) if folder is not None and config.dataset else None
-    if data is not None and config.tokens_per_microbatch is None:
-        # A row is never longer than the data makes it.
+    if data is not None:
+        # A row is as long as the data makes it.
         config = dataclasses.replace(config, tokens_per_microbatch=data.longest_row)
+    if config.train_vision or config.train_aligner:
+        console.warn("what trains of towers and aligner, and what they keep, is not counted")
     for line in (*data_lines(config, data), *memory_lines(config, model, data, size)):
         console.out.print(line, markup=False)
 
@@ -107,111 +68,6 @@ def gpu_bytes(gpu: str) -> float:
         names = ", ".join(GPUS)
         raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
     return gib * GIB
-
-
-def find_model(config: PlanConfig) -> tuple[Model, ModelFolder | None]:
-    """The model and, where the data asks for its tokenizer or nothing else tells, its folder."""
-    known = next((known for known in KNOWN if known.id == config.model), None)
-    folder = None
-    if known is None or config.dataset:
-        from vlft.checkpoints.locate import locate_model
-
-        folder = locate_model(config.model, revision=config.revision, hub=config.hub, weights=False)
-    if known is not None:
-        return published(known.id), folder
-    if folder is None:
-        raise CheckpointError("no such model", place=f"--model {config.model}")
-    return model_of(folder), folder
-
-
-def published(name: str) -> Model:
-    """A published model, from what is known of it."""
-    from vlft.families.table import FAMILIES
-
-    known = next(known for known in KNOWN if known.id == name)
-    family = next(family for family in FAMILIES if family.name == known.family)
-    language = language_size(known.text) + head_size(known.text)
-    others = round(known.billions * 1e9) - language
-    return Model(name, known.text, others, known.scores, family.attention_inputs)
-
-
-def model_of(folder: ModelFolder) -> Model:
-    """The model of a folder, from its config and the heads of its weight files."""
-    from vlft.checkpoints.weights import count_numbers
-
-    native = folder.native_config(0)
-    text = text_sizes(native["text_config"])
-    try:
-        total = count_numbers(folder.path)
-    except CheckpointError:
-        console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
-        total = 0
-    others = max(0, total - language_size(text) - head_size(text))
-    inputs = folder.family.attention_inputs
-    return Model(folder.name, text, others, tower_scores(native), inputs)
-
-
-def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
-    """Reads and packs the samples of the first epoch, as the run would."""
-    from vlft.packing.prefix_tree import to_paths
-    from vlft.packing.schedule import plan_rows
-    from vlft.training.samples import distinct_images, load_data, make_schedule
-
-    processor = folder.processor()
-    data = load_data(config, processor)
-    schedule = make_schedule(config, data[0])
-    limit = config.tokens_per_microbatch or TOKENS
-    lengths: list[int] = []
-    rows = []
-    for indices in schedule.epoch(0):
-        samples = [data[0][index] for index in indices]
-        paths = to_paths(samples, processor.chat.image_token_id)
-        lengths += [len(path.keys) for path in paths]
-        rows += plan_rows(
-            paths, limit, share=config.share_prefix, joined_tokens=limit if on_gpu(config) else 1024
-        )
-    images = distinct_images(data, processor)
-    return DataPlan(
-        samples=len(data[0]),
-        validation=len(data[1]),
-        pictures=len(images),
-        picture_tokens=sum(image.tokens for image in images),
-        tokens=sum(lengths),
-        shared=sum(row.tokens for row in rows),
-        longest_sample=max(lengths),
-        longest_row=max(row.tokens for row in rows),
-        rows=len(rows),
-        steps=schedule.steps_per_epoch,
-    )
-
-
-def on_gpu(config: PlanConfig) -> bool:
-    """Whether the run is planned for a GPU; it is, unless the CPU is asked for."""
-    return config.device != "cpu"
-
-
-def asked_of(config: PlanConfig, model: Model) -> Asked:
-    """What the settings ask for, every ``auto`` resolved."""
-    gpu = on_gpu(config)
-    width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
-    checkpointing = config.gradient_checkpointing
-    return Asked(
-        width=width,
-        quantize=config.quantize,
-        full=config.tuner == "full",
-        targets=config.lora_target_modules,
-        rank=config.lora_rank,
-        checkpointing=gpu if checkpointing is None else checkpointing,
-        tokens=config.tokens_per_microbatch or TOKENS,
-        scores=model.scores,
-        cached=config.vision_cache != "off" and not config.train_vision,
-        cuda=gpu,
-    )
-
-
-def memory_of(config: PlanConfig, model: Model) -> Memory:
-    """What the run takes."""
-    return memory(model.text, model.others, model.attention_inputs, asked_of(config, model))
 
 
 def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
@@ -233,7 +89,7 @@ def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
 def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None, size: float) -> list[str]:
     """What the run takes, and whether it fits, for people."""
     found = memory_of(config, model)
-    tokens = config.tokens_per_microbatch or TOKENS
+    tokens = tokens_of(config)
     parts = [
         ("weights", found.weights, ""),
         ("trained", found.trained, "with gradients and moments"),
@@ -245,11 +101,12 @@ def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None, size: 
         ("encoding", found.encoding, "pictures, before step one"),
     ]
     lines = [f"{name:<12}{shown_bytes(value):>9}  {note}".rstrip() for name, value, note in parts]
-    if data is not None and config.vision_cache != "off":
+    if data is not None and config.vision_cache != "off" and not config.train_vision:
         width = asked_of(config, model).width
         disk = data.picture_tokens * model.text.hidden * width
         lines.append(f"{'disk':<12}{shown_bytes(disk):>9}  of features, --vision-cache disk")
-    return [*lines, verdict(config, model, size)]
+    shortest = data.longest_sample if data is not None else 1
+    return [*lines, verdict(config, model, size, shortest)]
 
 
 def shown_bytes(value: float) -> str:
@@ -257,25 +114,32 @@ def shown_bytes(value: float) -> str:
     return f"{value / GIB:.1f} GiB" if value >= GIB else f"{value / 2**20:.0f} MiB"
 
 
-def verdict(config: PlanConfig, model: Model, size: float) -> str:
-    """Whether it fits, and which flags would make it."""
+def verdict(config: PlanConfig, model: Model, size: float, shortest: int = 1) -> str:
+    """Whether it fits, and which flags would make it.
+
+    Args:
+        config: of the run.
+        model: of the run.
+        size: of the GPU, bytes.
+        shortest: tokens that a row has at least, if it holds the longest sample.
+    """
     peak = memory_of(config, model).peak
     needs = f"needs {shown_bytes(peak)}"
-    if not on_gpu(config):
+    if device_of(config) == "cpu":
         return f"{needs} of main memory, beside Python and its libraries"
     on = f"{config.gpu} ({size / GIB:.0f} GiB)"
     if peak <= USABLE * size:
         return f"fits on {on}: {needs}"
-    for flags, changed in easier(config):
+    for flags, changed in easier(config, shortest):
         lower = memory_of(changed, model).peak
         if lower <= USABLE * size:
             return f"does not fit on {on}: {needs}; fits with {flags} ({shown_bytes(lower)})"
     return f"does not fit on {on}: {needs}; no flag makes it fit"
 
 
-def easier(config: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
+def easier(config: PlanConfig, shortest: int = 1) -> Iterator[tuple[str, PlanConfig]]:
     """Settings that take less, the least change first: (flags, settings)."""
-    tokens = [None, *(n for n in FEWER_TOKENS if n < (config.tokens_per_microbatch or TOKENS))]
+    tokens = [None, *(n for n in FEWER_TOKENS if shortest <= n < tokens_of(config))]
     quantized = ["none", "nf4"] if config.tuner == "lora" and config.quantize == "none" else [None]
     checkpointing = [False, True] if config.gradient_checkpointing is False else [False]
     for quantize in quantized:
@@ -300,7 +164,7 @@ def overview(config: PlanConfig, size: float) -> list[str]:
     """Every published model: GiB of LoRA and QLoRA, and what a GPU of this size takes."""
     columns = [(q, t) for t in ("qkv", "ALL") for q in ("none", "nf4")]
     lines = [
-        f"GiB at the peak, rows of {config.tokens_per_microbatch or TOKENS:,} tokens",
+        f"GiB at the peak, rows of {tokens_of(config):,} tokens",
         f"{'':<36}{'LoRA qkv':>10}{'QLoRA qkv':>11}{'LoRA ALL':>10}{'QLoRA ALL':>11}  "
         f"LoRA on {config.gpu}",
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vlft.packing.prefix_tree import PackedBatch
-    from vlft.training.loop import Job
+    from vlft.training.job import Job
 
 # Steps whose longest row stands for all while sizes are tried.
 STEPS_TRIED = 32
@@ -31,29 +31,39 @@ SAFE_SHARE = 0.92
 
 
 def rehearse(job: Job) -> None:
-    """Runs the longest row of the first epoch once.
+    """Runs the longest row of all epochs once.
 
     Raises:
         VlftError: it does not fit into memory.
     """
-    row = longest_row(job, job.schedule.epoch(0), job.options.tokens_per_row)
+    epochs = -(-job.options.total_steps // job.schedule.steps_per_epoch)
+    steps = [step for number in range(epochs) for step in job.schedule.epoch(number)]
+    row = longest_row(job, steps, job.options.tokens_per_row)
     try_row(job, row)
-    console.info(f"the longest row of the first epoch, {len(row)} tokens, fits")
+    console.info(f"the longest row of the run, {len(row)} tokens, fits")
 
 
 def fitting_tokens(job: Job) -> int:
-    """The most tokens per row that the GPU takes, found by trying the run's own rows."""
+    """The most tokens per row that the GPU takes, found by trying the run's own rows.
+
+    Of a sharded model no process can try alone, and one whose memory is full would leave the
+    others waiting: the usual number is taken.
+    """
+    if job.processes.sharded:
+        return job.options.tokens_per_row
     steps = list(islice(job.schedule.epoch(0), STEPS_TRIED))
     most = len(longest_row(job, steps, MOST_TOKENS))
 
     def fits(tokens: int) -> bool:
         row = longest_row(job, steps, tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         try:
             try_row(job, row)
         except VlftError as error:
             if not isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
-            torch.cuda.empty_cache()
             return False
         return not torch.cuda.is_available() or _used_share() < SAFE_SHARE
 
@@ -101,16 +111,24 @@ def longest_row(job: Job, steps: Iterable[list[int]], tokens_per_row: int) -> Pa
 
 
 def try_row(job: Job, row: PackedBatch) -> None:
-    """Forward and backward of a row, beside room for the optimiser's moments; leaves no trace."""
+    """Forward and backward of a row, beside all that a later row of a run meets; leaves no trace.
+
+    There are gradients then, and the optimiser's moments.
+    """
     device = job.accelerator.device
     encoded = job.images.encoded
-    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    moments = torch.empty(2 * trained, dtype=torch.float32, device=device)
+    trained = [p for p in job.model.parameters() if p.requires_grad]
+    # This process's part of each, if weights are sharded; a resumed run has its moments already.
+    sizes = [getattr(p, "_local_tensor", p).numel() for p in trained]
+    held = 0 if job.optimizer.state else 2 * sum(sizes)
+    moments = torch.empty(held, dtype=torch.float32, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
             job.objective.train()
-            # Nothing travels: each process finds out for itself.
-            backward(job, row, 1.0, travel=False)
+            # Each process tries for itself, unless all hold one model together.
+            backward(job, row, 1.0, travel=job.processes.sharded)
         finally:
             del moments
             job.optimizer.zero_grad()
@@ -118,7 +136,5 @@ def try_row(job: Job, row: PackedBatch) -> None:
 
 
 def _used_share() -> float:
-    """The peak of this process's memory on the GPU; starts anew."""
-    share = torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1]
-    torch.cuda.reset_peak_memory_stats()
-    return share
+    """The peak of this process's memory on the GPU, of all that it has."""
+    return torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1]

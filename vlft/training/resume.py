@@ -45,6 +45,8 @@ def resumed_config(
             continue
         if spec.metadata["resumable"]:
             changes[spec.name] = getattr(given, spec.name)
+        elif spec.metadata["auto"] and given_json[spec.name] is None:
+            continue  # What it came to is in the saved settings.
         elif _differs(given_json[spec.name], to_json(saved)[spec.name]):
             problems.append(
                 ConfigError(
@@ -79,7 +81,7 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
 
 def _differs(given: object, saved: object) -> bool:
     """Whether two settings differ; ``auto`` agrees with all, a path is one however written."""
-    if given in ("auto", None):
+    if given == "auto":
         return False
     if isinstance(given, str) and isinstance(saved, str):
         return given != saved and str(Path(given).absolute()) != saved

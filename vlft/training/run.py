@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
+from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError
 from vlft.settings import check, to_json
-from vlft.training.loop import Job, train
+from vlft.training.job import Job
+from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
@@ -27,7 +30,6 @@ from vlft.training.rehearse import fitting_tokens, rehearse
 from vlft.training.resume import drop_later_checkpoints, resumed_config
 from vlft.training.samples import load_data, make_schedule
 from vlft.training.setup import (
-    TOKENS_PER_ROW,
     check_tracker,
     join_processes,
     learning_rate,
@@ -36,7 +38,7 @@ from vlft.training.setup import (
     prepare_images,
     prepare_model,
 )
-from vlft.training.show import parts_table, sample_text
+from vlft.training.show import introduce
 from vlft.training.state import Position, cut_metrics, read_state
 from vlft.vision.cache import release_towers
 
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.processes import Processes
     from vlft.vision.cache import Images
+
+
+# What a system says when a disk, or one's share of it, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     if config.report_to != "none":
         accelerator.project_configuration.logging_dir = str(run)
         accelerator.init_trackers("vlft")
-    _introduce(config, model, setting.folder, processor, setting.data)
+    introduce(config, model, setting.folder, processor, setting.data)
     images = prepare_images(config, model, processor, setting.data, processes)
     job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
     if images.stage != "pixels" and not processes.sharded:
@@ -158,10 +164,11 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     try:
         position = train(job, position)
     except OSError as error:
+        remedy = "make room" if error.errno in FULL else "see to it"
         raise VlftError(
             f"{error.strerror or error}; checkpoints are whole",
             place=str(error.filename or run),
-            hint=f"make room, then go on with: vlft sft --resume {run}",
+            hint=f"{remedy}, then go on with: vlft sft --resume {run}",
         ) from error
     return _close(job, position)
 
@@ -271,23 +278,6 @@ def _new_run(setting: Setting, processes: Processes) -> Path:
         (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_run_config(run, to_json(config))
     return processes.same(run)
-
-
-def _introduce(
-    config: SftConfig,
-    model: PreTrainedModel,
-    folder: ModelFolder,
-    processor: Processor,
-    data: tuple[Dataset, Dataset],
-) -> None:
-    """Shows the model by parts, the data, and one encoded sample."""
-    console.info(f"{folder.family.title} from {folder.path} ({folder.layout} layout)")
-    console.err.print(parts_table(model, folder.family.parts))
-    console.info(f"{len(data[0])} training samples, {len(data[1])} validation samples")
-    if config.show_sample:
-        colour = console.err.is_terminal
-        console.info(f"one encoded sample, trained tokens {'in green' if colour else 'in ⟦ ⟧'}:")
-        console.err.print(sample_text(data[0][0], processor, marks=not colour))
 
 
 def _close(job: Job, position: Position) -> SftResult:

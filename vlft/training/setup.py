@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +13,11 @@ from vlft import console
 from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
-from vlft.packing.schedule import JOINED_TOKENS, Schedule
 from vlft.processes import Processes
-from vlft.training.loop import LoopOptions
+from vlft.training.job import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 from vlft.training.samples import distinct_images
 from vlft.vision.cache import Images, fill
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
     from vlft.families.processor import Processor
+    from vlft.packing.schedule import Schedule
     from vlft.vision.encode import Stage
-
-# Tokens of a row that keep a step busy; on a GPU until what fits has been found out.
-TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 
 
 def prepare_model(
@@ -105,8 +102,7 @@ def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) ->
         total_steps=min(total, config.max_steps) if config.max_steps else total,
         batch_size=config.batch_size,
         tokens_per_row=config.tokens_per_microbatch or TOKENS_PER_ROW[device.type],
-        # A GPU has room in its products for all that fits into a row.
-        joined_tokens=JOINED_TOKENS if device.type == "cpu" else sys.maxsize,
+        joined_tokens=JOINED_TOKENS[device.type],
         share_prefix=config.share_prefix,
         max_grad_norm=config.max_grad_norm,
         save_steps=save_steps,

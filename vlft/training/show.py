@@ -9,12 +9,33 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from vlft import console
 from vlft.data.encode import IGNORE, EncodedSample
 from vlft.families.base import is_in
 
 if TYPE_CHECKING:
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import SftConfig
+    from vlft.data.dataset import Dataset
     from vlft.families.base import Parts
     from vlft.families.processor import Processor
+
+
+def introduce(
+    config: SftConfig,
+    model: nn.Module,
+    folder: ModelFolder,
+    processor: Processor,
+    data: tuple[Dataset, Dataset],
+) -> None:
+    """Shows the model by parts, the data, and one encoded sample."""
+    console.info(f"{folder.family.title} from {folder.path} ({folder.layout} layout)")
+    console.err.print(parts_table(model, folder.family.parts))
+    console.info(f"{len(data[0])} training samples, {len(data[1])} validation samples")
+    if config.show_sample:
+        colour = console.err.is_terminal
+        console.info(f"one encoded sample, trained tokens {'in green' if colour else 'in ⟦ ⟧'}:")
+        console.err.print(sample_text(data[0][0], processor, marks=not colour))
 
 
 def sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:

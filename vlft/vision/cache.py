@@ -97,7 +97,7 @@ def fill(
     started = time.perf_counter()
     if plan.where == "memory":
         features.update(encode_all(model, processor, images, plan.stage, missing))
-    elif processes.same(bool(missing)):
+    elif any(processes.all(bool(missing))):
         turn = (processes.index, processes.count)
         write_all(encode_all(model, processor, images, plan.stage, missing, turn), plan.folder)
         processes.wait()

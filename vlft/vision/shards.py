@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlft.errors import VlftError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
@@ -53,7 +55,11 @@ def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor
 
 
 def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes one file; returns its path."""
+    """Writes one file; returns its path.
+
+    Raises:
+        VlftError: the disk did not take it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
     part = path.with_suffix(".part")
@@ -64,6 +70,12 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise VlftError(
+            f"features could not be written ({getattr(error, 'strerror', None) or error})",
+            place=str(folder),
+            hint="make room (vlft cache clear), or use --vision-cache memory",
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -1,0 +1,175 @@
+"""What a plan is made from: the sizes of a model, and what the data comes to. No weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlft import console
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.errors import CheckpointError
+from vlft.families.known import KNOWN
+from vlft.families.sizes import TextSizes, head_size, language_size, text_sizes, tower_scores
+from vlft.training.memory import Asked, Memory, memory
+
+if TYPE_CHECKING:
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import PlanConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the memory of a model depends on.
+
+    Attributes:
+        name: folder or hub id.
+        text: sizes of the LLM.
+        others: numbers in towers, aligner and other parts.
+        scores: of the SAM tower's attention; 0 without one.
+        attention_inputs: ends of the names that ``qkv`` means.
+    """
+
+    name: str
+    text: TextSizes
+    others: int
+    scores: int
+    attention_inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """What the data comes to.
+
+    Attributes:
+        samples: for training.
+        validation: samples for validation.
+        pictures: distinct ones of both.
+        picture_tokens: that these become.
+        tokens: of an epoch, before sharing.
+        shared: of an epoch, after sharing.
+        longest_sample: tokens.
+        longest_row: tokens.
+        rows: of an epoch.
+        steps: of an epoch.
+    """
+
+    samples: int
+    validation: int
+    pictures: int
+    picture_tokens: int
+    tokens: int
+    shared: int
+    longest_sample: int
+    longest_row: int
+    rows: int
+    steps: int
+
+
+def find_model(config: PlanConfig) -> tuple[Model, ModelFolder | None]:
+    """The model and, where the data asks for its tokenizer or nothing else tells, its folder."""
+    known = next((known for known in KNOWN if known.id == config.model), None)
+    folder = None
+    if known is None or config.dataset:
+        from vlft.checkpoints.locate import locate_model
+
+        folder = locate_model(config.model, revision=config.revision, hub=config.hub, weights=False)
+    if known is not None:
+        return published(known.id), folder
+    if folder is None:
+        raise CheckpointError("no such model", place=f"--model {config.model}")
+    return model_of(folder), folder
+
+
+def published(name: str) -> Model:
+    """A published model, from what is known of it."""
+    from vlft.families.table import FAMILIES
+
+    known = next(known for known in KNOWN if known.id == name)
+    family = next(family for family in FAMILIES if family.name == known.family)
+    language = language_size(known.text) + head_size(known.text)
+    others = round(known.billions * 1e9) - language
+    return Model(name, known.text, others, known.scores, family.attention_inputs)
+
+
+def model_of(folder: ModelFolder) -> Model:
+    """The model of a folder, from its config and the heads of its weight files."""
+    from vlft.checkpoints.weights import count_numbers
+
+    native = folder.native_config(0)
+    text = text_sizes(native["text_config"])
+    try:
+        total = count_numbers(folder.path)
+    except CheckpointError:
+        console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
+        total = 0
+    others = max(0, total - language_size(text) - head_size(text))
+    inputs = folder.family.attention_inputs
+    return Model(folder.name, text, others, tower_scores(native), inputs)
+
+
+def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
+    """Reads and packs the samples of the first epoch, as the run would."""
+    from vlft.packing.prefix_tree import to_paths
+    from vlft.packing.schedule import plan_rows
+    from vlft.training.samples import distinct_images, load_data, make_schedule
+
+    processor = folder.processor()
+    data = load_data(config, processor)
+    schedule = make_schedule(config, data[0])
+    limit = tokens_of(config)
+    lengths: list[int] = []
+    rows = []
+    for indices in schedule.epoch(0):
+        samples = [data[0][index] for index in indices]
+        paths = to_paths(samples, processor.chat.image_token_id)
+        lengths += [len(path.keys) for path in paths]
+        rows += plan_rows(
+            paths, limit, share=config.share_prefix, joined_tokens=JOINED_TOKENS[device_of(config)]
+        )
+    images = distinct_images(data, processor)
+    return DataPlan(
+        samples=len(data[0]),
+        validation=len(data[1]),
+        pictures=len(images),
+        picture_tokens=sum(image.tokens for image in images),
+        tokens=sum(lengths),
+        shared=sum(row.tokens for row in rows),
+        longest_sample=max(lengths),
+        longest_row=max(row.tokens for row in rows),
+        rows=len(rows),
+        steps=schedule.steps_per_epoch,
+    )
+
+
+def device_of(config: PlanConfig) -> str:
+    """What the run is planned for: a GPU, unless the CPU is asked for."""
+    return "cpu" if config.device == "cpu" else "cuda"
+
+
+def tokens_of(config: PlanConfig) -> int:
+    """Most tokens of a row."""
+    return config.tokens_per_microbatch or TOKENS_PER_ROW[device_of(config)]
+
+
+def asked_of(config: PlanConfig, model: Model) -> Asked:
+    """What the settings ask for, every ``auto`` resolved."""
+    gpu = device_of(config) == "cuda"
+    width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
+    checkpointing = config.gradient_checkpointing
+    return Asked(
+        width=width,
+        quantize=config.quantize,
+        full=config.tuner == "full",
+        targets=config.lora_target_modules,
+        rank=config.lora_rank,
+        checkpointing=gpu if checkpointing is None else checkpointing,
+        tokens=tokens_of(config),
+        scores=model.scores,
+        cached=config.vision_cache != "off" and not config.train_vision,
+        cuda=gpu,
+    )
+
+
+def memory_of(config: PlanConfig, model: Model) -> Memory:
+    """What the run takes."""
+    return memory(model.text, model.others, model.attention_inputs, asked_of(config, model))
