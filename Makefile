@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/python sample_data/demo.py
 
+# A process per core, a thread each.
 test: $(VENV)/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py --kills 30

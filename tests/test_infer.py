@@ -131,7 +131,7 @@ class TestDatasets:
 
     def test_samples_are_shown(self, run, capsys, monkeypatch):
         buffer = io.StringIO()
-        monkeypatch.setattr(out, "file", buffer)
+        monkeypatch.setattr(out, "_file", buffer)
         answer(run, load_dataset_config=True, show_samples=1, overwrite=True)
         assert [line.split("]")[0] for line in buffer.getvalue().splitlines()[:3]] == [
             "[prompt", "[output", "[label",
@@ -167,7 +167,7 @@ class TestChat:
     def talk(self, lines, monkeypatch):
         model, processor = vlft.load(CASE.folder)
         buffer = io.StringIO()
-        monkeypatch.setattr(out, "file", buffer)
+        monkeypatch.setattr(out, "_file", buffer)
         chat(model, processor, Sampling(6), system=None, lines=io.StringIO("\n".join(lines)))
         return buffer.getvalue().splitlines()
 
