@@ -168,6 +168,7 @@ def test_sharded_weights_are_one_model(config, tmp_path):
     home = tmp_path / "two"
     assert finish(launch(config, home, as_fsdp), home) == [0, 0]
     run = run_of(config)
+    assert "the longest row of the run" in (home / "errors-0.txt").read_text()
     assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-4)
     assert metrics(run, "grad_norm") == pytest.approx(metrics(alone, "grad_norm"), rel=1e-4)
     expected = adapter(alone)
