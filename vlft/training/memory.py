@@ -29,7 +29,7 @@ CUDA_BYTES = 0.7 * 2**30
 # How many tensors of the SAM tower's attention scores exist together.
 SCORES = 2.5
 # What a batch of small views takes in a SigLIP tower, about.
-VIEWS_BYTES = 2**28
+VIEWS_BYTES = 2**27
 
 
 @dataclass(frozen=True)
