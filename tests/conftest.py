@@ -81,6 +81,14 @@ def kills(request) -> int:
     return request.config.getoption("--kills")
 
 
+# They start many processes: first, so that no worker is left alone with them at the end.
+LONG_FILES = ("test_readme.py", "test_torture.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 def pytest_generate_tests(metafunc):
     """Runs what asks for a case on one checkpoint of each family, unless it says otherwise."""
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
