@@ -517,3 +517,17 @@ class TestTheLastResort:
         assert code == 2
         assert "Traceback" in text
         assert text.endswith("error: --x: wrong\n")
+
+
+class TestAuto:
+    """A number for which the word ``auto`` may stand."""
+
+    @pytest.mark.parametrize(("given", "found"), [("auto", None), ("12", 12), (12, 12)])
+    def test_words_and_numbers(self, given, found):
+        config = build(SftConfig, {"dataset": ["a"], "tokens_per_microbatch": given})
+        assert config.tokens_per_microbatch == found
+
+    @pytest.mark.parametrize("given", ["many", "-3", "1.5", ""])
+    def test_other_words(self, given):
+        with pytest.raises(UsageError, match=f"found '{given}', a whole number or auto"):
+            build(SftConfig, {"dataset": ["a"], "tokens_per_microbatch": given})

@@ -200,8 +200,10 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
     if spec.metadata["auto"] and isinstance(value, str):
         if value == "auto":
             return None
+        if not value.isdecimal():
+            raise ConfigError(f"found {value!r}, a whole number or auto is allowed", place=place)
         # A flag that takes a word too is read as text.
-        value = int(value) if value.isdecimal() else value
+        value = int(value)
     kind = field_type(cls, spec.name)
     if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
         items = value if isinstance(value, list | tuple) else [value]

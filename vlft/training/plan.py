@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft import console
@@ -177,7 +176,7 @@ def overview(config: PlanConfig, size: float) -> list[str]:
         words = verdict(config, model, size)
         short = "fits" if words.startswith("fits") else words.rpartition("; ")[2]
         lines.append(
-            f"{Path(known.id)!s:<36}{cells[0]:>10.1f}{cells[1]:>11.1f}{cells[2]:>10.1f}"
+            f"{known.id:<36}{cells[0]:>10.1f}{cells[1]:>11.1f}{cells[2]:>10.1f}"
             f"{cells[3]:>11.1f}  {short}"
         )
     return lines
