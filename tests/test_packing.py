@@ -6,6 +6,7 @@ import random
 import warnings
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import GOLDEN, make_rows
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from vlft.data.encode import EncodedImage, EncodedSample
+from vlft.models.last_layer import narrow_last_layer
 from vlft.packing import attention
 from vlft.packing.attention import (
     BLOCK,
@@ -208,6 +210,45 @@ class TestAttention:
             warnings.simplefilter("ignore")  # It would like to be compiled.
             found = flex_attention(query, key, value, block_mask=block_mask(row.exit))
         torch.testing.assert_close(found, plain)
+
+
+class TestLastLayer:
+    """That it gives what the whole one gives there, is TestSameAsOneAtATime's."""
+
+    def test_its_mlp_sees_the_targets_alone(self, model, folder, processor):
+        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5)]
+        row = pack(samples, processor.chat.image_token_id)
+        seen = []
+        layers = model.get_submodule(folder.family.parts.language).layers
+        for layer in layers:
+            layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
+        assert seen == [len(row)] * (len(layers) - 1) + [len(row.source)]
+        assert len(row.source) < 0.5 * len(row)
+
+    def test_a_token_of_many_successors_gets_the_same_gradient_every_time(self):
+        """Bit by bit, with several threads: a resumed run ends in the same weights."""
+        hidden = torch.randn(1, 900, 1024, requires_grad=True)
+        wanted = torch.randint(0, 30, (900,)).sort().values
+        upstream = torch.randn(1, 900, 1024)
+        layer = SimpleNamespace(
+            self_attn=lambda hidden_states: (hidden_states, None),
+            input_layernorm=torch.nn.Identity(),
+            post_attention_layernorm=torch.nn.Identity(),
+            mlp=torch.nn.Identity(),
+            forward=None,
+        )
+        narrow_last_layer(SimpleNamespace(layers=[layer]))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            found = [
+                torch.autograd.grad(layer.forward(hidden, wanted=wanted), hidden, upstream)[0]
+                for _ in range(20)
+            ]
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
 class TestSchedule:

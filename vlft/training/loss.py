@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlft.families.base import is_in
+from vlft.models.last_layer import narrow_last_layer
 from vlft.packing.attention import TREE, additive_mask, block_mask, row_attention
 from vlft.vision.encode import place_features
 
@@ -110,12 +111,13 @@ class PackedLoss(nn.Module):
         language: Any = model.get_submodule(family.parts.language)
         if language.config._attn_implementation == "sdpa":
             language.config._attn_implementation = TREE
+        narrow_last_layer(language)
 
     def forward(self, batch: PackedBatch, images: RowImages) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
-        hidden = last_hidden(self.model, self.family, batch, images)
+        hidden = source_states(self.model, self.family, batch, images)
         head: Any = self.model.get_submodule(self.family.parts.head)
-        loss = token_loss_sum(hidden[0, batch.source], batch.target, batch.weight, head)
+        loss = token_loss_sum(hidden, batch.target, batch.weight, head)
         if not images.tiles:
             # Every process passes gradients of the same parameters on, pictures or not.
             loss = loss + sum(0.0 * parameter.sum() for parameter in self.beside_language())
@@ -128,8 +130,10 @@ class PackedLoss(nn.Module):
         return [p for name, p in named if p.requires_grad and is_in(name, parts)]
 
 
-def last_hidden(model: nn.Module, family: Family, batch: PackedBatch, images: RowImages) -> Tensor:
-    """(1, N, D) last hidden states of a packed row."""
+def source_states(
+    model: nn.Module, family: Family, batch: PackedBatch, images: RowImages
+) -> Tensor:
+    """(S, D) last hidden states at the source positions of a packed row."""
     embeddings = place_features(
         model, family, batch.input_ids, images, batch.image_positions, batch.feature_rows
     )
@@ -139,8 +143,9 @@ def last_hidden(model: nn.Module, family: Family, batch: PackedBatch, images: Ro
         **_attention_of(language.config._attn_implementation, batch, _scores_dtype(embeddings)),
         position_ids=batch.position_ids,
         use_cache=False,
+        wanted=batch.source,
     )
-    hidden: Tensor = output.last_hidden_state
+    hidden: Tensor = output.last_hidden_state[0]
     return hidden
 
 
