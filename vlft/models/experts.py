@@ -18,11 +18,12 @@ import torch
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PLAIN_EXPERTS = DeepseekV2Experts
 IMPLEMENTATION = "vlft_grouped_mm"
@@ -94,11 +95,24 @@ def grouped_forward(
     groups = Groups.of(chosen, experts.num_experts)
     rows: Tensor = ToRows.apply(hidden, groups.order, groups.place)
     both = _project(experts, "gate_up_proj", rows, groups, lora)
-    gate, up = both.chunk(2, dim=-1)
-    rows = _project(experts, "down_proj", experts.act_fn(gate) * up, groups, lora)
+    shares = Reordered.apply(weights.reshape(-1, 1), groups.order, groups.place)
+    # Kept for the backward pass is what goes in; the rest is computed again.
+    inner = checkpoint(
+        _gated, experts.act_fn, both, shares, use_reentrant=False, preserve_rng_state=False
+    )
+    rows = _project(experts, "down_proj", inner, groups, lora)
     in_order = Reordered.apply(rows, groups.place, groups.order).unflatten(0, chosen.shape)
-    total: Tensor = (in_order * weights.unsqueeze(-1)).sum(1)
+    total: Tensor = in_order.sum(1, dtype=torch.float32)
     return total.to(hidden.dtype)
+
+
+def _gated(act: Callable[[Tensor], Tensor], both: Tensor, shares: Tensor) -> Tensor:
+    """(S, 2I) gate and up -> (S, I), each row times its expert's share.
+
+    The share may as well come before the down projection, which is linear: there a row is narrower.
+    """
+    gate, up = both.chunk(2, dim=-1)
+    return act(gate) * up * shares
 
 
 def plain_forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
