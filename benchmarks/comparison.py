@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.command import markdown
-from benchmarks.measure import measure
+from benchmarks.measure import freed_memory_returned, measure
 from benchmarks.sides import gradient
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Meter:
     clock: str
     repeats: int
     epochs: int
+
+    def peak(self, side: Side) -> int:
+        """Bytes at the peak of a run in which all memory that is freed is given back."""
+        with freed_memory_returned():
+            return self.run(side).peak_bytes
 
     def run(self, side: Side) -> Run:
         """Encodes the pictures, if the side does so, and runs one epoch."""
@@ -70,11 +75,13 @@ class Measured:
     Attributes:
         side: that was run.
         gradient: of the warm-up, one vector.
+        peak_bytes: of memory, of a run apart.
         runs: in the order in which they were measured.
     """
 
     side: Side
     gradient: Tensor
+    peak_bytes: int
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -86,11 +93,6 @@ class Measured:
     def epoch_seconds(self) -> float:
         """Median of the runs."""
         return statistics.median(run.epoch_seconds for run in self.runs)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Highest of the runs."""
-        return max(run.peak_bytes for run in self.runs)
 
     def job_seconds(self, epochs: int) -> float:
         """Of encoding and all epochs."""
@@ -111,7 +113,7 @@ class Result:
         samples_per_second: over the job.
         targets_per_second: trained tokens, over the job.
         speedup: job seconds of the first side over this one's.
-        peak_gib: highest of the runs.
+        peak_gib: of a run in which all memory that is freed is given back.
         peak_ratio: to the first side's.
         loss: nats per trained token.
         gradient_difference: its norm, over the norm of the first side's gradient.
@@ -165,11 +167,13 @@ def compare(sides: Sequence[Side], tuned: nn.Module, job: Samples, meter: Meter)
 
 
 def measure_sides(sides: Sequence[Side], tuned: nn.Module, meter: Meter) -> list[Measured]:
-    """Each side: a warm-up, whose gradient is kept, then repeats in alternating order."""
+    """Each side: a warm-up, whose gradient is kept, its peak, then repeats in alternating order."""
     found = []
     for side in sides:
         meter.run(side)
-        found.append(Measured(side, gradient(tuned)))
+        kept = gradient(tuned)
+        found.append(Measured(side, kept, meter.peak(side)))
+        tuned.zero_grad()
     for repeat in range(meter.repeats):
         for measured in found if repeat % 2 == 0 else reversed(found):
             measured.runs.append(meter.run(measured.side))

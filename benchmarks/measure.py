@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Measured:
     peak_bytes: int
     value: float
 
+
+# Of mallopt(3).
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 # With one thread, processor time is what wall time would be without other jobs.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -51,6 +55,24 @@ def measure(compute: Callable[[], float], device: torch.device, clock: str = "wa
     seconds = CLOCKS[clock]() - started
     after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
     return Measured(seconds, after - before, value)
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Makes the C library give memory back when it is freed: what is resident is in use.
+
+    By default it keeps much of it, more the more the sizes of tensors differ. This takes time.
+    """
+    limits = {_MMAP_THRESHOLD: 2**16, _TRIM_THRESHOLD: 2**17}
+    library = ctypes.CDLL("libc.so.6")
+    try:
+        for name, limit in limits.items():
+            library.mallopt(name, limit)
+        yield
+    finally:
+        # Where they end up by themselves.
+        library.mallopt(_MMAP_THRESHOLD, 2**25)
+        library.mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,6 @@ rows of the workload. Each model and workload runs in a process of its own.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import torch
 
 from benchmarks.command import DTYPES, markdown, new_parser, note, prepare, write
 from benchmarks.comparison import GIB
-from benchmarks.measure import measure
+from benchmarks.measure import freed_memory_returned, measure
 from benchmarks.models import native_config, random_model
 from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
@@ -84,7 +83,6 @@ def run(
 ) -> Result:
     """Plans and measures one case."""
     case = Case(SCALES[scale][name], workload, DTYPES[dtype], torch.device(device), checkpointing)
-    return_freed_memory()
     # All libraries are loaded then, and counted as held before.
     train(replace(case, shape=SCALES["tiny"][name]))
     found: list[RandomModel] = []
@@ -94,7 +92,8 @@ def run(
         found.append(built)
         return tokens
 
-    measured = measure(compute, case.device)
+    with freed_memory_returned():
+        measured = measure(compute, case.device)
     tokens = int(measured.value)
     asked = Asked(checkpointing=checkpointing, tokens=tokens, cuda=device == "cuda")
     planned = plan(found[0], asked)
@@ -118,12 +117,6 @@ class Case:
     dtype: torch.dtype
     device: torch.device
     checkpointing: bool
-
-
-def return_freed_memory() -> None:
-    """Makes the C library give blocks back when they are freed: what is resident is in use."""
-    # -3: M_MMAP_THRESHOLD of mallopt(3).
-    ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
 
 
 def train(case: Case) -> tuple[RandomModel, int]:

@@ -112,10 +112,12 @@ def memory(text: TextSizes, others: int, attention_inputs: Collection[str], aske
     leaves = asked.cached and asked.cuda
     largest = max(prod(shape) for shape in language_weights(text, "").values())
     unpacked = asked.width * largest if asked.quantize != "none" else 0.0
-    layers = [_layer_bytes(text, layer, asked) for layer in range(text.layers)]
-    kept = sum(layers)
+    attention = _attention_bytes(text, asked)
+    # The last layer's feed-forward part sees the few positions that have a target.
+    layers = [attention + _inner_bytes(text, layer, asked) for layer in range(text.layers - 1)]
+    kept = sum(layers) + attention
     if asked.checkpointing:
-        kept = text.layers * asked.tokens * text.hidden * asked.width + max(layers)
+        kept = text.layers * asked.tokens * text.hidden * asked.width + max([attention, *layers])
     gradients = asked.width * asked.tokens * (2 * _inner(text) + 2 * text.hidden)
     logits = LOSS_POSITIONS * LOSS_BYTES * text.vocabulary
     return Memory(
@@ -160,30 +162,42 @@ def _language_bytes(text: TextSizes, asked: Asked) -> float:
     return asked.width * (total - packed) + each * packed
 
 
-def _layer_bytes(text: TextSizes, layer: int, asked: Asked) -> float:
-    """What the backward pass keeps of a layer.
+def _attention_bytes(text: TextSizes, asked: Asked) -> float:
+    """What the backward pass keeps of a layer's attention, and of both norms.
 
     The norms keep their inputs, in float32; LoRA on the attention's inputs keeps the normalised
-    state; attention keeps queries, keys, values and its result; the gated layer three of its inner
-    width. LoRA on all layers keeps their inputs as well.
+    state; attention keeps queries, keys, values and its result. LoRA on all layers keeps the input
+    of the output projection as well.
     """
     width, hidden = asked.width, text.hidden
-    every = asked.full or asked.targets == "ALL"
     norms = 2 * 4 * hidden
     # In 16 bit, LoRA's float32 weights make a copy of their input for each of q, k, v.
     inputs = width * hidden * (1 if width == 4 else 3)
     attention = width * (2 * text.query + 2 * text.value)
-    if every:
-        inputs += width * hidden
+    if _tunes_all(asked):
         attention += width * text.value
+    return float(asked.tokens * (norms + inputs + attention))
+
+
+def _inner_bytes(text: TextSizes, layer: int, asked: Asked) -> float:
+    """What the backward pass keeps of a layer's feed-forward part.
+
+    A gated layer keeps three of its inner width, routed experts what gate and up give. LoRA on all
+    layers keeps their inputs as well.
+    """
+    every = _tunes_all(asked)
     share = 4 if every else 3
     if text.experts is not None and text.is_sparse(layer):
         experts = text.experts
-        routed = experts.best * (share * width * experts.width + 2 * width * hidden + 4 * hidden)
-        inner = routed + share * width * experts.width * experts.shared
+        routed = experts.best * (2 * experts.width + (experts.width + text.hidden) * every)
+        numbers = routed + share * experts.width * experts.shared
     else:
-        inner = share * width * text.inner
-    return float(asked.tokens * (norms + inputs + attention + inner))
+        numbers = share * text.inner
+    return float(asked.width * asked.tokens * (numbers + text.hidden * every))
+
+
+def _tunes_all(asked: Asked) -> bool:
+    return asked.full or asked.targets == "ALL"
 
 
 def _inner(text: TextSizes) -> int:
