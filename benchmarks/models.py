@@ -133,7 +133,7 @@ def text_config(shape: Shape) -> dict[str, Any]:
         **text,
         "use_mla": False,
         "topk_method": "greedy",
-        "first_k_dense_replace": 1,
+        "first_k_dense_replace": shape.experts.dense,
         "n_routed_experts": shape.experts.routed,
         "num_experts_per_tok": shape.experts.best,
         "n_shared_experts": shape.experts.shared,

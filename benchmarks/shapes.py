@@ -5,25 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vlft.families.sizes import Experts
+
 if TYPE_CHECKING:
     from vlft.families.base import Tiles
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The mixture-of-experts layers of an LLM: all but its first layer.
-
-    Attributes:
-        routed: experts to choose from.
-        best: how many of them each token takes.
-        shared: experts that every token takes.
-        width: inner width of an expert.
-    """
-
-    routed: int
-    best: int
-    shared: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +94,7 @@ MIDDLE = {
         vision_layers=4,
         patch_size=14,
         tiles=(2, 1),
-        experts=Experts(routed=32, best=6, shared=2, width=256),
+        experts=Experts(routed=32, best=6, shared=2, width=256, dense=1, corrected=False),
     ),
     "deepseek-vl-hybrid": replace(
         PLAIN,
@@ -136,7 +121,8 @@ def _tiny(shape: Shape) -> Shape:
         vocabulary=512,
     )
     if shape.experts:
-        small = replace(small, experts=Experts(routed=8, best=3, shared=2, width=32))
+        experts = replace(shape.experts, routed=8, best=3, width=32)
+        small = replace(small, experts=experts)
     if shape.large_tower:
         tower = LargeTower(width=32, layers=2, heads=4, channels=8, patch_size=128)
         small = replace(small, large_tower=tower)

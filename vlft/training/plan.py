@@ -129,11 +129,16 @@ def verdict(config: PlanConfig, model: Model, size: float, shortest: int = 1) ->
     on = f"{config.gpu} ({size / GIB:.0f} GiB)"
     if peak <= USABLE * size:
         return f"fits on {on}: {needs}"
+    return f"does not fit on {on}: {needs}; {remedy(config, model, size, shortest)}"
+
+
+def remedy(config: PlanConfig, model: Model, size: float, shortest: int = 1) -> str:
+    """Which flags make it fit; arguments as of ``verdict``."""
     for flags, changed in easier(config, shortest):
-        lower = memory_of(changed, model).peak
-        if lower <= USABLE * size:
-            return f"does not fit on {on}: {needs}; fits with {flags} ({shown_bytes(lower)})"
-    return f"does not fit on {on}: {needs}; no flag makes it fit"
+        peak = memory_of(changed, model).peak
+        if peak <= USABLE * size:
+            return f"fits with {flags} ({shown_bytes(peak)})"
+    return "no flag makes it fit"
 
 
 def easier(config: PlanConfig, shortest: int = 1) -> Iterator[tuple[str, PlanConfig]]:
@@ -173,10 +178,10 @@ def overview(config: PlanConfig, size: float) -> list[str]:
         for quantize, targets in columns:
             changed = dataclasses.replace(config, quantize=quantize, lora_target_modules=targets)
             cells.append(memory_of(changed, model).peak / GIB)
-        words = verdict(config, model, size)
-        short = "fits" if words.startswith("fits") else words.rpartition("; ")[2]
+        fits = memory_of(config, model).peak <= USABLE * size
+        words = "fits" if fits else remedy(config, model, size)
         lines.append(
             f"{known.id:<36}{cells[0]:>10.1f}{cells[1]:>11.1f}{cells[2]:>10.1f}"
-            f"{cells[3]:>11.1f}  {short}"
+            f"{cells[3]:>11.1f}  {words}"
         )
     return lines
