@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
@@ -10,7 +12,7 @@ import vlft
 from vlft.errors import VlftError
 from vlft.packing.schedule import pack_rows
 from vlft.training import loop, run
-from vlft.training.rehearse import fitting_tokens, largest, longest_row, rehearse
+from vlft.training.rehearse import fitting_tokens, largest, longest_row, rehearse, settle
 
 
 @pytest.fixture
@@ -95,6 +97,31 @@ def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
         assert len(longest_row(job, job.schedule.epoch(0), found)) <= 200
 
     assert max(tried) > 200
+
+
+@only_siglip
+@pytest.mark.parametrize("room", [100, 100_000])
+def test_checkpointing_is_left_out_where_there_is_room(before_step_one, monkeypatch, room):
+    """A device that takes longer rows only if layers compute again."""
+    original = loop.row_loss
+
+    def row_loss(job, row):
+        if not job.model.is_gradient_checkpointing and len(row) > room:
+            raise torch.OutOfMemoryError
+        return original(job, row)
+
+    monkeypatch.setattr(loop, "row_loss", row_loss)
+
+    @before_step_one
+    def _work(job):
+        config = vlft.SftConfig(dataset=("x",), tokens_per_microbatch=150)
+        found = settle(config, job)
+        assert found.gradient_checkpointing == (room == 100)
+        assert job.model.is_gradient_checkpointing == (room == 100)
+        rehearse(job)
+        # What the user says is not tried.
+        given = replace(config, gradient_checkpointing=False)
+        assert settle(given, job) == given
 
 
 @pytest.mark.parametrize("limit", [10, 64, 100, 129, 700, 5000])

@@ -150,7 +150,8 @@ class SftConfig:
         None,
         "Recompute activations to save memory.",
         panel="Optimisation",
-        shown="auto: on a GPU",
+        shown="auto: if rows do not fit into a GPU without",
+        resumable=True,
     )
     share_prefix: bool = setting(
         True, "Run each shared prompt prefix once per row.", panel="Optimisation"

@@ -1,4 +1,4 @@
-"""The longest row before step one: what does not fit into the GPU shows in the first minute.
+"""What fits into the GPU, before step one: the longest row, and what ``auto`` comes to.
 
 A row is tried with all that a step does but the update; gradients and random numbers are as
 before, so that a run with and without a rehearsal is the same.
@@ -6,6 +6,7 @@ before, so that a run with and without a rehearsal is the same.
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from vlft.errors import VlftError
 from vlft.packing.prefix_tree import pack, to_paths
 from vlft.packing.schedule import plan_rows
 from vlft.training.loop import backward
+from vlft.training.setup import set_checkpointing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vlft.config import SftConfig
     from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.job import Job
 
@@ -36,11 +39,38 @@ def rehearse(job: Job) -> None:
     Raises:
         VlftError: it does not fit into memory.
     """
-    epochs = -(-job.options.total_steps // job.schedule.steps_per_epoch)
-    steps = [step for number in range(epochs) for step in job.schedule.epoch(number)]
-    row = longest_row(job, steps, job.options.tokens_per_row)
+    row = longest_row(job, all_steps(job), job.options.tokens_per_row)
     try_row(job, row)
     console.info(f"the longest row of the run, {len(row)} tokens, fits")
+
+
+def settle(config: SftConfig, job: Job) -> SftConfig:
+    """The settings with what ``auto`` comes to on this GPU; the model is set to it."""
+    tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = needs_checkpointing(job)
+    if tokens is None:
+        tokens = fitting_tokens(job)
+    return dataclasses.replace(
+        config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing
+    )
+
+
+def needs_checkpointing(job: Job) -> bool:
+    """Whether the longest row fits only if layers compute again what the backward pass needs.
+
+    Left out where it can be: it takes a third of a step's arithmetic more. A sharded model keeps
+    it, see ``fitting_tokens``.
+    """
+    if job.processes.sharded:
+        return True
+    row = longest_row(job, all_steps(job), job.options.tokens_per_row)
+    set_checkpointing(job.model, on=False)
+    needed = not all(job.processes.all(fits(job, row)))
+    if needed:
+        set_checkpointing(job.model, on=True)
+    console.info(f"--gradient-checkpointing auto: {'on' if needed else 'off'}")
+    return needed
 
 
 def fitting_tokens(job: Job) -> int:
@@ -54,22 +84,32 @@ def fitting_tokens(job: Job) -> int:
     steps = list(islice(job.schedule.epoch(0), STEPS_TRIED))
     most = len(longest_row(job, steps, MOST_TOKENS))
 
-    def fits(tokens: int) -> bool:
-        row = longest_row(job, steps, tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            try_row(job, row)
-        except VlftError as error:
-            if not isinstance(error.__cause__, torch.OutOfMemoryError):
-                raise
-            return False
-        return not torch.cuda.is_available() or _used_share() < SAFE_SHARE
+    def fit(tokens: int) -> bool:
+        return fits(job, longest_row(job, steps, tokens))
 
-    found = min(job.processes.all(largest(fits, FEWEST_TOKENS, min(most, MOST_TOKENS))))
+    found = min(job.processes.all(largest(fit, FEWEST_TOKENS, min(most, MOST_TOKENS))))
     console.info(f"--tokens-per-microbatch auto: {found}")
     return found
+
+
+def fits(job: Job, row: PackedBatch) -> bool:
+    """Whether the GPU takes a row, and has room left for what varies from row to row."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        try_row(job, row)
+    except VlftError as error:
+        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+        return False
+    return not torch.cuda.is_available() or _used_share() < SAFE_SHARE
+
+
+def all_steps(job: Job) -> list[list[int]]:
+    """The steps of all epochs of the run."""
+    epochs = -(-job.options.total_steps // job.schedule.steps_per_epoch)
+    return [step for number in range(epochs) for step in job.schedule.epoch(number)]
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int) -> int:

@@ -26,7 +26,7 @@ from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.provenance import provenance
-from vlft.training.rehearse import fitting_tokens, rehearse
+from vlft.training.rehearse import rehearse, settle
 from vlft.training.resume import drop_later_checkpoints, resumed_config
 from vlft.training.samples import load_data, make_schedule
 from vlft.training.setup import (
@@ -252,14 +252,11 @@ def _gatherer(
 
 
 def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
-    """The job with the longest rows that fit, if the user did not say how long they are.
-
-    The number is saved with the run, which resumes to the same rows.
-    """
-    if setting.config.tokens_per_microbatch is not None:
+    """The job with what was left to ``auto``; it is saved with the run, which resumes to it."""
+    config = settle(setting.config, job)
+    if config == setting.config:
         return job
-    tokens = fitting_tokens(job)
-    config = dataclasses.replace(setting.config, tokens_per_microbatch=tokens)
+    tokens = config.tokens_per_microbatch or job.options.tokens_per_row
     job.processes.first_does(lambda: write_run_config(job.run, to_json(config)))
     return dataclasses.replace(
         job,
@@ -291,12 +288,14 @@ def _close(job: Job, position: Position) -> SftResult:
 
 def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
     """The settings with what ``auto`` came to, so that what is saved says what was done."""
-    tokens = config.tokens_per_microbatch
+    tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
+    if placement.device.type == "cpu":
+        # On a GPU they are found by trying, later.
+        tokens, checkpointing = tokens or TOKENS_PER_ROW["cpu"], bool(checkpointing)
     return dataclasses.replace(
         config,
-        # On a GPU it is found by trying, later.
-        tokens_per_microbatch=tokens
-        or (TOKENS_PER_ROW["cpu"] if placement.device.type == "cpu" else None),
+        tokens_per_microbatch=tokens,
+        gradient_checkpointing=checkpointing,
         dtype=str(placement.dtype).removeprefix("torch."),
         learning_rate=learning_rate(config),
     )

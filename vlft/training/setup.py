@@ -66,16 +66,25 @@ def prepare_model(
             trained = load_adapter(model, checkpoint, trainable=True)
         else:
             raise CheckpointError("holds no adapter", place=str(checkpoint))
-    if config.gradient_checkpointing or (
-        config.gradient_checkpointing is None and placement.device.type == "cuda"
-    ):
-        # Releases of transformers differ in the name.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # On a GPU ``auto`` starts with it; whether it can be left out is tried later.
+    auto = placement.device.type == "cuda"
+    if auto if config.gradient_checkpointing is None else config.gradient_checkpointing:
+        set_checkpointing(model, on=True)
+    return model, trained
+
+
+def set_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
+    """Makes the layers compute again what the backward pass needs, or keep it."""
+    # Releases of transformers differ in the name.
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")({"use_reentrant": False})
         # It also makes what embeddings and towers give require gradients, which only reentrant
         # checkpointing needs: the backward pass would run through a frozen tower for nothing.
         model.disable_input_require_grads()
-    return model, trained
+    else:
+        getattr(model, f"{name}_disable")()
 
 
 def prepare_images(
