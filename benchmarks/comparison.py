@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.command import markdown
-from benchmarks.measure import freed_memory_returned, measure
+from benchmarks.measure import measure
 from benchmarks.sides import gradient
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ class Meter:
     clock: str
     repeats: int
     epochs: int
-
-    def peak(self, side: Side) -> int:
-        """Bytes at the peak of a run in which all memory that is freed is given back."""
-        with freed_memory_returned():
-            return self.run(side).peak_bytes
 
     def run(self, side: Side) -> Run:
         """Encodes the pictures, if the side does so, and runs one epoch."""
@@ -75,7 +70,7 @@ class Measured:
     Attributes:
         side: that was run.
         gradient: of the warm-up, one vector.
-        peak_bytes: of memory, of a run apart.
+        peak_bytes: of memory.
         runs: in the order in which they were measured.
     """
 
@@ -113,7 +108,7 @@ class Result:
         samples_per_second: over the job.
         targets_per_second: trained tokens, over the job.
         speedup: job seconds of the first side over this one's.
-        peak_gib: of a run in which all memory that is freed is given back.
+        peak_gib: of memory, beside the model's.
         peak_ratio: to the first side's.
         loss: nats per trained token.
         gradient_difference: its norm, over the norm of the first side's gradient.
@@ -153,7 +148,13 @@ class Comparison:
     results: list[Result]
 
 
-def compare(sides: Sequence[Side], tuned: nn.Module, job: Samples, meter: Meter) -> list[Result]:
+def compare(
+    sides: Sequence[Side],
+    tuned: nn.Module,
+    job: Samples,
+    meter: Meter,
+    peaks: Sequence[int],
+) -> list[Result]:
     """The results of the sides.
 
     Args:
@@ -161,19 +162,20 @@ def compare(sides: Sequence[Side], tuned: nn.Module, job: Samples, meter: Meter)
         tuned: the model that holds the gradients.
         job: what the sides train on.
         meter: how they are measured.
+        peaks: bytes of memory, of each side.
     """
-    found = measure_sides(sides, tuned, meter)
+    found = measure_sides(sides, tuned, meter, peaks)
     return [result_of(measured, found[0], job, meter.epochs) for measured in found]
 
 
-def measure_sides(sides: Sequence[Side], tuned: nn.Module, meter: Meter) -> list[Measured]:
-    """Each side: a warm-up, whose gradient is kept, its peak, then repeats in alternating order."""
+def measure_sides(
+    sides: Sequence[Side], tuned: nn.Module, meter: Meter, peaks: Sequence[int]
+) -> list[Measured]:
+    """Each side: a warm-up, whose gradient is kept, then repeats in alternating order."""
     found = []
-    for side in sides:
+    for side, peak in zip(sides, peaks, strict=True):
         meter.run(side)
-        kept = gradient(tuned)
-        found.append(Measured(side, kept, meter.peak(side)))
-        tuned.zero_grad()
+        found.append(Measured(side, gradient(tuned), peak))
     for repeat in range(meter.repeats):
         for measured in found if repeat % 2 == 0 else reversed(found):
             measured.runs.append(meter.run(measured.side))

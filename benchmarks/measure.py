@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import platform
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,6 @@ class Measured:
     peak_bytes: int
     value: float
 
-
-# Of mallopt(3).
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 # With one thread, processor time is what wall time would be without other jobs.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -57,22 +56,21 @@ def measure(compute: Callable[[], float], device: torch.device, clock: str = "wa
     return Measured(seconds, after - before, value)
 
 
-@contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """Makes the C library give memory back when it is freed: what is resident is in use.
+def apart(work: Callable[..., Value], *arguments: Any) -> Value:
+    """What a function returns in a process of its own, for peaks of memory.
 
-    By default it keeps much of it, more the more the sizes of tensors differ. This takes time.
+    There the C library gives memory back when it is freed, so that what is resident is in use: by
+    default it keeps much of it, and memory that others had and gave back would be used unseen.
     """
-    limits = {_MMAP_THRESHOLD: 2**16, _TRIM_THRESHOLD: 2**17}
-    library = ctypes.CDLL("libc.so.6")
-    try:
-        for name, limit in limits.items():
-            library.mallopt(name, limit)
-        yield
-    finally:
-        # Where they end up by themselves.
-        library.mallopt(_MMAP_THRESHOLD, 2**25)
-        library.mallopt(_TRIM_THRESHOLD, 2**26)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, _start_apart, (torch.get_num_threads(),)) as pool:
+        return pool.apply(work, arguments)
+
+
+def _start_apart(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # -3: M_MMAP_THRESHOLD of mallopt(3).
+    ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,6 @@ rows of the workload. Each model and workload runs in a process of its own.
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.command import DTYPES, markdown, new_parser, note, prepare, write
 from benchmarks.comparison import GIB
-from benchmarks.measure import freed_memory_returned, measure
+from benchmarks.measure import apart, measure
 from benchmarks.models import native_config, random_model
 from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
@@ -64,15 +63,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workloads", nargs="+", default=["q5", "mixed"])
     options = parser.parse_args(arguments)
     device, content = prepare(options)
-    # Memory that another model had and gave back would be used again, unseen.
-    context = multiprocessing.get_context("spawn")
     results = []
     for name in SCALES[options.scale]:
         for workload in options.workloads:
             for checkpointing in (False, True):
                 case = (name, options.scale, workload, options.dtype, str(device), checkpointing)
-                with context.Pool(1) as pool:
-                    results.append(pool.apply(run, case))
+                results.append(apart(run, *case))
                 note(f"{name}, {workload}: done")
     write(options.output, {**content, "results": [asdict(r) for r in results]}, table(results))
     print(table(results))
@@ -92,8 +88,7 @@ def run(
         found.append(built)
         return tokens
 
-    with freed_memory_returned():
-        measured = measure(compute, case.device)
+    measured = measure(compute, case.device)
     tokens = int(measured.value)
     asked = Asked(checkpointing=checkpointing, tokens=tokens, cuda=device == "cuda")
     planned = plan(found[0], asked)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.command import DTYPES, new_parser, note, prepare, write
 from benchmarks.comparison import GIB, Comparison, Meter, compare, table
-from benchmarks.measure import load_average
+from benchmarks.measure import apart, load_average
 from benchmarks.models import random_model
 from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
@@ -43,6 +43,7 @@ class Settings:
     Attributes:
         meter: how sides are measured.
         dtype: of frozen weights.
+        scale: of the models.
         samples: of a job.
         plain_batch: sizes of padded batches to try.
         memory_limit: of the plain side, GiB.
@@ -51,6 +52,7 @@ class Settings:
 
     meter: Meter
     dtype: torch.dtype
+    scale: str
     samples: int
     plain_batch: list[int]
     memory_limit: float
@@ -79,6 +81,7 @@ def main(arguments: list[str]) -> None:
     settings = Settings(
         meter=Meter(device, options.clock, options.repeats, options.epochs),
         dtype=DTYPES[options.dtype],
+        scale=options.scale,
         samples=options.samples,
         plain_batch=options.plain_batch,
         memory_limit=options.memory_limit,
@@ -111,9 +114,24 @@ def run_model(
         job = random_samples(workload, built, settings.samples)
         sides = all_sides(built, job, size, settings.tokens_per_row)
         load = load_average()
-        results = compare(sides, built.tuned, job, settings.meter)
+        peaks = apart(peaks_of, name, settings, workload, size)
+        results = compare(sides, built.tuned, job, settings.meter, peaks)
         note(f"{name}, {workload.name}: done")
         yield Comparison(name, workload.name, load, results)
+
+
+def peaks_of(name: str, settings: Settings, workload: Workload, size: BatchSize) -> list[int]:
+    """Bytes at the peak of each side."""
+    found: list[int] = []
+    # First a tiny model, for all that a process has only once.
+    for shape in (SCALES["tiny"][name], SCALES[settings.scale][name]):
+        built = model_for(shape, workload, settings)
+        job = random_samples(workload, built, settings.samples)
+        found = []
+        for side in all_sides(built, job, size, settings.tokens_per_row):
+            found.append(settings.meter.run(side).peak_bytes)
+            built.tuned.zero_grad()
+    return found
 
 
 def model_for(shape: Shape, workload: Workload, settings: Settings) -> RandomModel:
