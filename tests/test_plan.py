@@ -31,8 +31,8 @@ from vlft.models.experts import PLAIN_EXPERTS
 from vlft.packing.schedule import pack_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.memory import Asked, trained_size
-from vlft.training.plan import easier, gpu_bytes, run_plan, verdict
-from vlft.training.planned import find_model, memory_of, plan_data, published
+from vlft.training.plan import easier, run_plan, verdict
+from vlft.training.planned import asked_of, find_model, gpu_bytes, memory_of, plan_data, published
 from vlft.training.samples import load_data, make_schedule
 from vlft.training.show import parameter_count
 
@@ -135,16 +135,16 @@ class TestVerdict:
     def test_flags_that_would_make_it_fit_do(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl2-small", gpu="24GB")
         model, _ = find_model(config)
-        assert "does not fit on 24GB" in verdict(config, model, 24 * GIB)
-        assert "fits with --quantize nf4 (" in verdict(config, model, 24 * GIB)
+        assert "does not fit on 24GB" in verdict(config, model)
+        assert "fits with --quantize nf4 (" in verdict(config, model)
         fitting = dataclasses.replace(config, quantize="nf4")
         assert memory_of(fitting, model).peak < 24 * GIB
-        assert verdict(fitting, model, 24 * GIB).startswith("fits on 24GB")
+        assert verdict(fitting, model).startswith("fits on 24GB")
 
     def test_nothing_helps(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl2", gpu="8GB")
         model, _ = find_model(config)
-        assert verdict(config, model, 8 * GIB).endswith("no flag makes it fit")
+        assert verdict(config, model).endswith("no flag makes it fit")
 
     def test_what_is_easier_takes_less(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gradient_checkpointing=False)
@@ -153,6 +153,17 @@ class TestVerdict:
         assert "--gradient-checkpointing --quantize nf4 --tokens-per-microbatch 1024" in tried
         for flags, changed in tried.items():
             assert memory_of(changed, model).peak < memory_of(config, model).peak, flags
+
+    @pytest.mark.parametrize(
+        ("gpu", "recomputes", "tokens"),
+        [("24GB", True, 8192), ("40GB", False, 4096), ("80GB", False, 8192)],
+    )
+    def test_checkpointing_is_planned_as_the_run_chooses_it(self, gpu, recomputes, tokens):
+        config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu=gpu)
+        model, _ = find_model(config)
+        asked = asked_of(config, model)
+        assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
+        assert verdict(config, model).startswith(f"fits on {gpu}")
 
     @pytest.mark.parametrize(
         ("gpu", "gib"), [("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16)]

@@ -22,6 +22,10 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 INT8_BYTES = 1.0
 # A trained number in float32: value, gradient, two moments.
 TRAINED_BYTES = 16
+# Of a GPU's memory that ``auto`` takes; the rest is for what varies from row to row.
+SAFE_SHARE = 0.92
+# Tokens of a row that keep a GPU busy: shorter rows are not taken to spare checkpointing.
+ENOUGH_TOKENS = 4096
 # Positions whose logits exist at once, and what one of them is with its gradients; training.loss.
 LOSS_POSITIONS, LOSS_BYTES = 128, 12
 # What CUDA and its libraries hold.

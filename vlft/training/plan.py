@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import GPUS, PlanConfig
-from vlft.errors import ConfigError
 from vlft.families.known import KNOWN
 from vlft.training.planned import (
+    GIB,
     DataPlan,
     Model,
     asked_of,
     device_of,
     find_model,
+    gpu_bytes,
     memory_of,
     plan_data,
     published,
@@ -25,8 +24,9 @@ from vlft.training.planned import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vlft.config import PlanConfig
 
-GIB = 2**30
+
 # Of a GPU's memory that a run may take.
 USABLE = 0.97
 # Tokens of a row that are tried to make a run fit.
@@ -39,9 +39,10 @@ def run_plan(config: PlanConfig) -> None:
     Raises:
         VlftError: as ``vlft sft`` would.
     """
-    size = gpu_bytes(config.gpu)
+    # An unknown GPU is said first.
+    gpu_bytes(config.gpu)
     if config.model is None and not config.dataset:
-        for line in overview(config, size):
+        for line in overview(config):
             console.out.print(line, markup=False)
         return
     model, folder = find_model(config)
@@ -51,22 +52,8 @@ def run_plan(config: PlanConfig) -> None:
         config = dataclasses.replace(config, tokens_per_microbatch=data.longest_row)
     if config.train_vision or config.train_aligner:
         console.warn("what trains of towers and aligner, and what they keep, is not counted")
-    for line in (*data_lines(config, data), *memory_lines(config, model, data, size)):
+    for line in (*data_lines(config, data), *memory_lines(config, model, data)):
         console.out.print(line, markup=False)
-
-
-def gpu_bytes(gpu: str) -> float:
-    """Memory of a GPU, by its name or its size.
-
-    Raises:
-        ConfigError: neither.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)?", gpu, re.IGNORECASE)
-    gib = float(found[1]) if found else GPUS.get(gpu.lower().replace(" ", ""))
-    if not gib:
-        names = ", ".join(GPUS)
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
-    return gib * GIB
 
 
 def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
@@ -85,14 +72,14 @@ def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
     ]
 
 
-def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None, size: float) -> list[str]:
+def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None) -> list[str]:
     """What the run takes, and whether it fits, for people."""
-    found = memory_of(config, model)
-    tokens = tokens_of(config)
+    found, asked = memory_of(config, model), asked_of(config, model)
+    again = ", with checkpointing" if asked.checkpointing else ""
     parts = [
         ("weights", found.weights, ""),
         ("trained", found.trained, "with gradients and moments"),
-        ("activations", found.activations, f"of a row of {tokens:,} tokens"),
+        ("activations", found.activations, f"of a row of {asked.tokens:,} tokens{again}"),
         ("features", found.features, "and embeddings of the row"),
         ("a moment", found.moment, "logits, or gradients of a layer"),
         ("runtime", found.runtime, "CUDA and its libraries"),
@@ -101,11 +88,10 @@ def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None, size: 
     ]
     lines = [f"{name:<12}{shown_bytes(value):>9}  {note}".rstrip() for name, value, note in parts]
     if data is not None and config.vision_cache != "off" and not config.train_vision:
-        width = asked_of(config, model).width
-        disk = data.picture_tokens * model.text.hidden * width
+        disk = data.picture_tokens * model.text.hidden * asked.width
         lines.append(f"{'disk':<12}{shown_bytes(disk):>9}  of features, --vision-cache disk")
     shortest = data.longest_sample if data is not None else 1
-    return [*lines, verdict(config, model, size, shortest)]
+    return [*lines, verdict(config, model, shortest)]
 
 
 def shown_bytes(value: float) -> str:
@@ -113,30 +99,30 @@ def shown_bytes(value: float) -> str:
     return f"{value / GIB:.1f} GiB" if value >= GIB else f"{value / 2**20:.0f} MiB"
 
 
-def verdict(config: PlanConfig, model: Model, size: float, shortest: int = 1) -> str:
+def verdict(config: PlanConfig, model: Model, shortest: int = 1) -> str:
     """Whether it fits, and which flags would make it.
 
     Args:
         config: of the run.
         model: of the run.
-        size: of the GPU, bytes.
         shortest: tokens that a row has at least, if it holds the longest sample.
     """
     peak = memory_of(config, model).peak
     needs = f"needs {shown_bytes(peak)}"
     if device_of(config) == "cpu":
         return f"{needs} of main memory, beside Python and its libraries"
+    size = gpu_bytes(config.gpu)
     on = f"{config.gpu} ({size / GIB:.0f} GiB)"
     if peak <= USABLE * size:
         return f"fits on {on}: {needs}"
-    return f"does not fit on {on}: {needs}; {remedy(config, model, size, shortest)}"
+    return f"does not fit on {on}: {needs}; {remedy(config, model, shortest)}"
 
 
-def remedy(config: PlanConfig, model: Model, size: float, shortest: int = 1) -> str:
+def remedy(config: PlanConfig, model: Model, shortest: int = 1) -> str:
     """Which flags make it fit; arguments as of ``verdict``."""
     for flags, changed in easier(config, shortest):
         peak = memory_of(changed, model).peak
-        if peak <= USABLE * size:
+        if peak <= USABLE * gpu_bytes(config.gpu):
             return f"fits with {flags} ({shown_bytes(peak)})"
     return "no flag makes it fit"
 
@@ -164,11 +150,12 @@ def easier(config: PlanConfig, shortest: int = 1) -> Iterator[tuple[str, PlanCon
                     yield " ".join(flags), dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def overview(config: PlanConfig, size: float) -> list[str]:
+def overview(config: PlanConfig) -> list[str]:
     """Every published model: GiB of LoRA and QLoRA, and what a GPU of this size takes."""
+    config = dataclasses.replace(config, gradient_checkpointing=True)
     columns = [(q, t) for t in ("qkv", "ALL") for q in ("none", "nf4")]
     lines = [
-        f"GiB at the peak, rows of {tokens_of(config):,} tokens",
+        f"GiB at the peak, rows of {tokens_of(config):,} tokens, with checkpointing",
         f"{'':<36}{'LoRA qkv':>10}{'QLoRA qkv':>11}{'LoRA ALL':>10}{'QLoRA ALL':>11}  "
         f"LoRA on {config.gpu}",
     ]
@@ -178,8 +165,8 @@ def overview(config: PlanConfig, size: float) -> list[str]:
         for quantize, targets in columns:
             changed = dataclasses.replace(config, quantize=quantize, lora_target_modules=targets)
             cells.append(memory_of(changed, model).peak / GIB)
-        fits = memory_of(config, model).peak <= USABLE * size
-        words = "fits" if fits else remedy(config, model, size)
+        fits = memory_of(config, model).peak <= USABLE * gpu_bytes(config.gpu)
+        words = "fits" if fits else remedy(config, model)
         lines.append(
             f"{known.id:<36}{cells[0]:>10.1f}{cells[1]:>11.1f}{cells[2]:>10.1f}"
             f"{cells[3]:>11.1f}  {words}"

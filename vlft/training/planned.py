@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
-from vlft.errors import CheckpointError
+from vlft.config import GPUS, JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.errors import CheckpointError, ConfigError
 from vlft.families.known import KNOWN
 from vlft.families.sizes import TextSizes, head_size, language_size, text_sizes, tower_scores
-from vlft.training.memory import Asked, Memory, memory
+from vlft.training.memory import ENOUGH_TOKENS, SAFE_SHARE, Asked, Memory, memory
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import PlanConfig
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,20 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     )
 
 
+def gpu_bytes(gpu: str) -> float:
+    """Memory of a GPU, by its name or its size.
+
+    Raises:
+        ConfigError: neither.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)?", gpu, re.IGNORECASE)
+    gib = float(found[1]) if found else GPUS.get(gpu.lower().replace(" ", ""))
+    if not gib:
+        names = ", ".join(GPUS)
+        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
+    return gib * GIB
+
+
 def device_of(config: PlanConfig) -> str:
     """What the run is planned for: a GPU, unless the CPU is asked for."""
     return "cpu" if config.device == "cpu" else "cuda"
@@ -155,21 +172,34 @@ def asked_of(config: PlanConfig, model: Model) -> Asked:
     """What the settings ask for, every ``auto`` resolved."""
     gpu = device_of(config) == "cuda"
     width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
-    checkpointing = config.gradient_checkpointing
-    return Asked(
+    asked = Asked(
         width=width,
         quantize=config.quantize,
         full=config.tuner == "full",
         targets=config.lora_target_modules,
         rank=config.lora_rank,
-        checkpointing=gpu if checkpointing is None else checkpointing,
+        checkpointing=bool(config.gradient_checkpointing),
         tokens=tokens_of(config),
         scores=model.scores,
         cached=config.vision_cache != "off" and not config.train_vision,
         cuda=gpu,
     )
+    if config.gradient_checkpointing is None and gpu:
+        # As the run chooses it, which tries.
+        room = SAFE_SHARE * gpu_bytes(config.gpu)
+        shorter = min(asked.tokens, config.tokens_per_microbatch or ENOUGH_TOKENS)
+        for tokens in (asked.tokens, shorter):
+            kept = replace(asked, tokens=tokens)
+            if _taken(model, kept).peak <= room:
+                return kept
+        return replace(asked, checkpointing=True)
+    return asked
 
 
 def memory_of(config: PlanConfig, model: Model) -> Memory:
     """What the run takes."""
-    return memory(model.text, model.others, model.attention_inputs, asked_of(config, model))
+    return _taken(model, asked_of(config, model))
+
+
+def _taken(model: Model, asked: Asked) -> Memory:
+    return memory(model.text, model.others, model.attention_inputs, asked)

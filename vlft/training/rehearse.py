@@ -17,6 +17,7 @@ from vlft.errors import VlftError
 from vlft.packing.prefix_tree import pack, to_paths
 from vlft.packing.schedule import plan_rows
 from vlft.training.loop import backward
+from vlft.training.memory import ENOUGH_TOKENS, SAFE_SHARE
 from vlft.training.setup import set_checkpointing
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 # Steps whose longest row stands for all while sizes are tried.
 STEPS_TRIED = 32
 FEWEST_TOKENS, MOST_TOKENS = 1024, 65_536
-# Of the GPU's memory; the rest is for what varies from row to row.
-SAFE_SHARE = 0.92
 
 
 def rehearse(job: Job) -> None:
@@ -48,7 +47,7 @@ def settle(config: SftConfig, job: Job) -> SftConfig:
     """The settings with what ``auto`` comes to on this GPU; the model is set to it."""
     tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
     if checkpointing is None:
-        checkpointing = needs_checkpointing(job)
+        checkpointing = needs_checkpointing(job, tokens or ENOUGH_TOKENS)
     if tokens is None:
         tokens = fitting_tokens(job)
     return dataclasses.replace(
@@ -56,15 +55,19 @@ def settle(config: SftConfig, job: Job) -> SftConfig:
     )
 
 
-def needs_checkpointing(job: Job) -> bool:
-    """Whether the longest row fits only if layers compute again what the backward pass needs.
+def needs_checkpointing(job: Job, tokens: int) -> bool:
+    """Whether rows fit only if layers compute again what the backward pass needs.
 
     Left out where it can be: it takes a third of a step's arithmetic more. A sharded model keeps
     it, see ``fitting_tokens``.
+
+    Args:
+        job: see Job.
+        tokens: most of a row that is to fit.
     """
     if job.processes.sharded:
         return True
-    row = longest_row(job, all_steps(job), job.options.tokens_per_row)
+    row = longest_row(job, all_steps(job), tokens)
     set_checkpointing(job.model, on=False)
     needed = not all(job.processes.all(fits(job, row)))
     if needed:
