@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
-import subprocesses
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import GOLDEN, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import SIGLIP, VL2_NOAUX, only_siglip
+from launched import adapter, finish, launch, metrics, rehearse_on_the_cpu, run_of, small_config
 from safetensors.torch import load_file
 
 import vlft
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.errors import ConfigError
 from vlft.processes import ALONE
-from vlft.settings import to_json
 from vlft.training.setup import check_launch
 
 
 @pytest.fixture
 def config(case, tmp_path):
-    """Rows of one and of three samples, text alone among them, the aligner trained."""
-    return vlft.SftConfig(
-        model=str(case.folder),
-        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
-        image_root=GOLDEN / "images",
-        val_ratio=0.2,
-        output_dir=tmp_path / "output",
-        batch_size=3,
-        num_train_epochs=1,
-        learning_rate=1e-2,
-        train_aligner=True,
-        show_sample=False,
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    return small_config(case, tmp_path)
 
 
 def as_fsdp() -> None:
@@ -70,74 +49,6 @@ def as_fsdp() -> None:
 
     run.make_accelerator = make_sharding
     rehearse_on_the_cpu()
-
-
-def rehearse_on_the_cpu() -> None:
-    """Tries the longest row before step one, as on a GPU."""
-    from vlft.training import run
-    from vlft.training.rehearse import rehearse
-
-    train = run.train
-
-    def train_after_a_rehearsal(job, position):
-        rehearse(job)
-        return train(job, position)
-
-    run.train = train_after_a_rehearsal
-
-
-def launch(config: vlft.SftConfig, home: Path, before=None, count: int = 2) -> list:
-    """Starts the processes of a run as torchrun does."""
-    home.mkdir(exist_ok=True)
-    file = home / "settings.json"
-    # Only what was asked for: a resumed run has its settings.
-    usual = to_json(vlft.SftConfig())
-    asked = {name: value for name, value in to_json(config).items() if value != usual[name]}
-    file.write_text(json.dumps(asked))
-    shared = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": str(home / "cache"),
-    }
-    return [
-        subprocesses.start(
-            ["sft", "--config", str(file)],
-            home / f"errors-{index}.txt",
-            before,
-            **shared,
-            RANK=str(index),
-            LOCAL_RANK=str(index),
-        )
-        for index in range(count)
-    ]
-
-
-def finish(processes: list, home: Path) -> list[int]:
-    for process in processes:
-        process.join(60)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    errors = [path.read_text() for path in sorted(home.glob("errors-*.txt"))]
-    assert all("Traceback" not in text for text in errors), errors
-    return codes
-
-
-def run_of(config: vlft.SftConfig) -> Path:
-    (run,) = config.output_dir.glob("*/v*")
-    return run
-
-
-def metrics(run: Path, name: str) -> list[float]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [row[name] for row in rows if name in row]
-
-
-def adapter(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(find_checkpoint(run) / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
@@ -184,7 +95,15 @@ def test_sharded_weights_are_one_model(config, tmp_path):
     assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ddp", "MULTI_GPU"),
+        ("fsdp", "FSDP"),
+        ("zero2", "DEEPSPEED"),
+        ("zero3", "DEEPSPEED"),
+    ],
+)
 def test_the_configurations_of_the_docs_are_accelerates(name, kind):
     path = Path(__file__).parent.parent / "docs" / "accelerate" / f"{name}.yaml"
     found = load_config_from_file(str(path))
@@ -197,7 +116,6 @@ def test_the_configurations_of_the_docs_are_accelerates(name, kind):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "found DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true"}, "found fsdp_version: 1"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "found FSDP on the CPU"),
     ],

@@ -26,12 +26,14 @@ class Processes:
     Attributes:
         index: of this one; the first is 0.
         count: how many there are.
-        sharded: whether each holds only a part of every weight.
+        sharded: whether each holds only a part of every weight, or of what trains it.
+        zero: DeepSpeed's stage; 0 without it.
     """
 
     index: int = 0
     count: int = 1
     sharded: bool = False
+    zero: int = 0
 
     @property
     def is_first(self) -> bool:

@@ -19,4 +19,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
     # Accelerate knows only the older name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    # So does DeepSpeed.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -18,6 +18,7 @@ import torch
 from vlft.checkpoints.runs import save_checkpoint
 from vlft.errors import VlftError
 from vlft.packing.schedule import divide, pack_rows, row_cost
+from vlft.training import zero
 from vlft.training.interrupt import Interrupt
 from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
@@ -124,6 +125,7 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             place=str(job.run),
             hint="lower --learning-rate; the last checkpoint is whole",
         )
+    # With DeepSpeed, of no effect.
     job.optimizer.step()
     job.scheduler.step()
     return total, norm
@@ -162,7 +164,10 @@ def backward(job: Job, row: PackedBatch, scale: float, *, travel: bool) -> float
     """
     with nullcontext() if travel else job.accelerator.no_sync(job.objective), fitting(job, row):
         loss = row_loss(job, row)
-        job.accelerator.backward(loss * scale)
+        if job.processes.zero:
+            zero.backward(job.objective, loss * scale, last=travel)
+        else:
+            job.accelerator.backward(loss * scale)
     return loss.item()
 
 
@@ -184,7 +189,9 @@ def fitting(job: Job, row: PackedBatch) -> Iterator[None]:
 
 
 def clip(job: Job) -> float:
-    """Clips the gradients if asked to; returns their norm before."""
+    """Clips the gradients if asked to; returns their norm before. DeepSpeed steps, too."""
+    if job.processes.zero:
+        return zero.step(job.objective)
     limit = job.options.max_grad_norm or math.inf
     # All of the objective's: Accelerate tells by them which model is meant.
     return float(job.accelerator.clip_grad_norm_(job.objective.parameters(), limit))
@@ -242,7 +249,7 @@ def save(job: Job, position: Position) -> None:
     # What all processes must do, before the first one writes.
     randoms = job.processes.all(random_states())
     taking_part = job.processes.is_first or job.processes.sharded
-    moments = optimizer_tensors(job.optimizer, job.model) if taking_part else {}
+    moments = optimizer_tensors(job.optimizer, job.model, job.processes) if taking_part else {}
     write_weights = job.gather_weights()
 
     def write(folder: Path) -> None:

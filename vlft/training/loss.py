@@ -89,7 +89,9 @@ def _chunks(positions: int) -> list[slice]:
 
 
 def _chunk_loss(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
-    losses = F.cross_entropy(head(hidden).float(), target, reduction="none")
+    # Not a call, at which ZeRO-3 would fetch weights as often as this process has chunks.
+    logits: Tensor = head.forward(hidden)
+    losses = F.cross_entropy(logits.float(), target, reduction="none")
     return (losses * weight).sum()
 
 

@@ -7,6 +7,7 @@ before, so that a run with and without a rehearsal is the same.
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from vlft import console
 from vlft.errors import VlftError
 from vlft.packing.prefix_tree import pack, to_paths
 from vlft.packing.schedule import plan_rows
+from vlft.training import zero
 from vlft.training.loop import backward
 from vlft.training.memory import ENOUGH_TOKENS, SAFE_SHARE
 from vlft.training.setup import set_checkpointing
@@ -167,9 +169,13 @@ def try_row(job: Job, row: PackedBatch) -> None:
     moments = torch.empty(held, dtype=torch.float32, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
+            job.objective.train()
+            if job.processes.zero:
+                backward(job, row, math.nan, travel=True)
+                zero.forget_gradients(job.objective)
+                return
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-            job.objective.train()
             # Each process tries for itself, unless all hold one model together.
             backward(job, row, 1.0, travel=job.processes.sharded)
         finally:

@@ -21,6 +21,7 @@ from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_con
 from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError
 from vlft.settings import check, to_json
+from vlft.training import zero
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
@@ -153,7 +154,7 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     introduce(config, model, setting.folder, processor, setting.data)
     images = prepare_images(config, model, processor, setting.data, processes)
     job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
-    if images.stage != "pixels" and not processes.sharded:
+    if images.stage != "pixels" and (not processes.sharded or processes.zero == 2):
         # Only now: Accelerate has put the whole model on the device.
         release_towers(model, processor)
     if setting.placement.device.type == "cuda":
@@ -198,13 +199,13 @@ def _make_job(
     if checkpoint is None and not processes.is_first:
         # The same model, but dropout of its own.
         torch.manual_seed(config.seed + 1009 * processes.index)
-    objective, optimizer, scheduler = accelerator.prepare(
-        PackedLoss(model, folder.family), optimizer, scheduler
-    )
+    loss = PackedLoss(model, folder.family)
+    prepare = zero.preparer(accelerator, processes.zero, setting.placement.dtype)
+    objective, optimizer, scheduler = prepare(loss, optimizer, scheduler)
     position = Position()
     if checkpoint is not None:
         # Only now: of a sharded model each process takes its part.
-        position = read_state(checkpoint, optimizer, model, processes.index)
+        position = read_state(checkpoint, optimizer, model, processes)
         scheduler.load_state_dict(position.scheduler)
         # The scheduler knows the rate, but gives it to the optimiser only at its next step.
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
@@ -225,19 +226,20 @@ def _make_job(
         val=setting.data[1],
         schedule=schedule,
         run=run,
-        gather_weights=_gatherer(setting, config, model, trained),
+        gather_weights=_gatherer(setting, config, model, trained, processes),
         options=options,
     ), position
 
 
 def _gatherer(
-    setting: Setting, config: SftConfig, model: Any, trained: Any
+    setting: Setting, config: SftConfig, model: Any, trained: Any, processes: Processes
 ) -> Callable[[], Callable[[Path], None]]:
     """See Job.gather_weights."""
     folder, chat = setting.folder, setting.processor.chat
 
     def gather() -> Callable[[Path], None]:
-        tensors = adapter_tensors(trained) if config.tuner == "lora" else {}
+        with zero.gathered(model, processes.zero):
+            tensors = adapter_tensors(trained) if config.tuner == "lora" else {}
 
         def write(target: Path) -> None:
             if config.tuner == "lora":
@@ -261,7 +263,7 @@ def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
     return dataclasses.replace(
         job,
         options=dataclasses.replace(job.options, tokens_per_row=tokens),
-        gather_weights=_gatherer(setting, config, job.model, trained),
+        gather_weights=_gatherer(setting, config, job.model, trained, job.processes),
     )
 
 

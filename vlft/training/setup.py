@@ -17,6 +17,7 @@ from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
 from vlft.processes import Processes
+from vlft.training import zero
 from vlft.training.job import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 from vlft.training.samples import distinct_images
@@ -100,6 +101,8 @@ def prepare_images(
     images = distinct_images(data, processor)
     stage: Stage = "seen" if config.train_aligner else "aligned"
     plan = processes.same(plan_cache(config.vision_cache, model, processor, images, stage))
+    if images:
+        zero.check_cache(plan, processes.zero)
     return fill(plan, model, processor, images, processes)
 
 
@@ -126,20 +129,33 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
     """Accelerate's Accelerator for this precision and device; it joins the other processes.
 
     Raises:
-        ConfigError: see check_launch.
+        ConfigError: see check_launch and zero.check.
     """
     check_launch(placement.device)
+    if zero.is_asked_for():
+        zero.check(config, placement)
     from accelerate import Accelerator
     from accelerate.utils import (
         DataLoaderConfiguration,
         DistributedDataParallelKwargs,
         GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
     )
 
+    on_cpu, plugin = placement.device.type == "cpu", None
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(placement.dtype, "no")
-    return Accelerator(
+    if zero.is_asked_for():
+        # zero.prepare sees to it.
+        precision = "no"
+        plugin = zero.make_plugin(config)
+        if on_cpu:
+            # Asked for the CPU, Accelerate would go without DeepSpeed.
+            on_cpu, handlers = False, [InitProcessGroupKwargs(backend="gloo")]
+    accelerator = Accelerator(
         mixed_precision=precision,
-        cpu=placement.device.type == "cpu",
+        cpu=on_cpu,
+        deepspeed_plugin=plugin,
         log_with=None if config.report_to == "none" else config.report_to,
         # Until there is a run folder.
         project_dir=str(config.output_dir),
@@ -147,8 +163,11 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # A step is one of the scheduler's, however many processes divide it.
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=handlers,
     )
+    if plugin is not None:
+        zero.forget_in_transformers()
+    return accelerator
 
 
 def join_processes(accelerator: Any, config: SftConfig) -> Processes:
@@ -160,7 +179,11 @@ def join_processes(accelerator: Any, config: SftConfig) -> Processes:
             place="accelerate launch, distributed_type: FSDP",
             hint="use distributed_type: MULTI_GPU, where each GPU holds the whole model",
         )
-    processes = Processes(accelerator.process_index, accelerator.num_processes, sharded)
+    plugin = accelerator.deepspeed_plugin
+    stage = 0 if plugin is None else plugin.zero_stage
+    processes = Processes(
+        accelerator.process_index, accelerator.num_processes, sharded or stage > 0, stage
+    )
     console.err.quiet = not processes.is_first
     return processes
 
@@ -169,8 +192,6 @@ def check_launch(device: torch.device) -> None:
     """Raises ConfigError for ways to start several processes that vlft does not know."""
     place = "accelerate launch"
     hint = "use distributed_type: MULTI_GPU, or FSDP with fsdp_version: 2; see docs/scale.md"
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError("found DeepSpeed", place=place, hint=hint)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise ConfigError("found fsdp_version: 1", place=place, hint=hint)

@@ -12,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlft.errors import CheckpointError
-from vlft.processes import part_like, whole
+from vlft.processes import ALONE, part_like, whole
+from vlft.training import zero
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from vlft.processes import Processes
 
 METRICS = "metrics.jsonl"
 
@@ -50,8 +53,13 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, processes: Processes
+) -> dict[str, Tensor]:
     """The optimiser's moments by parameter; of a sharded model, all processes must ask."""
+    if processes.zero:
+        found = zero.moments_of(optimizer, model)
+        return {f"optimizer.{name}:{key}": value for name, key, value in found}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"optimizer.{names[id(parameter)]}:{key}": whole(value)
@@ -86,7 +94,10 @@ def write_state(
 
 
 def read_state(
-    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, process: int = 0
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    processes: Processes = ALONE,
 ) -> Position:
     """Puts optimiser and random numbers back; returns the position.
 
@@ -100,14 +111,14 @@ def read_state(
         position = Position(**json.loads((path / "state.json").read_text("utf-8")))
         tensors = load_file(path / "state.safetensors")
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
-        _set_random_state(states, process, position.step)
+        _set_random_state(states, processes.index, position.step)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"no usable state to resume from: {error}",
             place=str(path),
             hint="resume from another checkpoint of the run",
         ) from None
-    _fill_optimizer(optimizer, model, tensors, path)
+    _fill_optimizer(optimizer, model, tensors, path, processes)
     return position
 
 
@@ -141,7 +152,11 @@ def _step_of(line: str) -> float:
 
 
 def _fill_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], path: Path
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    path: Path,
+    processes: Processes,
 ) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, value in tensors.items():
@@ -149,5 +164,8 @@ def _fill_optimizer(
         if owner not in parameters:
             raise CheckpointError(f"holds {owner}, which does not train here", place=str(path))
         parameter = parameters[owner]
+        if processes.zero:
+            zero.put_moment(optimizer, parameter, key, value)
+            continue
         # AdamW keeps its step count on the CPU.
         optimizer.state[parameter][key] = value if key == "step" else part_like(value, parameter)

@@ -1,0 +1,120 @@
+"""DeepSpeed's ZeRO: two processes are one, each with a part of what one has."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIGLIP, VL2_NOAUX
+from launched import adapter, finish, launch, metrics, rehearse_on_the_cpu, run_of, small_config
+from safetensors.torch import load_file
+
+import vlft
+from vlft.checkpoints.load import Placement
+from vlft.checkpoints.runs import find_checkpoint
+from vlft.errors import ConfigError
+from vlft.training import zero
+from vlft.vision.plan import CachePlan
+
+
+@pytest.fixture
+def config(case, tmp_path):
+    """Vectors train besides matrices: two groups of the optimiser."""
+    return dataclasses.replace(
+        small_config(case, tmp_path),
+        train_aligner=False,
+        use_dora=True,
+        gradient_checkpointing=True,
+    )
+
+
+def with_deepspeed() -> None:
+    """Has ZeRO-3 hold no weight whole for long and builds no kernels; rehearses as on a GPU."""
+    import deepspeed
+
+    from vlft.training import loss, zero
+
+    # Not equally many in all processes.
+    loss.CHUNK = 8
+    # Gloo does it; else g++ would be asked for a minute of work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    make = zero.make_plugin
+
+    def make_dividing(config):
+        plugin = make(config)
+        names = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+        for name in names:
+            plugin.deepspeed_config["zero_optimization"][f"stage3_{name}"] = 0
+        return plugin
+
+    zero.make_plugin = make_dividing
+    rehearse_on_the_cpu()
+
+
+def moments(run: Path) -> dict[str, torch.Tensor]:
+    state = load_file(find_checkpoint(run) / "state" / "state.safetensors")
+    return {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_zero_is_one_model(config, tmp_path, stage):
+    """DeepSpeed: losses, adapter and moments of one process, which goes on from there, and back."""
+    config = dataclasses.replace(config, num_train_epochs=2, save_steps=3)
+    alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
+    home = tmp_path / "two"
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    assert finish(launch(config, home, with_deepspeed, **asked), home) == [0, 0]
+    run = run_of(config)
+    assert "the longest row of the run" in (home / "errors-0.txt").read_text()
+    for name in ("loss", "val_loss", "grad_norm"):
+        assert metrics(run, name) == pytest.approx(metrics(alone, name), rel=1e-4), name
+    half = vlft.SftConfig(resume=run / "checkpoint-3", overwrite=True)
+    for expected, found in ((adapter(alone), adapter(run)), (moments(alone), moments(run))):
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert (tensor - expected[name]).abs().max() <= 1e-3 * expected[name].abs().max(), name
+    assert vlft.sft(half).finished
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+    again = home / "again"
+    assert finish(launch(half, again, with_deepspeed, **asked), again) == [0, 0]
+    assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "changes", "message"),
+    [
+        ("ZERO_STAGE", "1", {}, "found zero_stage: 1; 2 and 3 are allowed"),
+        ("CONFIG_FILE", "ds.json", {}, "found deepspeed_config_file: ds.json"),
+        ("OFFLOAD_PARAM_DEVICE", "cpu", {}, "found offload_param_device: cpu; none is allowed"),
+        ("ZERO_STAGE", "3", {"tuner": "full"}, "allowed with it is --tuner lora"),
+        ("ZERO_STAGE", "3", {"quantize": "nf4"}, "allowed with it is --quantize none"),
+        ("ZERO_STAGE", "2", {"dtype": "float16"}, "--dtype bfloat16 and float32"),
+        ("ZERO_STAGE", "2", {"train_aligner": True}, "not go with --train-aligner"),
+        ("ZERO_STAGE", "2", {"train_vision": True}, "not go with --train-vision"),
+    ],
+)
+def test_what_does_not_go_with_deepspeed(monkeypatch, variable, value, changes, message):
+    monkeypatch.setattr(zero, "find_spec", lambda name: name)
+    monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{variable}", value)
+    config = vlft.SftConfig(**changes)
+    dtype = getattr(torch, config.dtype, torch.float32)
+    with pytest.raises(ConfigError, match=message):
+        zero.check(config, Placement(torch.device("cuda"), dtype))
+
+
+def test_deepspeed_is_not_installed(monkeypatch):
+    monkeypatch.setattr(zero, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"(?s)not installed.*pip install 'vlft\[deepspeed\]'"):
+        zero.check(vlft.SftConfig(), Placement(torch.device("cuda"), torch.float32))
+
+
+def test_features_are_kept_with_zero_3():
+    plan = CachePlan("off", "aligned", Path(), "as asked")
+    zero.check_cache(plan, 2)
+    with pytest.raises(ConfigError, match=r"--vision-cache: off \(as asked\); zero_stage: 3 needs"):
+        zero.check_cache(plan, 3)
