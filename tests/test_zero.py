@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIGLIP, VL2_NOAUX
+from conftest import SIGLIP, VL2_NOAUX, only_siglip
 from launched import adapter, finish, launch, metrics, rehearse_on_the_cpu, run_of, small_config
 from safetensors.torch import load_file
 
@@ -18,6 +20,10 @@ from vlft.checkpoints.runs import find_checkpoint
 from vlft.errors import ConfigError
 from vlft.training import zero
 from vlft.vision.plan import CachePlan
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
 
 
 @pytest.fixture
@@ -54,21 +60,38 @@ def with_deepspeed() -> None:
     rehearse_on_the_cpu()
 
 
+def with_infinite_gradients() -> None:
+    """Those of one process alone."""
+    from vlft.training import zero
+
+    with_deepspeed()
+    backward = zero.backward
+
+    def backward_of_infinity(engine, loss, *, last):
+        backward(engine, loss * (math.inf if os.environ["RANK"] == "1" else 1), last=last)
+
+    zero.backward = backward_of_infinity
+
+
+def asking_for(stage: str) -> dict[str, str]:
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+
+
 def moments(run: Path) -> dict[str, torch.Tensor]:
     state = load_file(find_checkpoint(run) / "state" / "state.safetensors")
     return {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@needs_deepspeed
 @pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_zero_is_one_model(config, tmp_path, stage):
     """DeepSpeed: losses, adapter and moments of one process, which goes on from there, and back."""
-    config = dataclasses.replace(config, num_train_epochs=2, save_steps=3)
+    clipped = float(stage == "3")
+    config = dataclasses.replace(config, num_train_epochs=2, save_steps=3, max_grad_norm=clipped)
     alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
     home = tmp_path / "two"
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
-    assert finish(launch(config, home, with_deepspeed, **asked), home) == [0, 0]
+    assert finish(launch(config, home, with_deepspeed, **asking_for(stage)), home) == [0, 0]
     run = run_of(config)
     assert "the longest row of the run" in (home / "errors-0.txt").read_text()
     for name in ("loss", "val_loss", "grad_norm"):
@@ -81,8 +104,19 @@ def test_zero_is_one_model(config, tmp_path, stage):
     assert vlft.sft(half).finished
     assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
     again = home / "again"
-    assert finish(launch(half, again, with_deepspeed, **asked), again) == [0, 0]
+    assert finish(launch(half, again, with_deepspeed, **asking_for(stage)), again) == [0, 0]
     assert metrics(run, "loss") == pytest.approx(metrics(alone, "loss"), rel=1e-3)
+
+
+@only_siglip
+@needs_deepspeed
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_gradients_that_are_not_finite_end_the_run(config, tmp_path, stage):
+    home = tmp_path / "two"
+    processes = launch(config, home, with_infinite_gradients, **asking_for(stage))
+    assert finish(processes, home) == [1, 1]
+    assert "the gradient norm is inf" in (home / "errors-0.txt").read_text()
+    assert not list(run_of(config).glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(

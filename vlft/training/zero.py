@@ -109,10 +109,11 @@ def make_plugin(config: SftConfig) -> Any:
 
     plugin = DeepSpeedPlugin(
         gradient_accumulation_steps=1,
-        gradient_clipping=config.max_grad_norm,
         # The model is loaded whole, then divided.
         zero3_init_flag=False,
     )
+    # Here, where a 0 is one.
+    plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
     # Of no meaning to vlft, but asked for.
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = BUCKET
