@@ -71,6 +71,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Rand
     config = cls.config_class(**native)
     model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False).to(device)
+    family.adapt(model)
     model.name_or_path = "random"
     tuned = add_lora(model, family, LoraOptions()).train()
     for name, parameter in tuned.named_parameters():

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from vlft.data.encode import IGNORE
 from vlft.models.experts import IMPLEMENTATION
+from vlft.models.sam_attention import HeadByHead
 from vlft.packing.schedule import pack_rows
 from vlft.training.loss import PackedLoss
 from vlft.vision.batches import cut_batches, encode_batch
@@ -83,7 +85,7 @@ def plain_side(built: RandomModel, job: Samples, size: BatchSize, *, checkpointi
 
     def epoch() -> float:
         total = 0.0
-        with plain_language(built, checkpointing=checkpointing):
+        with plain_language(built, checkpointing=checkpointing), plain_towers(built):
             for batch in batches:
                 with built.precision():
                     loss = padded_loss(built, job, batch) / job.targets
@@ -217,6 +219,19 @@ def plain_language(built: RandomModel, *, checkpointing: bool) -> Iterator[None]
         built.language.activation_checkpointing_disable()
         if has_experts:
             built.model.set_experts_implementation(IMPLEMENTATION)
+
+
+@contextmanager
+def plain_towers(built: RandomModel) -> Iterator[None]:
+    """The towers as transformers has them."""
+    adapted = [module for module in built.model.modules() if isinstance(module, HeadByHead)]
+    for module in adapted:
+        module.__class__ = SamVisionSdpaAttention
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.__class__ = HeadByHead
 
 
 @torch.no_grad()

@@ -146,7 +146,9 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
             hint="download the model again",
         ) from None
     with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
-        return cls._from_config(config, attn_implementation=attn)
+        model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
+    folder.family.adapt(model)
+    return model
 
 
 def native_tensors(

@@ -95,6 +95,7 @@ class Family:
         see: (model, inputs of I pictures) -> (V, T, W), what the towers make of their V views.
         align: (model, that, tiles of each picture) -> (R, D) features that replace the image
             tokens, those of all pictures laid end to end.
+        adapt: has the class's modules do the same in a better way.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Family:
     apart: bool = False
     speaks_tokens: bool = False
     kept_dtypes: tuple[str, ...] = ()
+    adapt: Callable[[nn.Module], None] = lambda _model: None
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ class Known:
         billions: parameters that the files hold, in 1e9.
         image_tokens: least and most tokens that a picture becomes.
         text: sizes of the LLM.
-        scores: of the SAM tower's attention for a picture; 0 without one.
+        scores: of a head of the SAM tower's attention; 0 without one.
     """
 
     id: str
@@ -47,7 +47,7 @@ BASE = TextSizes(
 
 def _known(name: str, family: str, text: TextSizes, billions: float, *tokens: int) -> Known:
     # 12 heads, 64 x 64 patches.
-    scores = 12 * 64**4 if family == "deepseek_vl_hybrid" else 0
+    scores = 64**4 if family == "deepseek_vl_hybrid" else 0
     return Known(f"deepseek-ai/{name}", family, billions, (tokens[0], tokens[-1]), text, scores)
 
 

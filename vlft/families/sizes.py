@@ -167,15 +167,16 @@ def language_size(text: TextSizes) -> int:
 
 
 def tower_scores(native: Mapping[str, Any]) -> int:
-    """Numbers in the attention scores of the SAM tower for a picture; 0 if there is none.
+    """Numbers in the attention scores of a head of the SAM tower; 0 if there is none.
 
-    SigLIP's attention is fused and makes none; SAM adds relative positions to its scores.
+    SigLIP's attention is fused and makes none; SAM adds relative positions to its scores, and
+    takes one head after the other.
     """
     tower = native.get("high_res_vision_config")
     if tower is None:
         return 0
     patches = (tower["image_size"] // tower["patch_size"]) ** 2
-    return int(tower["num_attention_heads"] * patches * patches)
+    return int(patches * patches)
 
 
 def head_size(text: TextSizes) -> int:

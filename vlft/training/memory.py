@@ -30,7 +30,7 @@ ENOUGH_TOKENS = 4096
 LOSS_POSITIONS, LOSS_BYTES = 128, 12
 # What CUDA and its libraries hold.
 CUDA_BYTES = 0.7 * 2**30
-# How many tensors of the SAM tower's attention scores exist together.
+# How many tensors of the attention scores of a head of the SAM tower exist together.
 SCORES = 2.5
 # What a batch of small views takes in a SigLIP tower, about.
 VIEWS_BYTES = 2**27
@@ -48,7 +48,7 @@ class Asked:
         rank: of LoRA.
         checkpointing: whether activations are recomputed.
         tokens: of a row.
-        scores: of attention in the SAM tower, for a picture; 0 without one.
+        scores: of a head of the SAM tower's attention; 0 without one.
         cached: whether the towers leave the GPU before step one.
         cuda: whether it runs on one.
     """

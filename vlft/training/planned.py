@@ -28,7 +28,7 @@ class Model:
         name: folder or hub id.
         text: sizes of the LLM.
         others: numbers in towers, aligner and other parts.
-        scores: of the SAM tower's attention; 0 without one.
+        scores: of a head of the SAM tower's attention; 0 without one.
         attention_inputs: ends of the names that ``qkv`` means.
     """
 

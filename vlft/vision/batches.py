@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Pixels in the towers at once: a picture of 1,024 pixels a side, whose attention scores alone take
-# a GiB in float32, or 7 views of 384. What is encoded together is always the same, so that a run
-# can be repeated to the last bit.
+# Pixels in the towers at once: a picture of 1,024 pixels a side, or 7 views of 384. What is encoded
+# together is always the same, so that a run can be repeated to the last bit.
 PIXELS_AT_ONCE = 1024**2
 # Decoding in other processes pays from so many batches on.
 BATCHES_FOR_WORKERS = 8
