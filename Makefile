@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check fix clean
+.PHONY: demo test torture deepspeed check fix clean
 
 demo: $(VENV)/ready
 	$(BIN)/python sample_data/demo.py
@@ -14,6 +14,11 @@ test: $(VENV)/ready
 
 torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py --kills 30
+
+# Two processes with DeepSpeed, which vlft does not need otherwise.
+deepspeed: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
+	$(BIN)/pytest tests/test_zero.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -32,7 +32,15 @@ from vlft.packing.schedule import pack_rows
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.memory import Asked, trained_size
 from vlft.training.plan import easier, run_plan, verdict
-from vlft.training.planned import asked_of, find_model, gpu_bytes, memory_of, plan_data, published
+from vlft.training.planned import (
+    DataPlan,
+    asked_of,
+    find_model,
+    gpu_bytes,
+    memory_of,
+    plan_data,
+    published,
+)
 from vlft.training.samples import load_data, make_schedule
 from vlft.training.show import parameter_count
 
@@ -166,6 +174,19 @@ class TestVerdict:
         assert verdict(config, model).startswith(f"fits on {gpu}")
 
     @pytest.mark.parametrize(
+        ("longest_sample", "longest_row", "recomputes", "tokens"),
+        [(700, 8000, False, 4096), (700, 2500, False, 2500), (6500, 8000, True, 8000)],
+    )
+    def test_with_data_as_well(self, longest_sample, longest_row, recomputes, tokens):
+        """A limit makes rows shorter, but not than the longest sample."""
+        config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu="40GB")
+        model, _ = find_model(config)
+        numbers = dict.fromkeys((field.name for field in dataclasses.fields(DataPlan)), 1)
+        lengths = {"longest_sample": longest_sample, "longest_row": longest_row}
+        asked = asked_of(config, model, DataPlan(**{**numbers, **lengths}))
+        assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
+
+    @pytest.mark.parametrize(
         ("gpu", "gib"), [("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16)]
     )
     def test_gpus(self, gpu, gib):
@@ -198,6 +219,14 @@ def test_all_published_models_without_a_model_library(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(known.id in done.stdout for known in KNOWN)
+
+
+def test_on_the_cpu_no_gpu_is_spoken_of(capsys):
+    run_plan(PlanConfig(device="cpu"))
+    text = capsys.readouterr().out
+    assert "LoRA on" not in text
+    assert "fits" not in text
+    assert "checkpointing" not in text
 
 
 def test_the_run_is_the_one_that_is_planned():

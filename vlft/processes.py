@@ -26,7 +26,7 @@ class Processes:
     Attributes:
         index: of this one; the first is 0.
         count: how many there are.
-        sharded: whether each holds only a part of every weight, or of what trains it.
+        sharded: whether each holds only a part of what trains, or of its moments.
         zero: DeepSpeed's stage; 0 without it.
     """
 
@@ -34,6 +34,11 @@ class Processes:
     count: int = 1
     sharded: bool = False
     zero: int = 0
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether each holds only a part of every weight."""
+        return self.sharded and self.zero != 2
 
     @property
     def is_first(self) -> bool:

@@ -12,6 +12,7 @@ dequantised one projection at a time, and again for the backward pass instead of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,10 +97,11 @@ def grouped_forward(
     rows: Tensor = ToRows.apply(hidden, groups.order, groups.place)
     both = _project(experts, "gate_up_proj", rows, groups, lora)
     shares = Reordered.apply(weights.reshape(-1, 1), groups.order, groups.place)
-    # Kept for the backward pass is what goes in; the rest is computed again.
-    inner = checkpoint(
-        _gated, experts.act_fn, both, shares, use_reentrant=False, preserve_rng_state=False
-    )
+    gated = partial(_gated, experts.act_fn)
+    if torch.is_grad_enabled():
+        # Kept for the backward pass is what goes in; the rest is computed again.
+        gated = partial(checkpoint, gated, use_reentrant=False, preserve_rng_state=False)
+    inner = gated(both, shares)
     rows = _project(experts, "down_proj", inner, groups, lora)
     in_order = Reordered.apply(rows, groups.place, groups.order).unflatten(0, chosen.shape)
     total: Tensor = in_order.sum(1, dtype=torch.float32)

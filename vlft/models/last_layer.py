@@ -17,7 +17,8 @@ def narrow_last_layer(language: Any) -> None:
     """Makes the LLM give hidden states of wanted positions alone, if told which.
 
     ``language(..., wanted=positions)``, (S,) int64, then returns (1, S, D); without ``wanted`` it
-    is what it was. Positions may repeat.
+    is what it was. Positions may repeat. With checkpointing this layer keeps what the backward pass
+    needs: that comes next, so that computing it again would spare nothing.
 
     Args:
         language: transformers' decoder, its layers of Llama's form.
@@ -34,7 +35,7 @@ def _forward(
         found: Tensor = plain(hidden, **kwargs)
         return found
     attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs)
-    # Not by indexing, which adds the gradients of a repeated position up in any order.
+    # Not by indexing, which on the CPU adds gradients of a repeated position up in any order.
     hidden = (hidden + attended).index_select(1, wanted)
     result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return result

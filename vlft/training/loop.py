@@ -117,7 +117,8 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             place=str(job.run),
             hint="lower --learning-rate, or check the data; the last checkpoint is whole",
         )
-    norm = clip(job)
+    # DeepSpeed clips and steps at once, unless the norm is not finite.
+    norm = zero.step(job.objective) if job.processes.zero else clip(job)
     # With a gradient scaler such a step is skipped, and the scale lowered.
     if job.accelerator.scaler is None and not math.isfinite(norm):
         raise VlftError(
@@ -125,8 +126,8 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             place=str(job.run),
             hint="lower --learning-rate; the last checkpoint is whole",
         )
-    # With DeepSpeed, of no effect.
-    job.optimizer.step()
+    if not job.processes.zero:
+        job.optimizer.step()
     job.scheduler.step()
     return total, norm
 
@@ -184,14 +185,12 @@ def fitting(job: Job, row: PackedBatch) -> Iterator[None]:
         raise VlftError(
             f"out of memory with a row of {len(row)} tokens",
             place=str(job.accelerator.device),
-            hint=f"{lower}, or use --gradient-checkpointing or --quantize nf4",
+            hint=f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
         ) from error
 
 
 def clip(job: Job) -> float:
-    """Clips the gradients if asked to; returns their norm before. DeepSpeed steps, too."""
-    if job.processes.zero:
-        return zero.step(job.objective)
+    """Clips the gradients if asked to; returns their norm before."""
     limit = job.options.max_grad_norm or math.inf
     # All of the objective's: Accelerate tells by them which model is meant.
     return float(job.accelerator.clip_grad_norm_(job.objective.parameters(), limit))

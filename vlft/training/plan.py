@@ -18,6 +18,7 @@ from vlft.training.planned import (
     memory_of,
     plan_data,
     published,
+    row_tokens,
     tokens_of,
 )
 
@@ -47,9 +48,6 @@ def run_plan(config: PlanConfig) -> None:
         return
     model, folder = find_model(config)
     data = plan_data(config, folder) if folder is not None and config.dataset else None
-    if data is not None:
-        # A row is as long as the data makes it.
-        config = dataclasses.replace(config, tokens_per_microbatch=data.longest_row)
     if config.train_vision or config.train_aligner:
         console.warn("what trains of towers and aligner, and what they keep, is not counted")
     for line in (*data_lines(config, data), *memory_lines(config, model, data)):
@@ -74,7 +72,7 @@ def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
 
 def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None) -> list[str]:
     """What the run takes, and whether it fits, for people."""
-    found, asked = memory_of(config, model), asked_of(config, model)
+    found, asked = memory_of(config, model, data), asked_of(config, model, data)
     again = ", with checkpointing" if asked.checkpointing else ""
     parts = [
         ("weights", found.weights, ""),
@@ -90,8 +88,7 @@ def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None) -> lis
     if data is not None and config.vision_cache != "off" and not config.train_vision:
         disk = data.picture_tokens * model.text.hidden * asked.width
         lines.append(f"{'disk':<12}{shown_bytes(disk):>9}  of features, --vision-cache disk")
-    shortest = data.longest_sample if data is not None else 1
-    return [*lines, verdict(config, model, shortest)]
+    return [*lines, verdict(config, model, data)]
 
 
 def shown_bytes(value: float) -> str:
@@ -99,37 +96,37 @@ def shown_bytes(value: float) -> str:
     return f"{value / GIB:.1f} GiB" if value >= GIB else f"{value / 2**20:.0f} MiB"
 
 
-def verdict(config: PlanConfig, model: Model, shortest: int = 1) -> str:
-    """Whether it fits, and which flags would make it.
-
-    Args:
-        config: of the run.
-        model: of the run.
-        shortest: tokens that a row has at least, if it holds the longest sample.
-    """
-    peak = memory_of(config, model).peak
+def verdict(config: PlanConfig, model: Model, data: DataPlan | None = None) -> str:
+    """Whether it fits, and which flags would make it."""
+    peak = memory_of(config, model, data).peak
     needs = f"needs {shown_bytes(peak)}"
     if device_of(config) == "cpu":
         return f"{needs} of main memory, beside Python and its libraries"
-    size = gpu_bytes(config.gpu)
-    on = f"{config.gpu} ({size / GIB:.0f} GiB)"
-    if peak <= USABLE * size:
+    on = f"{config.gpu} ({gpu_bytes(config.gpu) / GIB:.0f} GiB)"
+    if fits(config, model, data):
         return f"fits on {on}: {needs}"
-    return f"does not fit on {on}: {needs}; {remedy(config, model, shortest)}"
+    return f"does not fit on {on}: {needs}; {remedy(config, model, data)}"
 
 
-def remedy(config: PlanConfig, model: Model, shortest: int = 1) -> str:
-    """Which flags make it fit; arguments as of ``verdict``."""
-    for flags, changed in easier(config, shortest):
-        peak = memory_of(changed, model).peak
-        if peak <= USABLE * gpu_bytes(config.gpu):
+def fits(config: PlanConfig, model: Model, data: DataPlan | None = None) -> bool:
+    """Whether the GPU has room for it."""
+    return memory_of(config, model, data).peak <= USABLE * gpu_bytes(config.gpu)
+
+
+def remedy(config: PlanConfig, model: Model, data: DataPlan | None = None) -> str:
+    """Which flags make it fit."""
+    for flags, changed in easier(config, data):
+        if fits(changed, model, data):
+            peak = memory_of(changed, model, data).peak
             return f"fits with {flags} ({shown_bytes(peak)})"
     return "no flag makes it fit"
 
 
-def easier(config: PlanConfig, shortest: int = 1) -> Iterator[tuple[str, PlanConfig]]:
+def easier(config: PlanConfig, data: DataPlan | None = None) -> Iterator[tuple[str, PlanConfig]]:
     """Settings that take less, the least change first: (flags, settings)."""
-    tokens = [None, *(n for n in FEWER_TOKENS if shortest <= n < tokens_of(config))]
+    # A row holds the longest sample, whatever its limit.
+    least = data.longest_sample if data is not None else 1
+    tokens = [None, *(n for n in FEWER_TOKENS if least <= n < row_tokens(config, data))]
     quantized = ["none", "nf4"] if config.tuner == "lora" and config.quantize == "none" else [None]
     checkpointing = [False, True] if config.gradient_checkpointing is False else [False]
     for quantize in quantized:
@@ -152,23 +149,24 @@ def easier(config: PlanConfig, shortest: int = 1) -> Iterator[tuple[str, PlanCon
 
 def overview(config: PlanConfig) -> list[str]:
     """Every published model: GiB of LoRA and QLoRA, and what a GPU of this size takes."""
-    config = dataclasses.replace(config, gradient_checkpointing=True)
+    on_gpu = device_of(config) == "cuda"
+    if on_gpu and config.gradient_checkpointing is None:
+        # What a run takes at least: with more room it does without.
+        config = dataclasses.replace(config, gradient_checkpointing=True)
+    again = ", with checkpointing" if config.gradient_checkpointing else ""
     columns = [(q, t) for t in ("qkv", "ALL") for q in ("none", "nf4")]
     lines = [
-        f"GiB at the peak, rows of {tokens_of(config):,} tokens, with checkpointing",
-        f"{'':<36}{'LoRA qkv':>10}{'QLoRA qkv':>11}{'LoRA ALL':>10}{'QLoRA ALL':>11}  "
-        f"LoRA on {config.gpu}",
+        f"GiB at the peak, rows of {tokens_of(config):,} tokens{again}",
+        f"{'':<36}{'LoRA qkv':>10}{'QLoRA qkv':>11}{'LoRA ALL':>10}{'QLoRA ALL':>11}"
+        + (f"  LoRA on {config.gpu}" if on_gpu else ""),
     ]
     for known in KNOWN:
         model = published(known.id)
-        cells = []
-        for quantize, targets in columns:
+        line = f"{known.id:<36}"
+        for (quantize, targets), width in zip(columns, (10, 11, 10, 11), strict=True):
             changed = dataclasses.replace(config, quantize=quantize, lora_target_modules=targets)
-            cells.append(memory_of(changed, model).peak / GIB)
-        fits = memory_of(config, model).peak <= USABLE * gpu_bytes(config.gpu)
-        words = "fits" if fits else remedy(config, model)
-        lines.append(
-            f"{known.id:<36}{cells[0]:>10.1f}{cells[1]:>11.1f}{cells[2]:>10.1f}"
-            f"{cells[3]:>11.1f}  {words}"
-        )
+            line += f"{memory_of(changed, model).peak / GIB:>{width}.1f}"
+        if on_gpu:
+            line += "  fits" if fits(config, model) else f"  {remedy(config, model)}"
+        lines.append(line)
     return lines

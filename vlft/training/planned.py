@@ -168,7 +168,19 @@ def tokens_of(config: PlanConfig) -> int:
     return config.tokens_per_microbatch or TOKENS_PER_ROW[device_of(config)]
 
 
-def asked_of(config: PlanConfig, model: Model) -> Asked:
+def row_tokens(config: PlanConfig, data: DataPlan | None, limit: int | None = None) -> int:
+    """Tokens of the longest row: as long as the data makes it, if there is some.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        limit: of a row, if not the settings' own.
+    """
+    limit = limit or tokens_of(config)
+    return limit if data is None else max(data.longest_sample, min(data.longest_row, limit))
+
+
+def asked_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> Asked:
     """What the settings ask for, every ``auto`` resolved."""
     gpu = device_of(config) == "cuda"
     width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
@@ -179,7 +191,7 @@ def asked_of(config: PlanConfig, model: Model) -> Asked:
         targets=config.lora_target_modules,
         rank=config.lora_rank,
         checkpointing=bool(config.gradient_checkpointing),
-        tokens=tokens_of(config),
+        tokens=row_tokens(config, data),
         scores=model.scores,
         cached=config.vision_cache != "off" and not config.train_vision,
         cuda=gpu,
@@ -187,7 +199,7 @@ def asked_of(config: PlanConfig, model: Model) -> Asked:
     if config.gradient_checkpointing is None and gpu:
         # As the run chooses it, which tries.
         room = SAFE_SHARE * gpu_bytes(config.gpu)
-        shorter = min(asked.tokens, config.tokens_per_microbatch or ENOUGH_TOKENS)
+        shorter = row_tokens(config, data, config.tokens_per_microbatch or ENOUGH_TOKENS)
         for tokens in (asked.tokens, shorter):
             kept = replace(asked, tokens=tokens)
             if _taken(model, kept).peak <= room:
@@ -196,9 +208,9 @@ def asked_of(config: PlanConfig, model: Model) -> Asked:
     return asked
 
 
-def memory_of(config: PlanConfig, model: Model) -> Memory:
+def memory_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> Memory:
     """What the run takes."""
-    return _taken(model, asked_of(config, model))
+    return _taken(model, asked_of(config, model, data))
 
 
 def _taken(model: Model, asked: Asked) -> Memory:

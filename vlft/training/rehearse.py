@@ -74,7 +74,9 @@ def needs_checkpointing(job: Job, tokens: int) -> bool:
     needed = not all(job.processes.all(fits(job, row)))
     if needed:
         set_checkpointing(job.model, on=True)
-    console.info(f"--gradient-checkpointing auto: {'on' if needed else 'off'}")
+    rows = f"rows of {tokens} tokens"
+    found = f"on, {rows} do not fit without" if needed else f"off, {rows} fit without"
+    console.info(f"gradient checkpointing: {found}")
     return needed
 
 

@@ -154,7 +154,7 @@ def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
     introduce(config, model, setting.folder, processor, setting.data)
     images = prepare_images(config, model, processor, setting.data, processes)
     job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
-    if images.stage != "pixels" and (not processes.sharded or processes.zero == 2):
+    if images.stage != "pixels" and not processes.divides_weights:
         # Only now: Accelerate has put the whole model on the device.
         release_towers(model, processor)
     if setting.placement.device.type == "cuda":
@@ -290,14 +290,12 @@ def _close(job: Job, position: Position) -> SftResult:
 
 def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
     """The settings with what ``auto`` came to, so that what is saved says what was done."""
-    tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
-    if placement.device.type == "cpu":
-        # On a GPU they are found by trying, later.
-        tokens, checkpointing = tokens or TOKENS_PER_ROW["cpu"], bool(checkpointing)
+    tokens = config.tokens_per_microbatch
     return dataclasses.replace(
         config,
-        tokens_per_microbatch=tokens,
-        gradient_checkpointing=checkpointing,
+        # On a GPU it is found by trying, later.
+        tokens_per_microbatch=tokens
+        or (TOKENS_PER_ROW["cpu"] if placement.device.type == "cpu" else None),
         dtype=str(placement.dtype).removeprefix("torch."),
         learning_rate=learning_rate(config),
     )

@@ -8,6 +8,7 @@ of vlft imports DeepSpeed.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -112,7 +113,7 @@ def make_plugin(config: SftConfig) -> Any:
         # The model is loaded whole, then divided.
         zero3_init_flag=False,
     )
-    # Here, where a 0 is one.
+    # Here: of the plugin's argument of that name a 0 is ignored, and DeepSpeed clips to 1.
     plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
     # Of no meaning to vlft, but asked for.
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
@@ -192,9 +193,12 @@ def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
 
 
 def step(engine: Any) -> float:
-    """Clips and steps; returns the gradients' norm before. If it is not finite, nothing is done."""
+    """Clips and steps; returns the gradients' norm before.
+
+    If it is not finite, nothing is done.
+    """
     engine.step()
-    return float(engine.get_global_grad_norm())
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
 
 
 def forget_gradients(engine: Any) -> None:
@@ -207,6 +211,8 @@ def forget_gradients(engine: Any) -> None:
         engine.step()
     finally:
         logger.setLevel(level)
+    if engine.was_step_applied():
+        raise RuntimeError("this release of DeepSpeed steps with gradients that are not finite")
 
 
 def moments_of(optimizer: Any, model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
