@@ -8,6 +8,7 @@ import sys
 # Name of a module here, which has a main(arguments) -> what it measures.
 COMMANDS = {
     "training": "a LoRA job: transformers and peft, padded batches, against vlft",
+    "arithmetic": "the operations of such a job, counted",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
     "attention": "attention of a packed row: by trees, a dense mask, FlexAttention",
     "startup": "from a command to what it first shows",

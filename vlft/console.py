@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Item = TypeVar("Item")
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
@@ -23,6 +30,14 @@ def warn(message: str) -> None:
     """Prints a warning: the command goes on, the user should know."""
     err.print("warning: ", style="yellow", end="")
     err.print(message, markup=False)
+
+
+def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """The items, one by one, with a bar of how far it is where somebody looks on."""
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal, transient=True) as live:
+        yield from live.track(items, total=total, description=what)
 
 
 def show_error(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import GOLDEN
+from rich.console import Console
 
+from vlft import console
 from vlft.data.conversation import Conversation, ImageRef
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.errors import CollectedError, DataError, UsageError
@@ -424,3 +427,13 @@ def test_lengths_are_those_of_the_real_encoder(processor, golden_picture):
     limited = dataclasses.replace(OPTIONS, max_length=lengths[1], on_long="skip")
     kept = load_dataset(["a.jsonl"], processor.encode_conversation, limited)
     assert [len(sample) for sample in kept] == lengths[:2]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_far_the_checks_are_is_shown_where_somebody_looks_on(picture, monkeypatch, terminal):
+    seen = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=seen, force_terminal=terminal))
+    rows = [{"query": "Hi", "response": "there", "images": [picture]}] * 3
+    assert len(load_dataset([write("a.jsonl", rows)], encode, OPTIONS)) == 3
+    for words in ("checking pictures", "checking samples"):
+        assert (words in seen.getvalue()) == terminal

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from vlft.console import warn
+from vlft.console import tracked, warn
 from vlft.data.images import find_broken
 from vlft.data.layouts import native
 from vlft.data.records import FORMATS, Record, read_records
@@ -167,7 +167,7 @@ def _read_file(
     good: list[Conversation] = []
     problems: list[UsageError] = []
     too_long = 0
-    for item in parsed:
+    for item in tracked(parsed, "checking samples", len(parsed)):
         try:
             fitted = _fit(_checked(item, broken), encode, options)
         except UsageError as error:

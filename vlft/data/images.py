@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from vlft.console import tracked
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -92,5 +93,6 @@ def find_broken(paths: Iterable[Path]) -> dict[Path, DataError]:
 
     unique = list(dict.fromkeys(paths))
     with ThreadPoolExecutor() as pool:
-        found = zip(unique, pool.map(attempt, unique), strict=True)
+        tried = tracked(pool.map(attempt, unique), "checking pictures", len(unique))
+        found = zip(unique, tried, strict=True)
         return {path: error for path, error in found if error is not None}
