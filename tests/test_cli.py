@@ -203,3 +203,23 @@ def test_without_the_repository_a_model_is_required(monkeypatch, capfd):
     code, _, err = run(monkeypatch, capfd, "sft", "--dataset", "a.jsonl")
     assert code == 2
     assert "error: --model: the tiny model comes with the repository only" in err
+
+
+def test_a_ctrl_c_in_a_callback_is_not_lost():
+    """Python drops what ``__del__`` and callbacks of weak references raise."""
+    code = (
+        "import signal, time\n"
+        "from vlft.cli import app\n"
+        "class Callback:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "def work():\n"
+        "    Callback()\n"
+        "    time.sleep(60)\n"
+        "app.app = work\n"
+        "app.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 130
+    assert done.stderr == "error: stopped; what was saved before is whole\n"

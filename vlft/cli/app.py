@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+import threading
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +16,9 @@ from vlft.cli.help import help_command
 from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
 from vlft.console import err, show_error
 from vlft.errors import UsageError, VlftError, shown
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 app = typer.Typer(
     help="Fine-tune, run and merge DeepSeek's vision-language models.",
@@ -66,8 +71,17 @@ def _is_said_elsewhere(error: VlftError) -> bool:
     return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
+def _pass_on(dropped: UnraisableHookArgs) -> None:
+    """Has a Ctrl-C come again that Python dropped, as it does with all that a callback raises."""
+    if dropped.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
+    sys.unraisablehook = _pass_on
     debug = "--debug" in sys.argv
     try:
         app()
