@@ -5,7 +5,7 @@ step. Job seconds are those of encoding the pictures, where a side does that onc
 All sides have the same weights and the same samples. Decoding of files and the optimiser's own
 arithmetic are the same on all sides and left out.
 
-    python -m benchmarks training --output benchmarks/results/training-cpu
+    python -m benchmarks training --models deepseek-vl2 --output benchmarks/results/deepseek-vl2-cpu
     python -m benchmarks training --scale tiny --repeats 1
 """
 
