@@ -210,6 +210,8 @@ def test_a_ctrl_c_in_a_callback_is_not_lost():
     code = (
         "import signal, time\n"
         "from vlft.cli import app\n"
+        # A background job of a shell inherits that it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Callback:\n"
         "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
         "def work():\n"
