@@ -146,7 +146,7 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(placement.dtype, "no")
     if zero.is_asked_for():
-        # zero.prepare sees to it.
+        # What zero.preparer makes casts: DeepSpeed would round what trains.
         precision = "no"
         plugin = zero.make_plugin(config)
         if on_cpu:
