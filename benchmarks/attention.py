@@ -1,6 +1,6 @@
 """Attention of a packed row: by trees, against a dense mask and FlexAttention.
 
-Forward and backward of one attention layer on rows of pictures with five questions each. On CUDA
+Forward and backward of one attention layer on rows of images with five questions each. On CUDA
 FlexAttention runs too, compiled; torch has no backward pass of it on the CPU.
 
     python -m benchmarks attention --output benchmarks/results/attention-cpu
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 
 def random_row(tokens: int) -> PackedBatch:
-    """Pictures with five questions each, as many as fit."""
+    """Images with five questions each, as many as fit."""
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(tokens // (TRUNK + QUESTIONS * BRANCH)):

@@ -39,7 +39,7 @@ class Meter:
     epochs: int
 
     def run(self, side: Side) -> Run:
-        """Encodes the pictures, if the side does so, and runs one epoch."""
+        """Encodes the images, if the side does so, and runs one epoch."""
         once = measure(side.encode, self.device, self.clock) if side.encode else None
         epoch = measure(side.epoch, self.device, self.clock)
         seconds, peak = (once.seconds, once.peak_bytes) if once else (0.0, 0)
@@ -51,7 +51,7 @@ class Run:
     """One run of a side.
 
     Attributes:
-        encode_seconds: of the pictures, once a job.
+        encode_seconds: of the images, once a job.
         epoch_seconds: of an epoch.
         peak_bytes: of memory, beside what was held before.
         loss: nats per trained token.
@@ -102,7 +102,7 @@ class Result:
         side: by name.
         forwards: passes through the LLM in an epoch.
         tokens: that the LLM sees in an epoch, padding included.
-        encode_seconds: of the pictures, once a job.
+        encode_seconds: of the images, once a job.
         epoch_seconds: of an epoch.
         job_seconds: of encoding and all epochs.
         samples_per_second: over the job.

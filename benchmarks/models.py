@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlft.families.base import encode_images
-from vlft.families.table import FAMILIES
+from vlft.families.registry import FAMILIES
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.vision.encode import moved
 
@@ -30,8 +30,8 @@ class RandomModel:
         family: of the model.
         model: transformers' class, with LoRA in place.
         tuned: peft's model around it.
-        pixels: how pictures become its inputs.
-        image_tokens: that a picture becomes.
+        pixels: how images become its inputs.
+        image_tokens: that an image becomes.
     """
 
     shape: Shape
@@ -85,7 +85,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Rand
 
 @torch.no_grad()
 def count_image_tokens(family: Family, model: Any, pixels: Pixels, tiles: Tiles) -> int:
-    """The features that a picture becomes, each in the place of a token."""
+    """The features that an image becomes, each in the place of a token."""
     views = torch.zeros(1 + tiles[0] * tiles[1], 3, pixels.size, pixels.size)
     inputs = moved(pixels.inputs(views, [tiles]), model.get_input_embeddings().weight)
     return len(encode_images(family, model, inputs, [tiles]))

@@ -21,10 +21,10 @@ from benchmarks.samples import random_samples
 from benchmarks.shapes import SCALES
 from benchmarks.sides import vlft_side
 from benchmarks.workloads import WORKLOADS
-from vlft.config import TOKENS_PER_ROW
-from vlft.families.sizes import head_size, language_size, text_sizes, tower_scores
-from vlft.packing.schedule import pack_rows
-from vlft.training.memory import Asked, memory
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.packing.packer import Packer
+from vlft.planning.memory import MemorySpec, memory
+from vlft.planning.sizes import language_params, lm_head_params, text_sizes, tower_scores
 from vlft.training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def run(
 
     measured = measure(compute, case.device)
     tokens = int(measured.value)
-    asked = Asked(checkpointing=checkpointing, tokens=tokens, cuda=device == "cuda")
+    asked = MemorySpec(checkpointing=checkpointing, tokens=tokens, cuda=device == "cuda")
     planned = plan(found[0], asked)
     return Result(name, workload, checkpointing, tokens, planned / GIB, measured.peak_bytes / GIB)
 
@@ -123,7 +123,8 @@ def train(case: Case) -> tuple[RandomModel, int]:
     job = random_samples(WORKLOADS[case.workload], built, SAMPLES)
     limit = TOKENS_PER_ROW[case.device.type]
     side = vlft_side(built, job, limit)
-    rows = pack_rows(job.samples, case.shape.image_token_id, tokens_per_row=limit)
+    packer = Packer(case.shape.image_token_id, limit, JOINED_TOKENS[case.device.type])
+    rows = packer.rows(job.samples)
     optimizer = make_optimizer(built.model, 1e-4, 0.1)
     if side.encode is not None:
         side.encode()
@@ -134,11 +135,11 @@ def train(case: Case) -> tuple[RandomModel, int]:
     return built, max(map(len, rows))
 
 
-def plan(built: RandomModel, asked: Asked) -> float:
+def plan(built: RandomModel, asked: MemorySpec) -> float:
     """Bytes at the peak, by arithmetic; without CUDA's own, which are not measured either."""
     text = text_sizes({**built.model.config.text_config.to_dict(), "tie_word_embeddings": False})
     total = sum(p.numel() for p in built.model.parameters() if not p.requires_grad)
-    others = total - language_size(text) - head_size(text)
+    others = total - language_params(text) - lm_head_params(text)
     scores = tower_scores(native_config(built.shape))
     asked = replace(asked, width=built.weight.element_size(), scores=scores)
     found = memory(text, others, built.family.attention_inputs, asked)

@@ -1,4 +1,4 @@
-"""Random samples of a workload, without tokenizer and picture files."""
+"""Random samples of a workload, without tokenizer and image files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a job, with what the processor makes of their pictures.
+    """The samples of a job, with what the processor makes of their images.
 
     Attributes:
         samples: without pixels.
-        views: picture -> (V, 3, H, W) float32 on the CPU, as decoded.
-        inputs: picture -> the model's keyword arguments, in its dtype, where it is.
+        views: image -> (V, 3, H, W) float32 on the CPU, as decoded.
+        inputs: image -> the model's keyword arguments, in its dtype, where it is.
         targets: trained tokens of all samples.
     """
 
@@ -39,7 +39,7 @@ class Samples:
     targets: int
 
     def inputs_of(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
-        """The model's keyword arguments for some pictures, in order; none without pictures."""
+        """The model's keyword arguments for some images, in order; none without images."""
         parts = [self.inputs[image] for image in images]
         return (
             {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
@@ -68,31 +68,30 @@ class Draw:
 
 
 def random_samples(workload: Workload, built: RandomModel, count: int) -> Samples:
-    """``count`` samples; those on the same pictures follow each other."""
+    """``count`` samples; those on the same images follow each other."""
     draw = Draw(built.shape.vocabulary)
     system = torch.cat([torch.tensor([BOS]), draw.text(workload.system)])
     samples: list[EncodedSample] = []
-    pictures: list[EncodedImage] = []
+    images: list[EncodedImage] = []
     while len(samples) < count:
         group = tuple(
-            new_picture(built, len(pictures) + place)
-            for place in range(draw.number(workload.pictures))
+            new_image(built, len(images) + place) for place in range(draw.number(workload.images))
         )
-        pictures += group
+        images += group
         for _ in range(min(draw.number(workload.samples), count - len(samples))):
             samples.append(random_sample(workload, built.shape.image_token_id, draw, system, group))
-    views = {picture: random_views(built, draw) for picture in pictures}
+    views = {image: random_views(built, draw) for image in images}
     inputs = {
-        picture: moved(built.pixels.inputs(values, [picture.tiles]), built.weight)
-        for picture, values in views.items()
+        image: moved(built.pixels.inputs(values, [image.tiles]), built.weight)
+        for image, values in views.items()
     }
     targets = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
     return Samples(samples, views, inputs, targets)
 
 
-def new_picture(built: RandomModel, number: int) -> EncodedImage:
-    """A picture that differs from all of another number."""
-    key = f"picture {number}"
+def new_image(built: RandomModel, number: int) -> EncodedImage:
+    """An image that differs from all of another number."""
+    key = f"image {number}"
     return EncodedImage(Path(key), key, built.image_tokens, built.shape.tiles)
 
 
@@ -108,14 +107,14 @@ def random_sample(
     image_token_id: int,
     draw: Draw,
     system: Tensor,
-    pictures: tuple[EncodedImage, ...],
+    images: tuple[EncodedImage, ...],
 ) -> EncodedSample:
-    """System prompt, pictures, then questions and replies in turn; the replies are trained."""
-    prompt = [torch.full((picture.tokens,), image_token_id) for picture in pictures]
+    """System prompt, images, then questions and replies in turn; the replies are trained."""
+    prompt = [torch.full((image.tokens,), image_token_id) for image in images]
     parts = [(tokens, False) for tokens in (system, *prompt)]
     for _ in range(draw.number(workload.turns)):
         parts.append((draw.text(draw.number(workload.question)), False))
         parts.append((draw.text(draw.number(workload.reply)), True))
     labels = [tokens if trained else torch.full_like(tokens, IGNORE) for tokens, trained in parts]
     ids = torch.cat([tokens for tokens, _ in parts])
-    return EncodedSample(ids, torch.cat(labels), "", pictures)
+    return EncodedSample(ids, torch.cat(labels), "", images)

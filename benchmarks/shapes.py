@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vlft.families.sizes import Experts
+from vlft.planning.sizes import Experts
 
 if TYPE_CHECKING:
     from vlft.families.base import Tiles
@@ -17,7 +17,7 @@ class LargeTower:
 
     Attributes:
         width: of its layers.
-        layers: of which every second sees the whole picture, the others windows.
+        layers: of which every second sees the whole image, the others windows.
         heads: of its attention.
         channels: of its neck.
         image_size: pixels of a side.
@@ -47,8 +47,8 @@ class Shape:
         vision_heads: of the SigLIP tower.
         patch_size: of the SigLIP tower, pixels.
         image_size: of the SigLIP tower, pixels.
-        vocabulary: tokens; the last one marks pictures.
-        tiles: (across, down) that each picture is cut into beside its whole view.
+        vocabulary: tokens; the last one marks images.
+        tiles: (across, down) that each image is cut into beside its whole view.
         experts: of the LLM, if it has some.
         large_tower: beside the SigLIP tower, if there is one.
     """
@@ -70,7 +70,7 @@ class Shape:
 
     @property
     def image_token_id(self) -> int:
-        """Id of the token that marks pictures."""
+        """Id of the token that marks images."""
         return self.vocabulary - 1
 
 

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
+from vlft.config import JOINED_TOKENS
 from vlft.data.encode import IGNORE
 from vlft.models.experts import IMPLEMENTATION
 from vlft.models.sam_attention import HeadByHead
-from vlft.packing.schedule import pack_rows
+from vlft.packing.packer import Packer
 from vlft.training.loss import PackedLoss
 from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.encode import RowImages
@@ -46,7 +47,7 @@ class Side:
         forwards: passes through the LLM in an epoch.
         tokens: that the LLM sees in an epoch, padding included.
         epoch: leaves the gradient in the model, returns the loss in nats per trained token.
-        encode: done once, before the first epoch; returns the number of pictures.
+        encode: done once, before the first epoch; returns the number of images.
     """
 
     name: str
@@ -113,7 +114,7 @@ def vlft_side(built: RandomModel, job: Samples, tokens_per_row: int) -> Side:
     kept: dict[EncodedImage, Tensor] = {}
 
     def encode() -> float:
-        kept.update(encode_pictures(built, job))
+        kept.update(encode_images(built, job))
         return len(kept)
 
     def features(row: PackedBatch) -> RowImages:
@@ -144,15 +145,15 @@ def packed_side(
         name: of the side.
         tokens_per_row: at most.
         share: whether equal prefixes are held once.
-        images: the pictures of a row.
+        images: the images of a row.
         encode: see Side.
     """
     objective = PackedLoss(built.model, built.family)
     device = built.weight.device
 
     def rows() -> list[PackedBatch]:
-        marker = built.shape.image_token_id
-        return pack_rows(job.samples, marker, tokens_per_row=tokens_per_row, share=share)
+        joined = JOINED_TOKENS[device.type]
+        return Packer(built.shape.image_token_id, tokens_per_row, joined, share).rows(job.samples)
 
     def epoch() -> float:
         total = 0.0
@@ -235,8 +236,8 @@ def plain_towers(built: RandomModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def encode_pictures(built: RandomModel, job: Samples) -> dict[EncodedImage, Tensor]:
-    """Features of every picture, on the CPU, in batches as vlft cuts them."""
+def encode_images(built: RandomModel, job: Samples) -> dict[EncodedImage, Tensor]:
+    """Features of every image, on the CPU, in batches as vlft cuts them."""
     # All that is asked of a processor here.
     processor = cast("Processor", SimpleNamespace(family=built.family, pixels=built.pixels))
     found: dict[EncodedImage, Tensor] = {}
@@ -248,7 +249,7 @@ def encode_pictures(built: RandomModel, job: Samples) -> dict[EncodedImage, Tens
 
 
 def tiles_of(row: PackedBatch) -> tuple[tuple[int, int], ...]:
-    """Of each picture of a row."""
+    """Of each image of a row."""
     return tuple(image.tiles for image in row.images)
 
 

@@ -1,7 +1,7 @@
 """A LoRA job: transformers and peft as an experienced user writes it, against vlft.
 
 A job is E epochs over the samples; an epoch is the forward and backward passes of one optimiser
-step. Job seconds are those of encoding the pictures, where a side does that once, and of E epochs.
+step. Job seconds are those of encoding the images, where a side does that once, and of E epochs.
 All sides have the same weights and the same samples. Decoding of files and the optimiser's own
 arithmetic are the same on all sides and left out.
 
@@ -135,7 +135,7 @@ def peaks_of(name: str, settings: Settings, workload: Workload, size: BatchSize)
 
 
 def model_for(shape: Shape, workload: Workload, settings: Settings) -> RandomModel:
-    """The model with a tower for the workload's pictures."""
+    """The model with a tower for the workload's images."""
     sized = replace(shape, image_size=workload.image_size)
     return random_model(sized, settings.dtype, settings.meter.device)
 

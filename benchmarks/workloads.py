@@ -1,4 +1,4 @@
-"""What the samples of a job look like: pictures, questions, lengths."""
+"""What the samples of a job look like: images, questions, lengths."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Workload:
 
     Attributes:
         name: on the command line and in the table.
-        pictures: of a sample, at the beginning of its first message.
-        samples: on the same pictures.
+        images: of a sample, at the beginning of its first message.
+        samples: on the same images.
         turns: questions and replies of a sample.
         question: tokens.
         reply: tokens; these are trained.
@@ -27,7 +27,7 @@ class Workload:
     """
 
     name: str
-    pictures: Bounds = (1, 1)
+    images: Bounds = (1, 1)
     samples: Bounds = (1, 1)
     turns: Bounds = (1, 1)
     question: Bounds = (20, 20)
@@ -43,9 +43,9 @@ def _questions(count: int) -> Bounds:
 ALL = (
     *(Workload(f"q{count}", samples=_questions(count)) for count in (1, 2, 5, 10)),
     *(Workload(f"long{n}", samples=_questions(n), reply=(256, 256)) for n in (1, 5)),
-    Workload("text", pictures=(0, 0), question=(100, 600), reply=(24, 256)),
+    Workload("text", images=(0, 0), question=(100, 600), reply=(24, 256)),
     Workload(
-        "mixed", pictures=(0, 2), samples=(1, 3), turns=(1, 3), question=(20, 300), reply=(8, 300)
+        "mixed", images=(0, 2), samples=(1, 3), turns=(1, 3), question=(20, 300), reply=(8, 300)
     ),
     *(
         Workload(f"size{pixels}-q{count}", samples=_questions(count), image_size=pixels)

@@ -34,7 +34,7 @@ class FamilyCase:
         checkpoint: golden checkpoint of it.
         roles: of the golden conversations.
         tolerance: absolute, of float32 logits.
-        rows: to compare one by one; fewer where a picture is dear.
+        rows: to compare one by one; fewer where an image is dear.
     """
 
     family: str
@@ -148,7 +148,7 @@ PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")
 
 
 def make_rows(count: int = 24) -> list[dict[str, Any]]:
-    """Rows with shared pictures and prompts, repeats, text alone, history, several images."""
+    """Rows with shared images and prompts, repeats, text alone, history, several images."""
     rows: list[dict[str, Any]] = []
     for index in range(count - 4):
         rows.append(

@@ -102,7 +102,7 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 def rehearse_on_the_cpu() -> None:
     """Tries the longest row before step one, as on a GPU."""
     from vlft.training import run
-    from vlft.training.rehearse import rehearse
+    from vlft.training.autotune import rehearse
 
     train = run.train
 

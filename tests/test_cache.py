@@ -1,4 +1,4 @@
-"""Kept features: the same numbers as without, each picture once, nothing damaged is ever used."""
+"""Kept features: the same numbers as without, each image once, nothing damaged is ever used."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 import vlft
 from vlft.checkpoints.runs import find_checkpoint
-from vlft.packing.schedule import pack_rows
+from vlft.packing.packer import Packer
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
-from vlft.vision import batches, plan
+from vlft.vision import batches, cache_plan
 from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.cache import Images, fill
-from vlft.vision.plan import cache_root, clear_cache, fingerprint, list_cache, plan_cache
+from vlft.vision.cache_plan import cache_root, clear_cache, fingerprint, list_cache, plan_cache
 from vlft.vision.shards import read_shards, write_shard
 
 
@@ -57,7 +57,7 @@ class TestSameAsWithout:
         for source in (live, kept):
             objective.zero_grad()
             total = 0.0
-            for row in pack_rows(samples, processor.chat.image_token_id, tokens_per_row=4096):
+            for row in Packer(processor.chat.image_token_id, 4096, 1024).rows(samples):
                 loss = objective(row, source.of(row.images))
                 loss.backward()
                 total += loss.item()
@@ -68,7 +68,7 @@ class TestSameAsWithout:
             scale = gradient.abs().max().clamp_min(1e-6)
             assert (results[1][1][name] - gradient).abs().max() / scale < 1e-4, name
 
-    def test_one_picture_cut_in_two_ways_is_two(self, case, processor):
+    def test_one_image_cut_in_two_ways_is_two(self, case, processor):
         few = processor.encode({"query": "<image>?", "images": ["images/chart.png"]}, GOLDEN)
         row = {"query": "<image><image><image>?", "images": ["images/chart.png"] * 3}
         many = processor.encode(row, GOLDEN)
@@ -88,7 +88,7 @@ class TestOnDisk:
     def test_a_second_run_encodes_nothing(self, make_model, processor, images, monkeypatch):
         first = self.fill(make_model(), processor, images)
         monkeypatch.setattr(batches, "encode_batch", None)
-        monkeypatch.setattr(plan, "encode_batch", None)
+        monkeypatch.setattr(cache_plan, "encode_batch", None)
         model = make_model()
         auto = plan_cache("auto", model, processor, images, "aligned")
         assert (auto.where, auto.reason) == ("disk", "an earlier run left some")
@@ -192,12 +192,12 @@ class TestPlan:
         chosen = self.plan(model, processor, images, asked)
         assert (chosen.where, chosen.reason) == (asked, "as asked")
 
-    def test_no_pictures(self, model, processor):
+    def test_no_images(self, model, processor):
         assert self.plan(model, processor, []).where == "off"
 
 
 @only_siglip
-def test_batches_depend_on_the_pictures_alone(processor, images, monkeypatch):
+def test_batches_depend_on_the_images_alone(processor, images, monkeypatch):
     size = processor.pixels.size
     monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 2 * size * size)
     assert [len(batch) for batch in cut_batches(images * 2, processor)] == [2, 2, 2]
@@ -241,21 +241,21 @@ class TestRuns:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return [row["images_encoded"] for row in map(json.loads, lines) if "loss" in row]
 
-    def test_each_picture_once_in_two_epochs_and_never_again(self, case, tmp_path, capfd):
+    def test_each_image_once_in_two_epochs_and_never_again(self, case, tmp_path, capfd):
         first = vlft.sft(self.config(case, tmp_path)).run
-        pictures = 3
-        assert self.encoded(first) == [pictures, 0, 0, 0]
-        assert f"{pictures} pictures encoded, 0 from earlier runs" in capfd.readouterr().err
+        images = 3
+        assert self.encoded(first) == [images, 0, 0, 0]
+        assert f"{images} images encoded, 0 from earlier runs" in capfd.readouterr().err
         second = vlft.sft(self.config(case, tmp_path)).run
         assert self.encoded(second) == [0, 0, 0, 0]
-        assert f"0 pictures encoded, {pictures} from earlier runs" in capfd.readouterr().err
+        assert f"0 images encoded, {images} from earlier runs" in capfd.readouterr().err
         weights = [
             load_file(find_checkpoint(r) / "adapter_model.safetensors") for r in (first, second)
         ]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
     @only_siglip
-    def test_off_encodes_each_picture_once_per_row(self, case, tmp_path):
+    def test_off_encodes_each_image_once_per_row(self, case, tmp_path):
         run = vlft.sft(self.config(case, tmp_path, vision_cache="off")).run
         assert all(count >= 2 for count in self.encoded(run))
 

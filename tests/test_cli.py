@@ -12,8 +12,8 @@ import pytest
 from vlft import __version__
 from vlft.cli import app, models
 from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
-from vlft.families.known import KNOWN
-from vlft.families.table import FAMILIES
+from vlft.families.registry import FAMILIES
+from vlft.planning.published import KNOWN
 from vlft.settings import flag
 
 # A new flag is a decision: it is made here, in the dataclass and in the README together.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vlft.checkpoints.export import canonical_name
 from vlft.data.encode import tokenize
-from vlft.inference.text import Sampling, generate_replies
+from vlft.inference.generate import Sampling, generate_replies
 from vlft.packing.prefix_tree import pack
 from vlft.training.loss import PackedLoss
 from vlft.vision.encode import pixels_of

@@ -16,7 +16,7 @@ from vlft.data.encode import EncodedSample
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
 from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
-from vlft.inference.text import Sampling, generate_replies
+from vlft.inference.generate import Sampling, generate_replies
 
 CASE = SIGLIP
 
@@ -176,15 +176,15 @@ class TestChat:
         return [r.text for r in vlft.generate(model, processor, rows, 6, image_root=GOLDEN)]
 
     def test_history_images_and_commands(self, monkeypatch):
-        picture = GOLDEN / "images" / "chart.png"
+        image = GOLDEN / "images" / "chart.png"
         spoken = self.talk(
-            ["Hi.", f"/image {picture}", "What?", "", "/clear", "Hi.", "/system Be brief.", "Hi.",
+            ["Hi.", f"/image {image}", "What?", "", "/clear", "Hi.", "/system Be brief.", "Hi.",
              "/exit", "never asked"],
             monkeypatch,
         )  # fmt: skip
         first = self.replies([{"query": "Hi."}])[0]
         second = self.replies(
-            [{"query": "<image>What?", "history": [["Hi.", first]], "images": [str(picture)]}]
+            [{"query": "<image>What?", "history": [["Hi.", first]], "images": [str(image)]}]
         )[0]
         third = self.replies([{"query": "Hi.", "system": "Be brief."}])[0]
         text = "\n".join(spoken)

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "vlft"
 # From the top; a module may import from its own line and from those below.
 LAYERS = [
     {"cli", "__main__"},
-    {"training", "inference"},
+    {"training", "inference", "planning"},
     {"checkpoints", "vision", "packing"},
     {"families"},
     {"models", "data"},
-    {"config", "settings", "processes"},
+    {"config", "settings", "distributed"},
     {"files"},
     {"errors", "console"},
 ]

@@ -13,7 +13,8 @@ import torch
 from conftest import GOLDEN, make_rows
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from vlft.data.encode import EncodedImage, EncodedSample
+from vlft.config import JOINED_TOKENS
+from vlft.data.encode import EncodedImage, EncodedSample, outline
 from vlft.models.last_layer import narrow_last_layer
 from vlft.packing import attention
 from vlft.packing.attention import (
@@ -25,8 +26,9 @@ from vlft.packing.attention import (
     tree_attention,
     tree_mask,
 )
-from vlft.packing.prefix_tree import common_prefix, pack, to_paths
-from vlft.packing.schedule import Schedule, divide, pack_rows, plan_rows
+from vlft.packing.packer import Packer
+from vlft.packing.prefix_tree import common_prefix, pack
+from vlft.packing.schedule import Schedule, divide
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
 from vlft.vision.encode import pixels_of
@@ -39,6 +41,11 @@ def sample(tokens: str, labels: str = "", images: tuple[EncodedImage, ...] = ())
     ids = torch.tensor([IMAGE if c == "#" else ord(c) - ord("a") for c in tokens])
     marks = torch.tensor([c == "^" for c in labels.ljust(len(tokens))])
     return EncodedSample(ids, torch.where(marks, ids, -100), tokens, images)
+
+
+def packer(**options) -> Packer:
+    defaults = {"image_token_id": IMAGE, "joined_tokens": JOINED_TOKENS["cpu"]}
+    return Packer(**{**defaults, **options})
 
 
 def image(key: str, tokens: int = 2) -> EncodedImage:
@@ -102,7 +109,7 @@ class TestTree:
         assert len(row.images) == 2
         assert sorted(row.feature_rows.tolist()) == [0, 1, 2, 3]
 
-    def test_one_picture_in_two_places_is_encoded_once(self):
+    def test_one_image_in_two_places_is_encoded_once(self):
         one = image("one")
         row = pack([sample("a##", images=(one,)), sample("b##", images=(one,))], IMAGE)
         assert row.images == (one,)
@@ -279,7 +286,7 @@ class TestSchedule:
     @pytest.mark.parametrize("limit", [1, 5, 7, 12, 1000])
     def test_rows_hold_all_samples_and_keep_the_limit(self, share, limit):
         samples = [sample(word) for word in ("aab", "aac", "aad", "bcdef", "b", "ccccc")]
-        rows = pack_rows(samples, IMAGE, tokens_per_row=limit, share=share)
+        rows = packer(tokens_per_row=limit, share_prefix=share).rows(samples)
         assert sum(row.samples for row in rows) == 6
         assert all(len(row) <= limit or row.samples == 1 for row in rows)
         if limit == 1000:
@@ -287,14 +294,12 @@ class TestSchedule:
 
     def test_unrelated_samples_are_joined_only_while_the_row_is_small(self):
         related = [sample("a" * 1500 + end) for end in "bc"]
-        rows = pack_rows(
-            [*related, sample("d" * 700), sample("e" * 200)], IMAGE, tokens_per_row=4096
-        )
+        rows = packer(tokens_per_row=4096).rows([*related, sample("d" * 700), sample("e" * 200)])
         assert sorted(len(row) for row in rows) == [900, 1502]
 
     def test_sharers_go_into_one_row(self):
         samples = [sample("aaaa" + end) for end in "bcd"] + [sample("eeeee")]
-        rows = pack_rows(samples, IMAGE, tokens_per_row=7)
+        rows = packer(tokens_per_row=7).rows(samples)
         assert sorted(row.samples for row in rows) == [1, 3]
 
     @pytest.mark.parametrize("share", [True, False])
@@ -304,23 +309,25 @@ class TestSchedule:
         for _ in range(20):
             words = ["".join(generator.choices("ab", k=generator.randint(1, 8))) for _ in range(9)]
             samples = [sample(word) for word in words]
-            plans = plan_rows(to_paths(samples, IMAGE), limit, share=share)
-            rows = pack_rows(samples, IMAGE, tokens_per_row=limit, share=share)
+            plans = packer(tokens_per_row=limit, share_prefix=share).plan(
+                [outline(sample, IMAGE) for sample in samples]
+            )
+            rows = packer(tokens_per_row=limit, share_prefix=share).rows(samples)
             assert [plan.tokens for plan in plans] == [len(row) for row in rows]
             assert sorted(i for plan in plans for i in plan.members) == list(range(9))
 
     def test_rows_are_even_and_the_longest_comes_first(self):
-        """Nine questions on a picture, of which a row could hold eight: not eight and one."""
+        """Nine questions on an image, of which a row could hold eight: not eight and one."""
         samples = [sample("a" * 100 + letter * 10) for letter in "bcdefghij"]
-        rows = pack_rows(samples, IMAGE, tokens_per_row=180)
+        rows = packer(tokens_per_row=180).rows(samples)
         assert [(row.samples, len(row)) for row in rows] == [(5, 150), (4, 140)]
 
     def test_several_processes_get_a_row_each(self):
         samples = [sample("a" * 100 + letter * 10) for letter in "bcdef"]
-        assert len(pack_rows(samples, IMAGE, tokens_per_row=4096)) == 1
-        rows = pack_rows(samples, IMAGE, tokens_per_row=4096, processes=2)
+        assert len(packer(tokens_per_row=4096).rows(samples)) == 1
+        rows = packer(tokens_per_row=4096, world_size=2).rows(samples)
         assert [row.samples for row in rows] == [3, 2]
-        assert len(pack_rows(samples[:1], IMAGE, tokens_per_row=4096, processes=2)) == 1
+        assert len(packer(tokens_per_row=4096, world_size=2).rows(samples[:1])) == 1
 
     @pytest.mark.parametrize("processes", [1, 2, 3, 8])
     def test_processes_share_the_cost(self, processes):
@@ -334,7 +341,7 @@ class TestSchedule:
 
 
 # What one sample at a time gave, by checkpoint.
-ALONE: dict[str, tuple[float, dict[str, torch.Tensor]]] = {}
+SINGLE: dict[str, tuple[float, dict[str, torch.Tensor]]] = {}
 
 
 class TestSameAsOneAtATime:
@@ -368,9 +375,9 @@ class TestSameAsOneAtATime:
     @pytest.fixture
     def alone(self, case, objective, processor, samples):
         """The class's own forward on one sample at a time, all logits, plain cross-entropy."""
-        if case.checkpoint not in ALONE:
-            ALONE[case.checkpoint] = self.one_by_one(objective, processor, samples)
-        return ALONE[case.checkpoint]
+        if case.checkpoint not in SINGLE:
+            SINGLE[case.checkpoint] = self.one_by_one(objective, processor, samples)
+        return SINGLE[case.checkpoint]
 
     def one_by_one(self, objective, processor, samples):
         objective.zero_grad()
@@ -389,7 +396,7 @@ class TestSameAsOneAtATime:
     @pytest.mark.parametrize("limit", [150, 100_000])
     def test_same(self, objective, processor, samples, alone, share, limit):
         token = processor.chat.image_token_id
-        rows = pack_rows(samples, token, tokens_per_row=limit, share=share)
+        rows = packer(tokens_per_row=limit, share_prefix=share, image_token_id=token).rows(samples)
         loss, gradients = self.gradients(objective, processor, rows)
         assert loss == pytest.approx(alone[0], rel=1e-5)
         assert gradients.keys() == alone[1].keys()

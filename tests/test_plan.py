@@ -18,31 +18,30 @@ from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.config import PlanConfig
 from vlft.errors import ConfigError
 from vlft.families.base import is_in
-from vlft.families.known import KNOWN
-from vlft.families.sizes import (
-    head_size,
-    language_size,
-    language_weights,
-    text_sizes,
-    tower_scores,
-)
-from vlft.families.table import find_family
+from vlft.families.registry import find_family
 from vlft.models.experts import PLAIN_EXPERTS
-from vlft.packing.schedule import pack_rows
-from vlft.training.lora import LoraOptions, add_lora
-from vlft.training.memory import Asked, trained_size
-from vlft.training.plan import easier, run_plan, verdict
-from vlft.training.planned import (
+from vlft.planning.estimate import (
     DataPlan,
-    asked_of,
     find_model,
     gpu_bytes,
     memory_of,
+    memory_spec,
     plan_data,
     published,
 )
-from vlft.training.samples import load_data, make_schedule
-from vlft.training.show import parameter_count
+from vlft.planning.memory import MemorySpec, trained_size
+from vlft.planning.published import KNOWN
+from vlft.planning.report import easier, run_plan, verdict
+from vlft.planning.sizes import (
+    language_params,
+    language_weights,
+    lm_head_params,
+    text_sizes,
+    tower_scores,
+)
+from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.preview import parameter_count
+from vlft.training.samples import load_data, make_packer, make_schedule
 
 GIB = 2**30
 CONFIGS = {p.name: p for p in PUBLISHED} | {str(case): case for case in MATRIX}
@@ -81,11 +80,11 @@ def test_names_shapes_and_counts_are_those_of_the_model(built):
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     language = sum(size for name, size in sizes.items() if is_in(name, [parts.language]))
     head = sum(size for name, size in sizes.items() if is_in(name, [parts.head]))
-    assert (language_size(text), head_size(text)) == (language, head)
+    assert (language_params(text), lm_head_params(text)) == (language, head)
     model.requires_grad_(False)
     tuned = add_lora(model, folder.family, LoraOptions("ALL", rank=4))
     trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
-    asked = Asked(targets="ALL", rank=4)
+    asked = MemorySpec(targets="ALL", rank=4)
     assert trained_size(text, folder.family.attention_inputs, asked) == trained
 
 
@@ -97,7 +96,7 @@ def test_what_is_known_of_published_models(known):
     assert text_sizes(native["text_config"]) == known.text
     assert tower_scores(native) == known.scores
     numbers = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
-    language = language_size(known.text) + head_size(known.text)
+    language = language_params(known.text) + lm_head_params(known.text)
     assert published(known.id).others == pytest.approx(numbers - language, abs=5e6)
 
 
@@ -119,15 +118,13 @@ def test_rows_and_tokens_are_those_of_training(config, folder, processor):
     rows = [
         row
         for indices in make_schedule(config, train).epoch(0)
-        for row in pack_rows(
-            [train[i] for i in indices], processor.chat.image_token_id, tokens_per_row=300
-        )
+        for row in make_packer(config, processor, "cpu").rows([train[i] for i in indices])
     ]
     assert (found.samples, found.validation) == (len(train), len(val))
     assert (found.rows, found.steps) == (len(rows), 3)
     assert (found.shared, found.longest_row) == (sum(map(len, rows)), max(map(len, rows)))
     assert found.tokens == sum(row.sample_tokens for row in rows)
-    assert found.pictures == len({image.key for row in rows for image in row.images})
+    assert found.images == len({image.key for row in rows for image in row.images})
 
 
 def test_a_folder_is_counted_by_its_files(config, folder, make_model):
@@ -169,7 +166,7 @@ class TestVerdict:
     def test_checkpointing_is_planned_as_the_run_chooses_it(self, gpu, recomputes, tokens):
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu=gpu)
         model, _ = find_model(config)
-        asked = asked_of(config, model)
+        asked = memory_spec(config, model)
         assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
         assert verdict(config, model).startswith(f"fits on {gpu}")
 
@@ -183,7 +180,7 @@ class TestVerdict:
         model, _ = find_model(config)
         numbers = dict.fromkeys((field.name for field in dataclasses.fields(DataPlan)), 1)
         lengths = {"longest_sample": longest_sample, "longest_row": longest_row}
-        asked = asked_of(config, model, DataPlan(**{**numbers, **lengths}))
+        asked = memory_spec(config, model, DataPlan(**{**numbers, **lengths}))
         assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
 
     @pytest.mark.parametrize(
@@ -202,7 +199,7 @@ class TestVerdict:
 def test_a_plan_is_printed(config, capsys):
     run_plan(config)
     text = capsys.readouterr().out
-    for word in ("samples ", "pictures", "after sharing", "rows in 3 steps", "of main memory"):
+    for word in ("samples ", "images", "after sharing", "rows in 3 steps", "of main memory"):
         assert word in text
 
 

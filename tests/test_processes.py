@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import vlft
 from vlft.checkpoints.runs import find_checkpoint
+from vlft.distributed import SINGLE
 from vlft.errors import ConfigError
-from vlft.processes import ALONE
 from vlft.training.setup import check_launch
 
 
@@ -53,7 +53,7 @@ def as_fsdp() -> None:
 
 @pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
 def test_two_processes_are_one(config, tmp_path):
-    """Losses, gradients' norms and the adapter; one writer, pictures divided, words said once."""
+    """Losses, gradients' norms and the adapter; one writer, images divided, words said once."""
     alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
     assert finish(launch(config, tmp_path / "two", rehearse_on_the_cpu), tmp_path / "two") == [0, 0]
     run = run_of(config)
@@ -156,6 +156,7 @@ def test_an_error_is_said_once(config, tmp_path):
     assert not texts[1]
 
 
-def test_alone_nothing_is_asked_of_others():
-    assert (ALONE.sum(1.5, 2.0), ALONE.same("a"), ALONE.all(3)) == ((1.5, 2.0), "a", [3])
-    ALONE.wait()
+def test_a_single_process_communicates_with_nobody():
+    found = SINGLE.all_reduce(1.5, 2.0), SINGLE.broadcast("a"), SINGLE.all_gather(3)
+    assert found == ((1.5, 2.0), "a", [3])
+    SINGLE.barrier()

@@ -14,9 +14,9 @@ from published import PUBLISHED, count
 
 from vlft.checkpoints.load import empty_model
 from vlft.checkpoints.locate import ModelFolder
-from vlft.families.known import KNOWN
-from vlft.families.table import FAMILIES, find_family
+from vlft.families.registry import FAMILIES, find_family
 from vlft.families.tiles import Tiling
+from vlft.planning.published import KNOWN
 
 BY_NAME = {published.name: published for published in PUBLISHED}
 

@@ -22,18 +22,18 @@ def test_same_output_and_gradients(relative):
         torch.nn.init.normal_(parameter, std=0.3)
     ours = HeadByHead(config, 0).double()
     ours.load_state_dict(plain.state_dict())
-    pictures = torch.randn(2, 5, 5, 48, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn_like(pictures)
+    images = torch.randn(2, 5, 5, 48, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(images)
     found = []
     for module in (plain, ours):
-        output, _ = module(pictures)
-        inputs = [pictures, *module.parameters()]
+        output, _ = module(images)
+        inputs = [images, *module.parameters()]
         found.append([output, *torch.autograd.grad((output * weights).sum(), inputs)])
     torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("case", [HYBRID], indirect=True, ids=str)
-def test_layers_that_see_the_whole_picture_do_so(model, monkeypatch):
+def test_layers_that_see_the_whole_image_do_so(model, monkeypatch):
     layers = model.model.high_res_vision_model.vision_encoder.layers
     assert {layer.window_size == 0 for layer in layers} == {True, False}
     for layer in layers:

@@ -1,6 +1,6 @@
 """Real runs, killed at random moments, go on to the same adapter, bit for bit.
 
-The moments are spread over the whole run: reading, encoding pictures, steps, saving. ``--kills N``
+The moments are spread over the whole run: reading, encoding images, steps, saving. ``--kills N``
 asks for more than the three of the default run; ``make torture`` asks for thirty.
 """
 
@@ -49,14 +49,14 @@ class Trial:
 
 
 def settings_of(home: Path) -> vlft.SftConfig:
-    """A run of a few seconds: pictures to encode, and a checkpoint after every step."""
+    """A run of a few seconds: images to encode, and a checkpoint after every step."""
     generator = random.Random(0)
     many = []
     for number in range(240):
         path = home / f"{number}.png"
         Image.frombytes("RGB", (48, 48), generator.randbytes(48 * 48 * 3)).save(path)
         many.append(str(path))
-    # Enough pictures that encoding takes a part of the time.
+    # Enough images that encoding takes a part of the time.
     more = [
         {"query": "<image>" * 40 + "How many?", "response": "40", "images": many[at : at + 40]}
         for at in range(0, len(many), 40)
@@ -115,9 +115,7 @@ def phase(home: Path, cache: Path) -> str:
         return "while saving"
     if checkpoints_in(run):
         return f"after checkpoint-{checkpoints_in(run)[-1][0]}"
-    return "before step 1, pictures " + (
-        "encoded" if list(cache.rglob("*.safe*")) else "not encoded"
-    )
+    return "before step 1, images " + ("encoded" if list(cache.rglob("*.safe*")) else "not encoded")
 
 
 def go_on(home: Path) -> Path:
@@ -148,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypat
     for number in range(3 * kills):
         home, cache = tmp_path / str(number), tmp_path / f"cache-{number}"
         home.mkdir()
-        # Evenly over the run, so that no part is left out; a third while pictures are encoded.
+        # Evenly over the run, so that no part is left out; a third while images are encoded.
         share = (done + generator.random()) / kills * 0.95
         share = generator.random() * 0.12 if done % 3 == 0 else share
         trial = Trial(number, generator.choice(SIGNALS), share * seconds)

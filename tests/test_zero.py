@@ -19,7 +19,7 @@ from vlft.checkpoints.load import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.errors import ConfigError
 from vlft.training import zero
-from vlft.vision.plan import CachePlan
+from vlft.vision.cache_plan import CachePlan
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
     from vlft.errors import VlftError
     from vlft.families.processor import Processor
+    from vlft.inference.generate import Reply, generate, load
     from vlft.inference.run import run_infer as infer
-    from vlft.inference.text import Reply, generate, load
     from vlft.training.run import run_sft as sft
 
 __version__ = "0.1.0"
@@ -49,13 +49,13 @@ _HOMES = {
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
     "Processor": "vlft.families.processor:Processor",
-    "Reply": "vlft.inference.text:Reply",
+    "Reply": "vlft.inference.generate:Reply",
     "SftConfig": "vlft.config:SftConfig",
     "VlftError": "vlft.errors:VlftError",
     "convert": "vlft.checkpoints.convert:convert",
-    "generate": "vlft.inference.text:generate",
+    "generate": "vlft.inference.generate:generate",
     "infer": "vlft.inference.run:run_infer",
-    "load": "vlft.inference.text:load",
+    "load": "vlft.inference.generate:load",
     "merge_lora": "vlft.checkpoints.merge:merge_lora",
     "sft": "vlft.training.run:run_sft",
 }

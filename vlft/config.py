@@ -158,7 +158,7 @@ class SftConfig:
     )
     vision_cache: str = setting(
         "auto",
-        "Where the features of pictures are kept while the tower is frozen.",
+        "Where the features of images are kept while the tower is frozen.",
         panel="Optimisation",
         choices=("auto", "disk", "memory", "off"),
         resumable=True,

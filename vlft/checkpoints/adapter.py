@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlft.config import INIT_LORA
+from vlft.distributed import full_tensor
 from vlft.errors import CheckpointError
 from vlft.files import read_object
-from vlft.processes import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    return {name: whole(tensor) for name, tensor in state.items()}
+    return {name: full_tensor(tensor) for name, tensor in state.items()}
 
 
 def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:

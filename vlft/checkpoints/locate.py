@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, load_processor, native_config
-from vlft.families.table import find_family
+from vlft.families.registry import find_family
 from vlft.files import read_object
 
 if TYPE_CHECKING:

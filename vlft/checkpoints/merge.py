@@ -128,16 +128,16 @@ def _merge(
 
 
 def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
-    """A batch of one question about a picture with all kinds of colours and edges."""
+    """A batch of one question about an image with all kinds of colours and edges."""
     from PIL import Image
 
     size = 64
-    picture = Image.new("RGB", (size, size))
-    picture.putdata(
+    image = Image.new("RGB", (size, size))
+    image.putdata(
         [(4 * x, 4 * y, 255 * ((x // 8 + y // 8) % 2)) for y in range(size) for x in range(size)]
     )
     path = folder / "sample.png"
-    picture.save(path)
+    image.save(path)
     row = {"query": "<image>What do you see in 12 words?", "images": [str(path)]}
     inputs = processor.collate([processor.encode(row)])
     del inputs["labels"]

@@ -6,7 +6,7 @@ import typer
 
 from vlft import console
 
-HELP = "Show or clear the kept features of pictures."
+HELP = "Show or clear the kept features of images."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 
@@ -14,7 +14,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 @app.command("info", help="List what is kept, and where.")
 def info() -> None:
     """Prints the folder, and each model's part of it."""
-    from vlft.vision.plan import cache_root, list_cache
+    from vlft.vision.cache_plan import cache_root, list_cache
 
     rows = list_cache()
     for name, files, size in rows:
@@ -23,10 +23,10 @@ def info() -> None:
     console.out.print(f"{cache_root()}: {total / 2**20:,.1f} MiB", markup=False)
 
 
-@app.command("clear", help="Remove all of it; the next run encodes its pictures again.")
+@app.command("clear", help="Remove all of it; the next run encodes its images again.")
 def clear() -> None:
     """Removes everything that is kept."""
-    from vlft.vision.plan import cache_root, clear_cache
+    from vlft.vision.cache_plan import cache_root, clear_cache
 
     size = clear_cache()
     console.out.print(f"{cache_root()}: {size / 2**20:,.1f} MiB removed", markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlft.console import out
-from vlft.families.known import KNOWN, Known
+from vlft.planning.published import KNOWN, Known
 
 HELP = "List the models that can be tuned."
 
@@ -11,7 +11,7 @@ HEADINGS = {
     "deepseek_vl": "DeepSeek-VL, one tower (SigLIP, 384 px)",
     "deepseek_vl_hybrid": "DeepSeek-VL, two towers (SAM, 1024 px; SigLIP, 384 px)",
     "deepseek_vl2": "DeepSeek-VL2 (tiles of 384 px, mixture of experts)",
-    "janus": "Janus (understanding pictures; what draws is kept, not tuned)",
+    "janus": "Janus (understanding images; what draws is kept, not tuned)",
 }
 # Families that transformers has no class for.
 ONE_LAYOUT = ("deepseek_vl2",)
@@ -34,7 +34,7 @@ def command() -> None:
 
 
 def _facts(known: Known) -> tuple[str, str]:
-    """Image tokens per picture, and the layouts of the files."""
+    """Image tokens per image, and the layouts of the files."""
     least, most = known.image_tokens
     layouts = "original" if known.family in ONE_LAYOUT else "both"
     return str(least) if least == most else f"{least} to {most}", layouts

@@ -12,7 +12,7 @@ HELP = "Say what vlft sft with these flags would do, and the memory that it take
 def work(config: PlanConfig, written: set[str]) -> None:  # noqa: ARG001
     """Plans."""
     quiet()
-    from vlft.training.plan import run_plan
+    from vlft.planning.report import run_plan
 
     run_plan(config)
 

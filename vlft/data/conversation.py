@@ -13,7 +13,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A picture that has not been decoded.
+    """An image that has not been decoded.
 
     Attributes:
         path: the file.

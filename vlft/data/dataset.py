@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
+from vlft.data.encode import outline
 from vlft.data.images import find_broken
 from vlft.data.layouts import native
 from vlft.data.records import FORMATS, Record, read_records
@@ -17,7 +18,7 @@ from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
     from vlft.data.conversation import Conversation
-    from vlft.data.encode import EncodedSample
+    from vlft.data.encode import EncodedSample, Outline
 
 Encode = Callable[["Conversation"], "EncodedSample"]
 
@@ -29,6 +30,7 @@ class DataOptions:
     """How data files are read; see the flags of the same names."""
 
     image_tag: str
+    image_token_id: int
     image_root: Path | None = None
     need_response: bool = True
     on_bad_sample: str = "error"
@@ -41,12 +43,13 @@ class Dataset(Sequence["EncodedSample"]):
     """Conversations that are encoded when they are asked for; text stays small, tensors do not.
 
     Args:
-        conversations: checked ones.
+        items: checked conversations, each with its outline.
         encode: the processor's.
     """
 
-    def __init__(self, conversations: Sequence[Conversation], encode: Encode) -> None:
-        self.conversations = tuple(conversations)
+    def __init__(self, items: Sequence[tuple[Conversation, Outline]], encode: Encode) -> None:
+        self.conversations = tuple(conversation for conversation, _ in items)
+        self.outlines = tuple(outline for _, outline in items)
         self._encode = encode
 
     def __len__(self) -> int:
@@ -59,16 +62,18 @@ class Dataset(Sequence["EncodedSample"]):
     def __getitem__(self, index: int | slice) -> EncodedSample | Dataset:
         """A sample, or a part of the dataset."""
         if isinstance(index, slice):
-            return Dataset(self.conversations[index], self._encode)
+            items = zip(self.conversations[index], self.outlines[index], strict=True)
+            return Dataset(tuple(items), self._encode)
         return self._encode(self.conversations[index])
 
     def split(self, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
         """Two parts, drawn by the seed: the rest, and the given share (at least one sample)."""
         count = min(max(1, round(len(self) * ratio)), len(self) - 1) if ratio > 0 else 0
         chosen = set(random.Random(seed).sample(range(len(self)), count))
-        parts: tuple[list[Conversation], list[Conversation]] = ([], [])
-        for index, conversation in enumerate(self.conversations):
-            parts[index in chosen].append(conversation)
+        parts: tuple[list[tuple[Conversation, Outline]], list[tuple[Conversation, Outline]]]
+        parts = ([], [])
+        for index, item in enumerate(zip(self.conversations, self.outlines, strict=True)):
+            parts[index in chosen].append(item)
         return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
 
 
@@ -83,7 +88,7 @@ def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> 
     Raises:
         UsageError: every problem of every file and record, or that no sample is left.
     """
-    conversations: list[Conversation] = []
+    items: list[tuple[Conversation, Outline]] = []
     problems: list[UsageError] = []
     unusable: list[UsageError] = []
     for spec in files:
@@ -93,19 +98,19 @@ def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> 
             problems.append(error)
             unusable.append(error)
             continue
-        conversations += found
+        items += found
         problems += wrong
     raise_all(problems if options.on_bad_sample == "error" else unusable)
     if problems:
         bad = "1 bad record" if len(problems) == 1 else f"{len(problems)} bad records, the first"
         warn(f"skipped {bad}: {problems[0]}")
-    if not conversations:
+    if not items:
         raise DataError(
             "no usable sample is left",
             place=", ".join(map(shown, files)),
             hint="correct the records; the warnings above name the first that was skipped",
         )
-    return Dataset(conversations, encode)
+    return Dataset(items, encode)
 
 
 def load_train_and_val(
@@ -145,7 +150,7 @@ def load_train_and_val(
 
 def _read_file(
     spec: str, encode: Encode, options: DataOptions
-) -> tuple[list[Conversation], list[UsageError]]:
+) -> tuple[list[tuple[Conversation, Outline]], list[UsageError]]:
     """The good conversations of one file and the problems of the others, both in its order."""
     path, count = _parse_spec(spec)
     records = list(read_records(path))
@@ -164,7 +169,7 @@ def _read_file(
     broken = find_broken(
         image.path for item in parsed if not isinstance(item, UsageError) for image in item.images
     )
-    good: list[Conversation] = []
+    good: list[tuple[Conversation, Outline]] = []
     problems: list[UsageError] = []
     too_long = 0
     for item in tracked(parsed, "checking samples", len(parsed)):
@@ -224,20 +229,24 @@ def _checked(item: Conversation | UsageError, broken: dict[Path, DataError]) -> 
     return item
 
 
-def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Conversation | None:
-    """The conversation within max_length, or None if it is to be skipped."""
+def _fit(
+    conversation: Conversation, encode: Encode, options: DataOptions
+) -> tuple[Conversation, Outline] | None:
+    """The conversation within max_length, and its outline; None if it is to be skipped."""
     limit = options.max_length
-    length = len(encode(conversation))
+    sample = encode(conversation)
+    length = len(sample)
     if limit is None or length <= limit:
-        return conversation
+        return conversation, outline(sample, options.image_token_id)
     if options.on_long == "skip":
         return None
     if options.on_long == "truncate-history":
         shorter = conversation
         while len(shorter.turns) > 2:
             shorter = shorter.without_first_exchange()
-            if len(encode(shorter)) <= limit:
-                return shorter
+            sample = encode(shorter)
+            if len(sample) <= limit:
+                return shorter, outline(sample, options.image_token_id)
     hint = "raise --max-length, or use --on-long skip or truncate-history"
     if options.on_long == "truncate-history":
         hint = "it is too long even without its history; raise --max-length, or use --on-long skip"

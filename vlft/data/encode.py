@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from vlft.data.conversation import Conversation, Turn, flat_text
@@ -27,7 +28,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class View:
-    """How the model sees a picture.
+    """How the model sees an image.
 
     Attributes:
         tokens: how many image tokens it becomes.
@@ -79,7 +80,7 @@ class EncodedImage:
 
     Attributes:
         path: where its pixels come from.
-        key: equal keys are the same picture, treated the same.
+        key: equal keys are the same image, treated the same.
         tokens: how many image tokens it becomes.
         tiles: see View.
     """
@@ -108,6 +109,41 @@ class EncodedSample:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A sample as planning sees it: a few hundred bytes, kept for every sample of a run.
+
+    Attributes:
+        ids: (E,) int32, token ids; each image is one element, whose id says nothing.
+        places: of the images among the elements.
+        images: in order.
+        tokens: length of the sample; an image counts as many tokens as it becomes.
+    """
+
+    ids: np.ndarray[Any, np.dtype[np.int32]]
+    places: tuple[int, ...]
+    images: tuple[EncodedImage, ...]
+    tokens: int
+
+    def prefix_tokens(self, elements: int) -> int:
+        """Length in tokens of a prefix of so many elements."""
+        inside = zip(self.places, self.images, strict=True)
+        return elements + sum(image.tokens - 1 for place, image in inside if place < elements)
+
+
+def outline(sample: EncodedSample, image_token_id: int) -> Outline:
+    """The outline of an encoded sample."""
+    ids = sample.input_ids.numpy()
+    kept = ids != image_token_id
+    positions = np.flatnonzero(~kept)
+    lengths = [image.tokens for image in sample.images]
+    # Images may be side by side, so that a run of image tokens says nothing of their number.
+    firsts = positions[np.cumsum([0, *lengths[:-1]])] if lengths else positions
+    kept[firsts] = True
+    places = np.cumsum(kept)[firsts] - 1
+    return Outline(ids[kept].astype(np.int32), tuple(places.tolist()), sample.images, len(ids))
 
 
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
@@ -184,7 +220,7 @@ def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], lis
 
 
 def images_of(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
-    """The pictures of a conversation, in order, as the model sees them."""
+    """The images of a conversation, in order, as the model sees them."""
     references = conversation.images
     views = [chat.view(ref.path, len(references)) for ref in references]
     return tuple(
@@ -194,7 +230,7 @@ def images_of(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImag
 
 
 def _key(content: str, tiles: tuple[int, int]) -> str:
-    """One picture cut in two ways is two to the model."""
+    """One image cut in two ways is two to the model."""
     return content if tiles == (0, 0) else f"{content}/{tiles[0]}x{tiles[1]}"
 
 

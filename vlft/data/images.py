@@ -1,4 +1,4 @@
-"""Image files -> RGB pictures, as the authors' code reads them."""
+"""Image files -> RGB images, as the authors' code reads them."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def formats() -> tuple[str, ...]:
 
 
 def decode(path: Path, *, place: str = "") -> Image.Image:
-    """The picture in RGB: alpha dropped, first frame, EXIF orientation ignored.
+    """The image in RGB: alpha dropped, first frame, EXIF orientation ignored.
 
     Raises:
-        DataError: the file is missing or is not a whole picture.
+        DataError: the file is missing or is not a whole image.
     """
-    return _read(path, lambda picture: picture.convert("RGB"), place)
+    return _read(path, lambda image: image.convert("RGB"), place)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, EXIF orientation ignored; only the file's head is read.
 
     Raises:
-        DataError: the file is missing or is not a picture.
+        DataError: the file is missing or is not an image.
     """
-    return _read(path, lambda picture: picture.size, "")
+    return _read(path, lambda image: image.size, "")
 
 
 def _read(path: Path, use: Callable[[Image.Image], T], place: str) -> T:
     where = f"{place}: {shown(path)}" if place else shown(path)
     try:
-        with Image.open(path, formats=formats()) as picture:
-            return use(picture)
+        with Image.open(path, formats=formats()) as image:
+            return use(image)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "no such image",
@@ -57,21 +57,21 @@ def _read(path: Path, use: Callable[[Image.Image], T], place: str) -> T:
         ) from None
     except UnidentifiedImageError:
         raise DataError(
-            "not a picture of a known format",
+            "not an image of a known format",
             place=where,
-            hint="name a picture, or drop such records with --on-bad-sample skip",
+            hint="name an image, or drop such records with --on-bad-sample skip",
         ) from None
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None)
         raise DataError(
-            f"cannot be read ({reason})" if reason else f"not a whole picture ({error})",
+            f"cannot be read ({reason})" if reason else f"not a whole image ({error})",
             place=where,
             hint="replace the file, or drop such records with --on-bad-sample skip",
         ) from None
 
 
 def content_key(path: Path) -> str:
-    """SHA-256 of the file's bytes: two references with one key are one picture."""
+    """SHA-256 of the file's bytes: two references with one key are one image."""
     stat = path.stat()
     return _digest(str(path), stat.st_mtime_ns, stat.st_size)
 
@@ -93,6 +93,6 @@ def find_broken(paths: Iterable[Path]) -> dict[Path, DataError]:
 
     unique = list(dict.fromkeys(paths))
     with ThreadPoolExecutor() as pool:
-        tried = tracked(pool.map(attempt, unique), "checking pictures", len(unique))
+        tried = tracked(pool.map(attempt, unique), "checking images", len(unique))
         found = zip(unique, tried, strict=True)
         return {path: error for path, error in found if error is not None}

@@ -208,7 +208,7 @@ def _check_text(name: str, text: str, place: str) -> None:
             hint="write the file again as UTF-8, or remove the character",
         )
     if name == "images" and not text.strip():
-        raise DataError('"images" holds an empty path', place=place, hint="name a picture")
+        raise DataError('"images" holds an empty path', place=place, hint="name an image")
     if name == "images" and "\0" in text:
         raise DataError(
             f'"images" holds {text!r}; no path has a NUL character',

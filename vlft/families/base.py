@@ -40,15 +40,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pictures of one checkpoint become a model's inputs.
+    """How images of one checkpoint become a model's inputs.
 
     Attributes:
-        tokens: of a picture; None where it depends on the picture.
+        tokens: of an image; None where it depends on the image.
         size: pixels of a side of a view.
-        view: (file, number of pictures in its conversation) -> tokens and tiles.
-        transform: (RGB picture, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
+        view: (file, number of images in its conversation) -> tokens and tiles.
+        transform: (RGB image, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
             processor makes them.
-        inputs: (all views of I pictures (V, 3, H, W), tiles of each picture) -> the keyword
+        inputs: (all views of I images (V, 3, H, W), tiles of each image) -> the keyword
             arguments of the model.
         fingerprint: all numbers that the above depend on.
     """
@@ -73,7 +73,7 @@ class Family:
         template: file name under ``templates/``.
         image_tag: the family's own tag.
         added_tokens: special tokens that a tokenizer gets, in this order, if it lacks them.
-        image_border: tokens before and after each picture's.
+        image_border: tokens before and after each image's.
         apart: whether messages are tokenised one by one instead of as one text.
         speaks_tokens: whether special tokens are part of replies, as those of grounding are.
         kept_dtypes: ends of the names of tensors that stay in the dtype of their file.
@@ -92,9 +92,9 @@ class Family:
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
         processor_files: (model folder, its config.json, the keyword arguments, layout) ->
             preprocessor_config.json and processor_config.json of that layout; None likewise.
-        see: (model, inputs of I pictures) -> (V, T, W), what the towers make of their V views.
-        align: (model, that, tiles of each picture) -> (R, D) features that replace the image
-            tokens, those of all pictures laid end to end.
+        see: (model, inputs of I images) -> (V, T, W), what the towers make of their V views.
+        align: (model, that, tiles of each image) -> (R, D) features that replace the image
+            tokens, those of all images laid end to end.
         adapt: has the class's modules do the same in a better way.
     """
 
@@ -143,7 +143,7 @@ def keeps_dtype(name: str, family: Family) -> bool:
 def encode_images(
     family: Family, model: nn.Module, inputs: Mapping[str, Tensor], tiles: Sequence[Tiles]
 ) -> Tensor:
-    """(R, D) features of I pictures, laid end to end."""
+    """(R, D) features of I images, laid end to end."""
     return family.align(model, family.see(model, inputs), tiles)
 
 

@@ -1,6 +1,6 @@
 """DeepSeek-VL with one SigLIP tower: deepseek-vl-1.3b-base and -chat, and the tiny model.
 
-picture -> SigLIP tower -> aligner (linear, GELU, linear) -> Llama LLM
+image -> SigLIP tower -> aligner (linear, GELU, linear) -> Llama LLM
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
 
 
 def image_tokens(config: Config) -> int:
-    """Tokens per picture: one per patch."""
+    """Tokens per image: one per patch."""
     vision = config["vision_config"]
     return int(vision["image_size"] // vision["patch_size"]) ** 2
 

@@ -1,6 +1,6 @@
 """DeepSeek-VL2: deepseek-vl2-tiny, -small and (base) deepseek-vl2.
 
-picture -> whole view and tiles -> SigLIP tower -> projector -> mixture-of-experts LLM
+image -> whole view and tiles -> SigLIP tower -> projector -> mixture-of-experts LLM
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:
-    """(V, T, W) of I pictures -> (R, D) features, with newlines and separators."""
+    """(V, T, W) of I images -> (R, D) features, with newlines and separators."""
     parts: Any = model.model
     features: Tensor = parts.arrange(parts.projector(seen), tiles)
     return features

@@ -1,6 +1,6 @@
 """DeepSeek-VL with two towers: deepseek-vl-7b-base and -chat.
 
-picture, 1024 px ── SAM tower, neck, downsampling ──┐ high half
+image, 1024 px ── SAM tower, neck, downsampling ──┐ high half
         └ 384 px ── SigLIP tower ───────────────────┴ low half ── GELU, linear ── Llama LLM
 """
 
@@ -130,7 +130,7 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
 
 
 def image_tokens(native: Config) -> int:
-    """Tokens per picture: one per patch of the SigLIP tower; the other is brought to its grid."""
+    """Tokens per image: one per patch of the SigLIP tower; the other is brought to its grid."""
     vision = native["vision_config"]
     return int(vision["image_size"] // vision["patch_size"]) ** 2
 
@@ -138,15 +138,15 @@ def image_tokens(native: Config) -> int:
 def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     """The authors' way: one padded square, then both towers' inputs from it, in floats.
 
-    The SigLIP tower's picture is the large one made smaller before anything is normalised.
+    The SigLIP tower's image is the large one made smaller before anything is normalised.
     """
     low_size = native["vision_config"]["image_size"]
     numbers = square_numbers(folder, raw, native)
     (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
     tokens = image_tokens(native)
 
-    def transform(picture: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(picture, numbers).unsqueeze(0)
+    def transform(image: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
+        return to_square(image, numbers).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {

@@ -1,6 +1,6 @@
-"""Janus-1.3B, Janus-Pro-1B and -7B: understanding pictures; the parts that draw are kept as is.
+"""Janus-1.3B, Janus-Pro-1B and -7B: understanding images; the parts that draw are kept as is.
 
-picture -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
+image -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
                         VQ model, generation embeddings, aligner, head (unused here)
 """
 

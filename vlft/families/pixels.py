@@ -30,7 +30,7 @@ class Numbers:
 
     Attributes:
         size: pixels of a side of the square.
-        min_size: least pixels of the picture's shorter side.
+        min_size: least pixels of the image's shorter side.
         mean: of each channel; also the colour of the border.
         std: of each channel.
         rescale: factor from bytes.
@@ -72,10 +72,10 @@ def read_numbers(
 
 
 def square_pixels(numbers: Numbers, tokens: int) -> Pixels:
-    """One square view of each picture, all of the same number of tokens."""
+    """One square view of each image, all of the same number of tokens."""
 
-    def transform(picture: Image.Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(picture, numbers).unsqueeze(0)
+    def transform(image: Image.Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
+        return to_square(image, numbers).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {"pixel_values": views}
@@ -85,7 +85,7 @@ def square_pixels(numbers: Numbers, tokens: int) -> Pixels:
 
 
 def fixed_view(tokens: int) -> Any:
-    """Every picture becomes the same number of tokens."""
+    """Every image becomes the same number of tokens."""
     return lambda path, count: View(tokens)  # noqa: ARG005
 
 
@@ -107,7 +107,7 @@ def square_files(
 
     Args:
         numbers: of the processor.
-        tokens: of each picture.
+        tokens: of each image.
         layout: original or transformers.
         image_tag: of the family.
         native: the name before ``Processor`` and ``ImageProcessor`` of transformers' classes.
@@ -135,33 +135,33 @@ def square_files(
     }, {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
 
 
-def to_square(picture: Image.Image, numbers: Numbers) -> Tensor:
-    """(3, S, S) float32 of an RGB picture."""
+def to_square(image: Image.Image, numbers: Numbers) -> Tensor:
+    """(3, S, S) float32 of an RGB image."""
     background = tuple(int(value * 255) for value in numbers.mean)
-    square = resize_and_pad(picture, numbers.size, numbers.min_size, background)  # type: ignore[arg-type]
+    square = resize_and_pad(image, numbers.size, numbers.min_size, background)  # type: ignore[arg-type]
     mean, std = (numbers.mean, numbers.std) if numbers.normalise else (None, None)
     return to_pixel_values(square, numbers.rescale, mean, std)
 
 
 def resize_and_pad(
-    picture: Image.Image, size: int, min_size: int, background: tuple[int, int, int]
+    image: Image.Image, size: int, min_size: int, background: tuple[int, int, int]
 ) -> Image.Image:
-    """The picture with its longer side at ``size`` pixels, centred on a square of that size.
+    """The image with its longer side at ``size`` pixels, centred on a square of that size.
 
     The shorter side is truncated, not rounded, and is at least ``min_size``.
     """
-    longest = max(picture.size)
-    width, height = (max(int(side / longest * size), min_size) for side in picture.size)
-    if min(picture.size) <= 0:
-        raise ValueError(f"a picture of {picture.size} pixels")
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    longest = max(image.size)
+    width, height = (max(int(side / longest * size), min_size) for side in image.size)
+    if min(image.size) <= 0:
+        raise ValueError(f"an image of {image.size} pixels")
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (size, size), background)
     canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
     return canvas
 
 
 def to_pixel_values(
-    picture: Image.Image,
+    image: Image.Image,
     rescale: float,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -170,7 +170,7 @@ def to_pixel_values(
 
     The product is taken in double precision and rounded once, as numpy does it for the authors.
     """
-    values = (np.asarray(picture, dtype=np.uint8) * np.float64(rescale)).astype(np.float32)
+    values = (np.asarray(image, dtype=np.uint8) * np.float64(rescale)).astype(np.float32)
     if mean is not None and std is not None:
         values -= np.asarray(mean, np.float32)
         values /= np.asarray(std, np.float32)

@@ -36,7 +36,7 @@ class Processor:
     Attributes:
         family: of the checkpoint.
         chat: how conversations become ids.
-        pixels: how pictures become pixel values.
+        pixels: how images become pixel values.
         max_length: tokens that the model's positions allow.
     """
 
@@ -72,12 +72,12 @@ class Processor:
         return encode(conversation, self.chat)
 
     def pixel_values(self, images: Sequence[EncodedImage]) -> Tensor:
-        """(V, 3, H, W) float32: all views of I pictures, as the authors' processor makes them."""
+        """(V, 3, H, W) float32: all views of I images, as the authors' processor makes them."""
         views = [self.pixels.transform(decode(image.path), image.tiles) for image in images]
         return torch.cat(views)
 
     def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
-        """The keyword arguments of the model for I pictures; empty if there is none."""
+        """The keyword arguments of the model for I images; empty if there is none."""
         if not images:
             return {}
         return self.pixels.inputs(self.pixel_values(images), [image.tiles for image in images])

@@ -1,4 +1,4 @@
-"""Dynamic tiling of DeepSeek-VL2: a picture whole, and cut into tiles of the tower's size."""
+"""Dynamic tiling of DeepSeek-VL2: an image whole, and cut into tiles of the tower's size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from PIL import ImageOps
 
 from vlft.data.encode import View
-from vlft.data.images import picture_size
+from vlft.data.images import image_size
 from vlft.families.base import Pixels, Tiles
 from vlft.families.pixels import normalised
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-# Pictures of a conversation from which on none is cut.
+# Images of a conversation from which on none is cut.
 UNCUT_FROM = 3
 
 
@@ -30,7 +30,7 @@ class Tiling:
 
     Attributes:
         size: pixels of a side of the tower's view.
-        candidates: (width, height) of the pictures that tiles may make up, in pixels.
+        candidates: (width, height) of the images that tiles may make up, in pixels.
         side: tokens of a side of a view.
         mean: of each channel; also the colour of the border.
         std: of each channel.
@@ -45,21 +45,21 @@ class Tiling:
     normalise: bool = True
 
     def tokens(self, tiles: Tiles) -> int:
-        """Of a picture: rows of the whole view, a separator, rows of all tiles as one grid."""
+        """Of an image: rows of the whole view, a separator, rows of all tiles as one grid."""
         across, down = tiles
         return self.side * (self.side + 1) + 1 + down * self.side * (across * self.side + 1)
 
 
 def tiled_pixels(tiling: Tiling) -> Pixels:
-    """The views of each picture, the whole one first."""
+    """The views of each image, the whole one first."""
 
     def view(path: Path, count: int) -> View:
         cut = count < UNCUT_FROM
-        tiles = best_grid(picture_size(path), tiling) if cut else (1, 1)
+        tiles = best_grid(image_size(path), tiling) if cut else (1, 1)
         return View(tiling.tokens(tiles), tiles)
 
-    def transform(picture: Image, tiles: Tiles) -> Tensor:
-        return cut_up(picture, tiles, tiling)
+    def transform(image: Image, tiles: Tiles) -> Tensor:
+        return cut_up(image, tiles, tiling)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:
         return {"pixel_values": views, "tiles": torch.tensor(tiles)}
@@ -67,17 +67,17 @@ def tiled_pixels(tiling: Tiling) -> Pixels:
     return Pixels(None, tiling.size, view, transform, inputs, repr(asdict(tiling)))
 
 
-def best_grid(picture: tuple[int, int], tiling: Tiling) -> Tiles:
-    """The grid of tiles that keeps most of a picture's pixels and adds fewest.
+def best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:
+    """The grid of tiles that keeps most of an image's pixels and adds fewest.
 
     Args:
-        picture: (width, height) in pixels.
+        image: (width, height) in pixels.
         tiling: with the candidates.
 
     Returns:
         (across, down).
     """
-    width, height = picture
+    width, height = image
 
     def fitness(candidate: tuple[int, int]) -> tuple[int, int]:
         scale = min(candidate[0] / width, candidate[1] / height)
@@ -89,13 +89,13 @@ def best_grid(picture: tuple[int, int], tiling: Tiling) -> Tiles:
     return best[0] // tiling.size, best[1] // tiling.size
 
 
-def cut_up(picture: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
-    """(1 + across * down, 3, H, W) float32: the whole picture, then its tiles row by row."""
+def cut_up(image: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
+    """(1 + across * down, 3, H, W) float32: the whole image, then its tiles row by row."""
     size = tiling.size
     across, down = tiles
     border = tuple(int(value * 255) for value in tiling.mean)
-    whole = ImageOps.pad(picture, (size, size), color=border)
-    large = ImageOps.pad(picture, (across * size, down * size), color=border)
+    whole = ImageOps.pad(image, (size, size), color=border)
+    large = ImageOps.pad(image, (across * size, down * size), color=border)
     views = [whole] + [
         large.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
         for y in range(down)
@@ -105,7 +105,7 @@ def cut_up(picture: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
     return normalised(values, tiling.mean, tiling.std) if tiling.normalise else values
 
 
-def _to_floats(picture: Image) -> Tensor:
+def _to_floats(image: Image) -> Tensor:
     """(3, H, W) float32 from 0 to 1."""
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.view(picture.height, picture.width, 3).permute(2, 0, 1).float().div(255)
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, 3).permute(2, 0, 1).float().div(255)

@@ -12,14 +12,14 @@ from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
 from vlft.data.images import decode
 from vlft.errors import DataError, VlftError
-from vlft.inference.text import Sampling, generate_replies
+from vlft.inference.generate import Sampling, generate_replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vlft.families.processor import Processor
 
-HELP = "/image PATH adds a picture to the next message; /clear, /system TEXT, /exit"
+HELP = "/image PATH adds an image to the next message; /clear, /system TEXT, /exit"
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Session:
         """Carries a /command out; returns False to end the chat.
 
         Raises:
-            DataError: there is no such command or picture.
+            DataError: there is no such command or image.
         """
         name, _, rest = line.partition(" ")
         rest = rest.strip()

@@ -20,8 +20,8 @@ from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.errors import ConfigError
 from vlft.inference.chat import chat
+from vlft.inference.generate import Sampling, check_sampling, generate_replies, settings_of
 from vlft.inference.results import ResultFile
-from vlft.inference.text import Sampling, check_sampling, generate_replies, settings_of
 from vlft.settings import check
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
             check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
         options = DataOptions(
             image_tag=processor.family.image_tag,
+            image_token_id=processor.chat.image_token_id,
             image_root=config.image_root or run.image_root,
             on_bad_sample=run.on_bad_sample,
             on_long=run.on_long,
@@ -186,6 +187,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
     if config.dataset:
         options = DataOptions(
             image_tag=processor.family.image_tag,
+            image_token_id=processor.chat.image_token_id,
             image_root=config.image_root,
             need_response=False,
             on_bad_sample=config.on_bad_sample,

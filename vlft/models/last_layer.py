@@ -1,6 +1,6 @@
 """The LLM's last layer, made to stop at the positions whose hidden states are used.
 
-Below it every token is looked at by others; after its attention no token is. Tuned on pictures,
+Below it every token is looked at by others; after its attention no token is. Tuned on images,
 nine tokens of ten have no target: their last feed-forward layer would be for nothing.
 """
 

@@ -1,6 +1,6 @@
-"""The SAM tower's attention over the whole picture, one head after the other.
+"""The SAM tower's attention over the whole image, one head after the other.
 
-Its relative positions are a bias of all queries by all keys, which for a picture of 1,024 pixels is
+Its relative positions are a bias of all queries by all keys, which for an image of 1,024 pixels is
 16.8 million numbers a head. transformers makes those of all heads at once, and passes on a copy.
 """
 
@@ -41,7 +41,7 @@ class HeadByHead(SamVisionSdpaAttention):
 
 
 def attend_head_by_head(tower: Any) -> None:
-    """Has a SAM tower's layers that see the whole picture do so; windows are small."""
+    """Has a SAM tower's layers that see the whole image do so; windows are small."""
     for layer in tower.layers:
         if layer.window_size == 0 and type(layer.attn) is SamVisionSdpaAttention:
             layer.attn.__class__ = HeadByHead

@@ -43,7 +43,7 @@ class PackedBatch:
         weight: (S,) float32, how many samples train that very successor there.
         image_positions: (M,) int64, where image features go in the row.
         feature_rows: (M,) int64, which row of the features of all distinct images, laid end to end.
-        images: I distinct pictures; each is encoded once.
+        images: I distinct images; each is encoded once.
         samples: how many samples the row holds.
         sample_tokens: their tokens before sharing.
     """
@@ -80,7 +80,7 @@ class Path:
 
     Attributes:
         keys: one integer per token; equal prefixes of keys are equal prefixes of sight: the id of
-            a text token, and for an image token a negative number that names picture and place.
+            a text token, and for an image token a negative number that names image and place.
         tokens: ids.
         labels: as in EncodedSample.
     """
@@ -112,7 +112,7 @@ def pack(
 def to_paths(samples: Sequence[EncodedSample], image_token_id: int) -> list[Path]:
     """The samples as paths, in their order.
 
-    The key of an image token is -1 less its row in the features of all distinct pictures.
+    The key of an image token is -1 less its row in the features of all distinct images.
     """
     first_row: dict[str, int] = {}
     rows = 0
@@ -198,7 +198,7 @@ class _Row:
 
 
 def _distinct_images(samples: Sequence[EncodedSample]) -> dict[str, EncodedImage]:
-    """The distinct pictures by content, in the order of their first use."""
+    """The distinct images by content, in the order of their first use."""
     found: dict[str, EncodedImage] = {}
     for sample in samples:
         for image in sample.images:

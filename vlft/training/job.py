@@ -13,25 +13,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlft.data.dataset import Dataset
+    from vlft.distributed import World
     from vlft.families.processor import Processor
+    from vlft.packing.packer import Packer
     from vlft.packing.schedule import Schedule
-    from vlft.processes import Processes
     from vlft.vision.cache import Images
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """See the flags of the same names; all defaults are resolved here.
-
-    Attributes:
-        joined_tokens: most tokens of a row of samples that share little.
-    """
+    """See the flags of the same names; every default is resolved."""
 
     total_steps: int
     batch_size: int
-    tokens_per_row: int
-    joined_tokens: int
-    share_prefix: bool
     max_grad_norm: float
     save_steps: int
     eval_steps: int
@@ -46,16 +40,17 @@ class Job:
 
     Attributes:
         accelerator: Accelerate's; device, mixed precision, gradient scaling, trackers.
-        processes: that the run is divided among.
+        world: that the run is divided among.
         objective: a row and its pixels -> loss sum; prepared by the accelerator.
         optimizer: likewise.
         scheduler: likewise.
         model: the module whose parameters train, for the checkpoint's state.
         processor: of the checkpoint.
-        images: where rows get their pictures from.
+        images: where rows get their images from.
         train: training samples.
         val: validation samples; may be empty.
         schedule: their order.
+        packer: samples of a step -> rows.
         run: the run folder.
         gather_weights: takes adapter or weights together, in all processes; returns what puts
             them, and the run's settings, into a folder.
@@ -63,7 +58,7 @@ class Job:
     """
 
     accelerator: Any
-    processes: Processes
+    world: World
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
@@ -73,6 +68,7 @@ class Job:
     train: Dataset
     val: Dataset
     schedule: Schedule
+    packer: Packer
     run: Path
     gather_weights: Callable[[], Callable[[Path], None]]
     options: LoopOptions

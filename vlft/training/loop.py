@@ -11,13 +11,13 @@ import math
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vlft.checkpoints.runs import save_checkpoint
 from vlft.errors import VlftError
-from vlft.packing.schedule import divide, pack_rows, row_cost
+from vlft.packing.schedule import divide, row_cost
 from vlft.training import zero
 from vlft.training.interrupt import Interrupt
 from vlft.training.plots import plot_run
@@ -40,13 +40,13 @@ def train(job: Job, position: Position) -> Position:
     encoded = 0
     trackers = job.accelerator if job.accelerator.trackers else None
     run_log = RunLog(
-        job.run, options.total_steps, position.step, trackers, writes=job.processes.is_first
+        job.run, options.total_steps, position.step, trackers, writes=job.world.is_rank_zero
     )
     with Interrupt() as interrupt, run_log as log:
         for step, indices in job.schedule.steps(position.step):
             if position.finished or step >= options.total_steps or asked(job, interrupt):
                 break
-            rows = pack(job, [job.train[index] for index in indices])
+            rows = job.packer.rows([job.train[index] for index in indices])
             learning_rate = job.scheduler.get_last_lr()[0]
             loss_sum, grad_norm = take_step(job, rows)
             window.add(loss_sum, rows)
@@ -75,19 +75,7 @@ def train(job: Job, position: Position) -> Position:
 
 def asked(job: Job, interrupt: Interrupt) -> bool:
     """Whether any process was asked to stop; all stop together."""
-    return job.processes.sum(float(interrupt.asked))[0] > 0
-
-
-def pack(job: Job, samples: list[Any]) -> list[PackedBatch]:
-    """The rows of some samples, those of all processes."""
-    return pack_rows(
-        samples,
-        job.processor.chat.image_token_id,
-        tokens_per_row=job.options.tokens_per_row,
-        share=job.options.share_prefix,
-        processes=job.processes.count,
-        joined_tokens=job.options.joined_tokens,
-    )
+    return job.world.all_reduce(float(interrupt.asked))[0] > 0
 
 
 def own_rows(job: Job, rows: list[PackedBatch]) -> list[PackedBatch]:
@@ -96,8 +84,8 @@ def own_rows(job: Job, rows: list[PackedBatch]) -> list[PackedBatch]:
     All processes pass the model equally often, so that none waits for what another never sends: a
     row of weight zero stands in where there are too few.
     """
-    shares = divide([row_cost(len(row)) for row in rows], job.processes.count)
-    mine = [rows[index] for index in shares[job.processes.index]]
+    shares = divide([row_cost(len(row)) for row in rows], job.world.size)
+    mine = [rows[index] for index in shares[job.world.rank]]
     shortest = min(rows, key=len)
     idle = replace(shortest, weight=torch.zeros_like(shortest.weight))
     return mine + [idle] * (max(map(len, shares)) - len(mine))
@@ -110,7 +98,7 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
         job: see Job.
         rows: of all processes.
     """
-    (total,) = job.processes.sum(take_gradients(job, rows))
+    (total,) = job.world.all_reduce(take_gradients(job, rows))
     if not math.isfinite(total):
         raise VlftError(
             f"the loss is {total}",
@@ -118,7 +106,7 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             hint="lower --learning-rate, or check the data; the last checkpoint is whole",
         )
     # DeepSpeed clips and steps at once, unless the norm is not finite.
-    norm = zero.step(job.objective) if job.processes.zero else clip(job)
+    norm = zero.step(job.objective) if job.world.zero_stage else clip(job)
     # With a gradient scaler such a step is skipped, and the scale lowered.
     if job.accelerator.scaler is None and not math.isfinite(norm):
         raise VlftError(
@@ -126,7 +114,7 @@ def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
             place=str(job.run),
             hint="lower --learning-rate; the last checkpoint is whole",
         )
-    if not job.processes.zero:
+    if not job.world.zero_stage:
         job.optimizer.step()
     job.scheduler.step()
     return total, norm
@@ -142,7 +130,7 @@ def take_gradients(job: Job, rows: list[PackedBatch]) -> float:
     job.objective.train()
     job.optimizer.zero_grad()
     # Gradients are averaged over the processes, and summed is what is wanted.
-    scale = job.processes.count / sum(float(row.weight.sum()) for row in rows)
+    scale = job.world.size / sum(float(row.weight.sum()) for row in rows)
     total = 0.0
     mine = own_rows(job, rows)
     for left, row in zip(reversed(range(len(mine))), mine, strict=True):
@@ -165,7 +153,7 @@ def backward(job: Job, row: PackedBatch, scale: float, *, travel: bool) -> float
     """
     with nullcontext() if travel else job.accelerator.no_sync(job.objective), fitting(job, row):
         loss = row_loss(job, row)
-        if job.processes.zero:
+        if job.world.zero_stage:
             zero.backward(job.objective, loss * scale, last=travel)
         else:
             job.accelerator.backward(loss * scale)
@@ -178,7 +166,7 @@ def fitting(job: Job, row: PackedBatch) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        limit = job.options.tokens_per_row
+        limit = job.packer.tokens_per_row
         lower = f"lower --tokens-per-microbatch (now {limit})"
         if len(row) > limit:
             lower = "it is one sample: lower --max-length"
@@ -211,12 +199,12 @@ def evaluate(job: Job) -> float:
     loss, weight = 0.0, 0.0
     for start in range(0, len(job.val), job.options.batch_size):
         samples = list(job.val[start : start + job.options.batch_size])
-        rows = pack(job, samples)
+        rows = job.packer.rows(samples)
         for row in own_rows(job, rows):
             with fitting(job, row):
                 loss += row_loss(job, row).item()
         weight += sum(float(row.weight.sum()) for row in rows)
-    return job.processes.sum(loss)[0] / weight
+    return job.world.all_reduce(loss)[0] / weight
 
 
 def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
@@ -246,9 +234,9 @@ def save(job: Job, position: Position) -> None:
     position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
 
     # What all processes must do, before the first one writes.
-    randoms = job.processes.all(random_states())
-    taking_part = job.processes.is_first or job.processes.sharded
-    moments = optimizer_tensors(job.optimizer, job.model, job.processes) if taking_part else {}
+    randoms = job.world.all_gather(random_states())
+    taking_part = job.world.is_rank_zero or job.world.sharded
+    moments = optimizer_tensors(job.optimizer, job.model, job.world) if taking_part else {}
     write_weights = job.gather_weights()
 
     def write(folder: Path) -> None:
@@ -265,4 +253,4 @@ def save(job: Job, position: Position) -> None:
         )
         plot_run(job.run)
 
-    job.processes.first_does(save_and_plot)
+    job.world.on_rank_zero(save_and_plot)

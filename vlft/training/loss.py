@@ -121,7 +121,7 @@ class PackedLoss(nn.Module):
         head: Any = self.model.get_submodule(self.family.parts.head)
         loss = token_loss_sum(hidden, batch.target, batch.weight, head)
         if not images.tiles:
-            # Every process passes gradients of the same parameters on, pictures or not.
+            # Every process passes gradients of the same parameters on, images or not.
             loss = loss + sum(0.0 * parameter.sum() for parameter in self.beside_language())
         return loss
 

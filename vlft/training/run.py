@@ -22,24 +22,24 @@ from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError
 from vlft.settings import check, to_json
 from vlft.training import zero
+from vlft.training.autotune import rehearse, settle
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.optim import make_optimizer, make_scheduler
+from vlft.training.preview import introduce
 from vlft.training.provenance import provenance
-from vlft.training.rehearse import rehearse, settle
 from vlft.training.resume import drop_later_checkpoints, resumed_config
-from vlft.training.samples import load_data, make_schedule
+from vlft.training.samples import load_data, make_packer, make_schedule
 from vlft.training.setup import (
     check_tracker,
-    join_processes,
+    join_world,
     learning_rate,
     loop_options,
     make_accelerator,
     prepare_images,
     prepare_model,
 )
-from vlft.training.show import introduce
 from vlft.training.state import Position, cut_metrics, read_state
 from vlft.vision.cache import release_towers
 
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
+    from vlft.distributed import World
     from vlft.families.processor import Processor
-    from vlft.processes import Processes
     from vlft.vision.cache import Images
 
 
@@ -109,11 +109,11 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     accelerator = make_accelerator(config, placement)
     try:
         setting = Setting(config, folder, processor, placement, data, checkpoint)
-        processes = join_processes(accelerator, config)
-        result = _run(setting, accelerator, processes)
+        world = join_world(accelerator, config)
+        result = _run(setting, accelerator, world)
         # Wrappers of the model must be gone, in all processes, before what they talk through is.
         accelerator.free_memory()
-        processes.wait()
+        world.barrier()
         accelerator.end_training()
         return result
     finally:
@@ -143,25 +143,25 @@ class Setting:
     checkpoint: Path | None
 
 
-def _run(setting: Setting, accelerator: Any, processes: Processes) -> SftResult:
+def _run(setting: Setting, accelerator: Any, world: World) -> SftResult:
     config, processor, checkpoint = setting.config, setting.processor, setting.checkpoint
     torch.manual_seed(config.seed)
     model, trained = prepare_model(config, setting.folder, processor, setting.placement, checkpoint)
-    run = _new_run(setting, processes) if checkpoint is None else checkpoint.parent
+    run = _new_run(setting, world) if checkpoint is None else checkpoint.parent
     if config.report_to != "none":
         accelerator.project_configuration.logging_dir = str(run)
         accelerator.init_trackers("vlft")
     introduce(config, model, setting.folder, processor, setting.data)
-    images = prepare_images(config, model, processor, setting.data, processes)
-    job, position = _make_job(setting, accelerator, processes, model, trained, images, run)
-    if images.stage != "pixels" and not processes.divides_weights:
+    images = prepare_images(config, model, processor, setting.data, world)
+    job, position = _make_job(setting, accelerator, world, model, trained, images, run)
+    if images.stage != "pixels" and not world.shards_weights:
         # Only now: Accelerate has put the whole model on the device.
         release_towers(model, processor)
     if setting.placement.device.type == "cuda":
         job = _fitted(setting, job, trained)
         rehearse(job)
     if checkpoint is not None:
-        processes.first_does(lambda: _cut_back(run, position, config))
+        world.on_rank_zero(lambda: _cut_back(run, position, config))
     try:
         position = train(job, position)
     except OSError as error:
@@ -183,7 +183,7 @@ def _cut_back(run: Path, position: Position, config: SftConfig) -> None:
 def _make_job(
     setting: Setting,
     accelerator: Any,
-    processes: Processes,
+    world: World,
     model: PreTrainedModel,
     trained: Any,
     images: Images,
@@ -191,21 +191,22 @@ def _make_job(
 ) -> tuple[Job, Position]:
     config, folder, checkpoint = setting.config, setting.folder, setting.checkpoint
     schedule = make_schedule(config, setting.data[0])
-    options = loop_options(config, schedule, setting.placement.device)
+    options = loop_options(config, schedule)
+    packer = make_packer(config, setting.processor, setting.placement.device.type, world.size)
     optimizer = make_optimizer(model, learning_rate(config), config.weight_decay)
     scheduler = make_scheduler(
         optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
     )
-    if checkpoint is None and not processes.is_first:
+    if checkpoint is None and not world.is_rank_zero:
         # The same model, but dropout of its own.
-        torch.manual_seed(config.seed + 1009 * processes.index)
+        torch.manual_seed(config.seed + 1009 * world.rank)
     loss = PackedLoss(model, folder.family)
-    prepare = zero.preparer(accelerator, processes.zero, setting.placement.dtype)
+    prepare = zero.preparer(accelerator, world.zero_stage, setting.placement.dtype)
     objective, optimizer, scheduler = prepare(loss, optimizer, scheduler)
     position = Position()
     if checkpoint is not None:
         # Only now: of a sharded model each process takes its part.
-        position = read_state(checkpoint, optimizer, model, processes)
+        position = read_state(checkpoint, optimizer, model, world)
         scheduler.load_state_dict(position.scheduler)
         # The scheduler knows the rate, but gives it to the optimiser only at its next step.
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
@@ -215,7 +216,7 @@ def _make_job(
 
     return Job(
         accelerator=accelerator,
-        processes=processes,
+        world=world,
         objective=objective,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -225,20 +226,21 @@ def _make_job(
         train=setting.data[0],
         val=setting.data[1],
         schedule=schedule,
+        packer=packer,
         run=run,
-        gather_weights=_gatherer(setting, config, model, trained, processes),
+        gather_weights=_gatherer(setting, config, model, trained, world),
         options=options,
     ), position
 
 
 def _gatherer(
-    setting: Setting, config: SftConfig, model: Any, trained: Any, processes: Processes
+    setting: Setting, config: SftConfig, model: Any, trained: Any, world: World
 ) -> Callable[[], Callable[[Path], None]]:
     """See Job.gather_weights."""
     folder, chat = setting.folder, setting.processor.chat
 
     def gather() -> Callable[[Path], None]:
-        with zero.gathered(model, processes.zero):
+        with zero.gathered(model, world.zero_stage):
             tensors = adapter_tensors(trained) if config.tuner == "lora" else {}
 
         def write(target: Path) -> None:
@@ -258,25 +260,25 @@ def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
     config = settle(setting.config, job)
     if config == setting.config:
         return job
-    tokens = config.tokens_per_microbatch or job.options.tokens_per_row
-    job.processes.first_does(lambda: write_run_config(job.run, to_json(config)))
+    tokens = config.tokens_per_microbatch or job.packer.tokens_per_row
+    job.world.on_rank_zero(lambda: write_run_config(job.run, to_json(config)))
     return dataclasses.replace(
         job,
-        options=dataclasses.replace(job.options, tokens_per_row=tokens),
-        gather_weights=_gatherer(setting, config, job.model, trained, job.processes),
+        packer=dataclasses.replace(job.packer, tokens_per_row=tokens),
+        gather_weights=_gatherer(setting, config, job.model, trained, job.world),
     )
 
 
-def _new_run(setting: Setting, processes: Processes) -> Path:
+def _new_run(setting: Setting, world: World) -> Path:
     """A run folder with settings and provenance; the first process makes it."""
     config, folder = setting.config, setting.folder
     run = Path()
-    if processes.is_first:
+    if world.is_rank_zero:
         run = new_run_folder(config.output_dir, Path(folder.name).name)
         record = provenance(folder.path, [*config.dataset, *config.val_dataset])
         (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_run_config(run, to_json(config))
-    return processes.same(run)
+    return world.broadcast(run)
 
 
 def _close(job: Job, position: Position) -> SftResult:

@@ -1,12 +1,14 @@
-"""Settings -> samples, their order, their pictures. Nothing here needs a model."""
+"""Settings -> samples, their order, their images. Nothing here needs a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.data.encode import images_of
 from vlft.data.images import content_key
+from vlft.packing.packer import Packer
 from vlft.packing.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
     """Training and validation set, every record checked."""
     options = DataOptions(
         image_tag=processor.family.image_tag,
+        image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
         on_bad_sample=config.on_bad_sample,
         on_long=config.on_long,
@@ -35,7 +38,7 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
 
 
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
-    """The order of the samples: those of one picture together, unless nothing is shared."""
+    """The order of the samples: those of one image together, unless nothing is shared."""
     groups = tuple(
         content_key(conversation.images[0].path)
         if config.share_prefix and conversation.images
@@ -45,8 +48,28 @@ def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     return Schedule(groups, config.batch_size, config.seed)
 
 
+def make_packer(
+    config: SftConfig, processor: Processor, device: str, world_size: int = 1
+) -> Packer:
+    """How the samples of a step become rows.
+
+    Args:
+        config: of the run.
+        processor: of the checkpoint.
+        device: cpu or cuda, which decide the default limits.
+        world_size: number of ranks.
+    """
+    return Packer(
+        image_token_id=processor.chat.image_token_id,
+        tokens_per_row=config.tokens_per_microbatch or TOKENS_PER_ROW[device],
+        joined_tokens=JOINED_TOKENS[device],
+        share_prefix=config.share_prefix,
+        world_size=world_size,
+    )
+
+
 def distinct_images(data: tuple[Dataset, Dataset], processor: Processor) -> list[EncodedImage]:
-    """Every picture of the samples once, in their order."""
+    """Every image of the samples once, in their order."""
     found = {
         image.key: image
         for part in data

@@ -13,16 +13,15 @@ from vlft import console
 from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
-from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.distributed import World
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
-from vlft.processes import Processes
 from vlft.training import zero
 from vlft.training.job import LoopOptions
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 from vlft.training.samples import distinct_images
 from vlft.vision.cache import Images, fill
-from vlft.vision.plan import plan_cache
+from vlft.vision.cache_plan import plan_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,29 +92,26 @@ def prepare_images(
     model: Any,
     processor: Processor,
     data: tuple[Dataset, Dataset],
-    processes: Processes,
+    world: World,
 ) -> Images:
-    """Where rows get their pictures from: kept features, unless the tower trains."""
+    """Where rows get their images from: kept features, unless the tower trains."""
     if config.train_vision:
         return Images(processor)
     images = distinct_images(data, processor)
     stage: Stage = "seen" if config.train_aligner else "aligned"
-    plan = processes.same(plan_cache(config.vision_cache, model, processor, images, stage))
+    plan = world.broadcast(plan_cache(config.vision_cache, model, processor, images, stage))
     if images:
-        zero.check_cache(plan, processes.zero)
-    return fill(plan, model, processor, images, processes)
+        zero.check_cache(plan, world.zero_stage)
+    return fill(plan, model, processor, images, world)
 
 
-def loop_options(config: SftConfig, schedule: Schedule, device: torch.device) -> LoopOptions:
+def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
     """The loop's settings, every ``auto`` resolved."""
     total = schedule.steps_per_epoch * config.num_train_epochs
     save_steps = config.save_steps or schedule.steps_per_epoch
     return LoopOptions(
         total_steps=min(total, config.max_steps) if config.max_steps else total,
         batch_size=config.batch_size,
-        tokens_per_row=config.tokens_per_microbatch or TOKENS_PER_ROW[device.type],
-        joined_tokens=JOINED_TOKENS[device.type],
-        share_prefix=config.share_prefix,
         max_grad_norm=config.max_grad_norm,
         save_steps=save_steps,
         eval_steps=config.eval_steps or save_steps,
@@ -150,7 +146,7 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
         precision = "no"
         plugin = zero.make_plugin(config)
         if on_cpu:
-            # Asked for the CPU, Accelerate would go without DeepSpeed.
+            # MemorySpec for the CPU, Accelerate would go without DeepSpeed.
             on_cpu, handlers = False, [InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -170,7 +166,7 @@ def make_accelerator(config: SftConfig, placement: Placement) -> Any:
     return accelerator
 
 
-def join_processes(accelerator: Any, config: SftConfig) -> Processes:
+def join_world(accelerator: Any, config: SftConfig) -> World:
     """The processes of the run; only the first one goes on to speak."""
     sharded = accelerator.distributed_type.value == "FSDP"
     if sharded and (config.tuner == "full" or config.quantize != "none"):
@@ -181,11 +177,9 @@ def join_processes(accelerator: Any, config: SftConfig) -> Processes:
         )
     plugin = accelerator.deepspeed_plugin
     stage = 0 if plugin is None else plugin.zero_stage
-    processes = Processes(
-        accelerator.process_index, accelerator.num_processes, sharded or stage > 0, stage
-    )
-    console.err.quiet = not processes.is_first
-    return processes
+    world = World(accelerator.process_index, accelerator.num_processes, sharded or stage > 0, stage)
+    console.err.quiet = not world.is_rank_zero
+    return world
 
 
 def check_launch(device: torch.device) -> None:

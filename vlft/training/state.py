@@ -11,15 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlft.distributed import SINGLE, full_tensor, shard_like
 from vlft.errors import CheckpointError
-from vlft.processes import ALONE, part_like, whole
 from vlft.training import zero
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vlft.processes import Processes
+    from vlft.distributed import World
 
 METRICS = "metrics.jsonl"
 
@@ -54,15 +54,15 @@ def random_states() -> dict[str, Tensor]:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, processes: Processes
+    optimizer: torch.optim.Optimizer, model: nn.Module, world: World
 ) -> dict[str, Tensor]:
     """The optimiser's moments by parameter; of a sharded model, all processes must ask."""
-    if processes.zero:
+    if world.zero_stage:
         found = zero.moments_of(optimizer, model)
         return {f"optimizer.{name}:{key}": value for name, key, value in found}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"optimizer.{names[id(parameter)]}:{key}": whole(value)
+        f"optimizer.{names[id(parameter)]}:{key}": full_tensor(value)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
@@ -97,7 +97,7 @@ def read_state(
     folder: Path,
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
-    processes: Processes = ALONE,
+    world: World = SINGLE,
 ) -> Position:
     """Puts optimiser and random numbers back; returns the position.
 
@@ -111,14 +111,14 @@ def read_state(
         position = Position(**json.loads((path / "state.json").read_text("utf-8")))
         tensors = load_file(path / "state.safetensors")
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
-        _set_random_state(states, processes.index, position.step)
+        _set_random_state(states, world.rank, position.step)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"no usable state to resume from: {error}",
             place=str(path),
             hint="resume from another checkpoint of the run",
         ) from None
-    _fill_optimizer(optimizer, model, tensors, path, processes)
+    _fill_optimizer(optimizer, model, tensors, path, world)
     return position
 
 
@@ -156,7 +156,7 @@ def _fill_optimizer(
     model: nn.Module,
     tensors: dict[str, Tensor],
     path: Path,
-    processes: Processes,
+    world: World,
 ) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, value in tensors.items():
@@ -164,8 +164,8 @@ def _fill_optimizer(
         if owner not in parameters:
             raise CheckpointError(f"holds {owner}, which does not train here", place=str(path))
         parameter = parameters[owner]
-        if processes.zero:
+        if world.zero_stage:
             zero.put_moment(optimizer, parameter, key, value)
             continue
         # AdamW keeps its step count on the CPU.
-        optimizer.state[parameter][key] = value if key == "step" else part_like(value, parameter)
+        optimizer.state[parameter][key] = value if key == "step" else shard_like(value, parameter)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vlft.checkpoints.load import Placement
     from vlft.config import SftConfig
-    from vlft.vision.plan import CachePlan
+    from vlft.vision.cache_plan import CachePlan
 
 PLACE = "accelerate launch, distributed_type: DEEPSPEED"
 SEE = "see docs/scale.md"
@@ -86,7 +86,7 @@ def _refused(config: SftConfig, placement: Placement) -> Iterator[tuple[bool, st
     yield config.tuner == "full", "allowed with it is --tuner lora"
     yield config.quantize != "none", "allowed with it is --quantize none"
     yield placement.dtype == torch.float16, "allowed with it are --dtype bfloat16 and float32"
-    # It sums gradients in the order they come in, which a row without pictures would change.
+    # It sums gradients in the order they come in, which a row without images would change.
     yield config.train_aligner, "it does not go with --train-aligner"
     yield config.train_vision, "it does not go with --train-vision"
 
@@ -94,7 +94,7 @@ def _refused(config: SftConfig, placement: Placement) -> Iterator[tuple[bool, st
 def check_cache(plan: CachePlan, stage: int) -> None:
     """Raises ConfigError if towers would run in stage 3.
 
-    A process would wait for weights that another, whose row has no pictures, does not ask for.
+    A process would wait for weights that another, whose row has no images, does not ask for.
     """
     if stage == 3 and plan.where == "off":
         raise ConfigError(

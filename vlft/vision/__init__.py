@@ -1,1 +1,1 @@
-"""Pictures to features."""
+"""Images to features."""

@@ -1,4 +1,4 @@
-"""Pictures -> features, in batches; decoding runs in worker processes beside the encoding."""
+"""Images -> features, in batches; decoding runs in worker processes beside the encoding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Pixels in the towers at once: a picture of 1,024 pixels a side, or 7 views of 384. What is encoded
+# Pixels in the towers at once: an image of 1,024 pixels a side, or 7 views of 384. What is encoded
 # together is always the same, so that a run can be repeated to the last bit.
 PIXELS_AT_ONCE = 1024**2
 # Decoding in other processes pays from so many batches on.
@@ -35,9 +35,9 @@ def encode_all(
     missing: Collection[str],
     turn: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[str, Tensor]]:
-    """(key, features) of the missing pictures.
+    """(key, features) of the missing images.
 
-    Batches are cut from all pictures, so that what is encoded together, and with it the last bits,
+    Batches are cut from all images, so that what is encoded together, and with it the last bits,
     does not depend on what an earlier run has left.
 
     Args:
@@ -65,7 +65,7 @@ def encode_all(
     )
     live = Progress(console=console.err, disable=not console.err.is_terminal, transient=True)
     with live, torch.no_grad():
-        task = live.add_task("encoding pictures", total=sum(map(len, batches)))
+        task = live.add_task("encoding images", total=sum(map(len, batches)))
         for batch, views in zip(batches, loader, strict=True):
             found = encode_batch(model, processor, batch, stage, views)
             for image, kept in zip(batch, found, strict=True):
@@ -81,7 +81,7 @@ def encode_batch(
     stage: Stage,
     views: Tensor | None = None,
 ) -> list[Tensor]:
-    """The features of each picture, on the CPU: (views, T, W) if seen, (tokens, D) if aligned."""
+    """The features of each image, on the CPU: (views, T, W) if seen, (tokens, D) if aligned."""
     family, tiles = processor.family, [image.tiles for image in images]
     views = processor.pixel_values(images) if views is None else views
     weight = model.get_input_embeddings().weight
@@ -100,7 +100,7 @@ def encode_batch(
 
 
 def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[list[EncodedImage]]:
-    """Pictures that go through the towers together, in their order."""
+    """Images that go through the towers together, in their order."""
     size = processor.pixels.size
     batches: list[list[EncodedImage]] = []
     used = 0
@@ -115,7 +115,7 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
 
 
 class _Decoded(Dataset[Tensor]):
-    """The views of each batch of pictures; runs in worker processes."""
+    """The views of each batch of images; runs in worker processes."""
 
     def __init__(self, batches: Sequence[Sequence[EncodedImage]], processor: Processor) -> None:
         self._batches, self._processor = batches, processor

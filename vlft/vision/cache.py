@@ -1,6 +1,6 @@
-"""Every distinct picture through the frozen towers once: before step one, and never again.
+"""Every distinct image through the frozen towers once: before step one, and never again.
 
-    pictures of all samples ── distinct by content and treatment ── those not on disk ── decoded in
+    images of all samples ── distinct by content and treatment ── those not on disk ── decoded in
     worker processes, encoded in batches ── features in memory, or in checked files on disk
 
 The features kept are those before the first trained module: after the aligner if it is frozen too,
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlft import console
-from vlft.processes import ALONE
+from vlft.distributed import SINGLE
 from vlft.vision.batches import encode_all
 from vlft.vision.encode import RowImages, pixels_of
 from vlft.vision.shards import read_shards, write_shard
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.data.encode import EncodedImage
+    from vlft.distributed import World
     from vlft.families.processor import Processor
-    from vlft.processes import Processes
+    from vlft.vision.cache_plan import CachePlan
     from vlft.vision.encode import Stage
-    from vlft.vision.plan import CachePlan
 
 # Bytes of a file.
 SHARD_BYTES = 256 * 2**20
@@ -38,14 +38,14 @@ SHARD_BYTES = 256 * 2**20
 
 @dataclass
 class Images:
-    """Where a run's rows get their pictures from.
+    """Where a run's rows get their images from.
 
     Attributes:
         processor: of the checkpoint.
         stage: how far the kept features are; pixels if none are kept.
-        features: by the picture's key.
-        encoded: pictures that went through the towers so far.
-        reused: pictures whose features an earlier run had left.
+        features: by the image's key.
+        encoded: images that went through the towers so far.
+        reused: images whose features an earlier run had left.
     """
 
     processor: Processor
@@ -55,7 +55,7 @@ class Images:
     reused: int = 0
 
     def of(self, images: Sequence[EncodedImage]) -> RowImages:
-        """The distinct pictures of a row."""
+        """The distinct images of a row."""
         if self.stage == "pixels" or not images:
             self.encoded += len(images)
             return pixels_of(images, self.processor)
@@ -68,19 +68,19 @@ def fill(
     model: Any,
     processor: Processor,
     images: Sequence[EncodedImage],
-    processes: Processes = ALONE,
+    world: World = SINGLE,
 ) -> Images:
     """Encodes what is not there yet.
 
     Stopped in the middle, what was encoded until then stays on disk. Several processes divide the
-    pictures among them if they meet on a disk; in memory, each encodes all.
+    images among them if they meet on a disk; in memory, each encodes all.
 
     Args:
         plan: where to.
         model: the class of the family.
         processor: of the checkpoint.
         images: distinct ones, in the order of the data.
-        processes: of the run.
+        world: of the run.
     """
     if plan.where == "off":
         return Images(processor)
@@ -93,14 +93,14 @@ def fill(
     encoded = len(images) - reused
     missing = {image.key for image in images if image.key not in features}
     # The same in all, whatever another process has written meanwhile.
-    processes.wait()
+    world.barrier()
     started = time.perf_counter()
     if plan.where == "memory":
         features.update(encode_all(model, processor, images, plan.stage, missing))
-    elif any(processes.all(bool(missing))):
-        turn = (processes.index, processes.count)
+    elif any(world.all_gather(bool(missing))):
+        turn = (world.rank, world.size)
         write_all(encode_all(model, processor, images, plan.stage, missing, turn), plan.folder)
-        processes.wait()
+        world.barrier()
         # From the files from now on, mapped instead of held.
         features, _ = read_shards(plan.folder, [image.key for image in images])
         missing = {image.key for image in images if image.key not in features}
@@ -110,7 +110,7 @@ def fill(
     seconds = time.perf_counter() - started
     rate = f", {encoded / seconds:,.1f} images/s" if encoded else ""
     console.info(
-        f"vision cache ({plan.where}: {plan.reason}): {encoded} pictures encoded, "
+        f"vision cache ({plan.where}: {plan.reason}): {encoded} images encoded, "
         f"{reused} from earlier runs{rate}"
     )
     return Images(processor, plan.stage, features, encoded, reused)

@@ -1,4 +1,4 @@
-"""Pictures -> the features that take the place of their image tokens."""
+"""Images -> the features that take the place of their image tokens."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Stage = Literal["pixels", "seen", "aligned"]
 
 @dataclass(frozen=True)
 class RowImages:
-    """The pictures of a row, as far as they have been encoded.
+    """The images of a row, as far as they have been encoded.
 
     Attributes:
         stage: pixels; seen: by the towers; aligned: ready to replace image tokens.
         tensors: the model's inputs for pixels, else ``features``: (V, T, W) or (R, D).
-        tiles: of each picture; empty for text alone.
+        tiles: of each image; empty for text alone.
     """
 
     stage: Stage
@@ -40,7 +40,7 @@ class RowImages:
 
 
 def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:
-    """Distinct pictures, not encoded at all."""
+    """Distinct images, not encoded at all."""
     tiles = tuple(image.tiles for image in images)
     return RowImages("pixels", processor.image_inputs(images), tiles)
 
@@ -59,9 +59,9 @@ def place_features(
         model: the class of the family.
         family: knows how to encode.
         input_ids: (1, N).
-        images: of the row, each picture once.
+        images: of the row, each image once.
         image_positions: (M,) where features go.
-        feature_rows: (M,) which features, in those of all pictures laid end to end.
+        feature_rows: (M,) which features, in those of all images laid end to end.
 
     Returns:
         (1, N, D) in the model's dtype.
@@ -76,7 +76,7 @@ def place_features(
         features = family.align(model, tensors["features"], images.tiles)
     else:
         features = tensors["features"]
-    # Not by indexing, which adds the gradients of a picture in two places up in any order.
+    # Not by indexing, which adds the gradients of an image in two places up in any order.
     chosen = features.index_select(0, feature_rows).to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))
 

@@ -41,7 +41,7 @@ class DeepseekVL2Config(PreTrainedConfig):
         downsample_ratio: side of the square of patches that becomes one token.
         projector_depth: linear layers of the projector.
         projector_mlp_ratio: width of its hidden layers over the LLM's.
-        global_view_first: whether the whole picture comes before its tiles.
+        global_view_first: whether the whole image comes before its tiles.
     """
 
     model_type = "deepseek_vl2"

@@ -1,6 +1,6 @@
 """DeepSeek-VL2: tiles -> SigLIP -> projector -> rows of tokens, among the text's -> LLM.
 
-A picture is seen whole, and in tiles of the same size that together are a larger picture of it:
+An image is seen whole, and in tiles of the same size that together are a larger image of it:
 
     whole view        separator    2 x 1 tiles as one grid
     t t t newline     s            t t t t t t newline
@@ -103,11 +103,11 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         self.language_model.embed_tokens = value
 
     def get_image_features(self, pixel_values: Tensor, tiles: Tensor) -> Tensor:
-        """The tokens of I pictures, laid end to end.
+        """The tokens of I images, laid end to end.
 
         Args:
-            pixel_values: (V, 3, H, W), for each picture the whole view, then its tiles row by row.
-            tiles: (I, 2) int64, tiles (across, down) of each picture.
+            pixel_values: (V, 3, H, W), for each image the whole view, then its tiles row by row.
+            tiles: (I, 2) int64, tiles (across, down) of each image.
 
         Returns:
             (R, D).
@@ -116,7 +116,7 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         return self.arrange(self.projector(seen), tiles.tolist())
 
     def arrange(self, views: Tensor, tiles: Sequence[Sequence[int]]) -> Tensor:
-        """(V, h * h, D) tokens of the views of I pictures -> (R, D), with newlines, separators."""
+        """(V, h * h, D) tokens of the views of I images -> (R, D), with newlines, separators."""
         side = round(views.shape[1] ** 0.5)
         first = 0
         parts: list[Tensor] = []
@@ -161,7 +161,7 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
 
 
 class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, GenerationMixin):
-    """Pictures and text in, text out."""
+    """Images and text in, text out."""
 
     _tied_weights_keys = {  # noqa: RUF012 (transformers' name and form)
         "lm_head.weight": "model.language_model.embed_tokens.weight"
@@ -192,7 +192,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
         Args:
             input_ids: (B, T).
             pixel_values: (V, 3, H, W) and
-            tiles: (I, 2) of all pictures in order, see get_image_features.
+            tiles: (I, 2) of all images in order, see get_image_features.
             attention_mask: (B, T), or (B, 1, T, T).
             position_ids: (B, T).
             past_key_values: keys and values of earlier tokens.
@@ -221,7 +221,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The pictures go in with the prompt, not with every new token."""
+        """The images go in with the prompt, not with every new token."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, **kwargs
         )

@@ -6,8 +6,8 @@ before, so that a run with and without a rehearsal is the same.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,9 @@ import torch
 
 from vlft import console
 from vlft.errors import VlftError
-from vlft.packing.prefix_tree import pack, to_paths
-from vlft.packing.schedule import plan_rows
+from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE
 from vlft.training import zero
 from vlft.training.loop import backward
-from vlft.training.memory import ENOUGH_TOKENS, SAFE_SHARE
 from vlft.training.setup import set_checkpointing
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ def rehearse(job: Job) -> None:
     Raises:
         VlftError: it does not fit into memory.
     """
-    row = longest_row(job, all_steps(job), job.options.tokens_per_row)
+    row = longest_row(job, all_steps(job), job.packer.tokens_per_row)
     try_row(job, row)
     console.info(f"the longest row of the run, {len(row)} tokens, fits")
 
@@ -52,9 +50,7 @@ def settle(config: SftConfig, job: Job) -> SftConfig:
         checkpointing = needs_checkpointing(job, tokens or ENOUGH_TOKENS)
     if tokens is None:
         tokens = fitting_tokens(job)
-    return dataclasses.replace(
-        config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing
-    )
+    return replace(config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing)
 
 
 def needs_checkpointing(job: Job, tokens: int) -> bool:
@@ -67,11 +63,11 @@ def needs_checkpointing(job: Job, tokens: int) -> bool:
         job: see Job.
         tokens: most of a row that is to fit.
     """
-    if job.processes.sharded:
+    if job.world.sharded:
         return True
     row = longest_row(job, all_steps(job), tokens)
     set_checkpointing(job.model, on=False)
-    needed = not all(job.processes.all(fits(job, row)))
+    needed = not all(job.world.all_gather(fits(job, row)))
     if needed:
         set_checkpointing(job.model, on=True)
     rows = f"rows of {tokens} tokens"
@@ -86,15 +82,15 @@ def fitting_tokens(job: Job) -> int:
     Of a sharded model no process can try alone, and one whose memory is full would leave the
     others waiting: the usual number is taken.
     """
-    if job.processes.sharded:
-        return job.options.tokens_per_row
+    if job.world.sharded:
+        return job.packer.tokens_per_row
     steps = list(islice(job.schedule.epoch(0), STEPS_TRIED))
     most = len(longest_row(job, steps, MOST_TOKENS))
 
     def fit(tokens: int) -> bool:
         return fits(job, longest_row(job, steps, tokens))
 
-    found = min(job.processes.all(largest(fit, FEWEST_TOKENS, min(most, MOST_TOKENS))))
+    found = min(job.world.all_gather(largest(fit, FEWEST_TOKENS, min(most, MOST_TOKENS))))
     console.info(f"--tokens-per-microbatch auto: {found}")
     return found
 
@@ -141,20 +137,13 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
 
 def longest_row(job: Job, steps: Iterable[list[int]], tokens_per_row: int) -> PackedBatch:
     """The longest row of some steps."""
-    token, share = job.processor.chat.image_token_id, job.options.share_prefix
+    packer = replace(job.packer, tokens_per_row=tokens_per_row)
     longest, chosen = 0, []
     for indices in steps:
-        samples = [job.train[index] for index in indices]
-        plan = plan_rows(
-            to_paths(samples, token),
-            tokens_per_row,
-            share=share,
-            processes=job.processes.count,
-            joined_tokens=job.options.joined_tokens,
-        )[0]
+        plan = packer.plan([job.train.outlines[index] for index in indices])[0]
         if plan.tokens > longest:
-            longest, chosen = plan.tokens, [samples[index] for index in plan.members]
-    return pack(chosen, token, share=share)
+            longest, chosen = plan.tokens, [indices[index] for index in plan.members]
+    return packer.row([job.train[index] for index in chosen])
 
 
 def try_row(job: Job, row: PackedBatch) -> None:
@@ -172,14 +161,14 @@ def try_row(job: Job, row: PackedBatch) -> None:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             job.objective.train()
-            if job.processes.zero:
+            if job.world.zero_stage:
                 backward(job, row, math.nan, travel=True)
                 zero.forget_gradients(job.objective)
                 return
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
             # Each process tries for itself, unless all hold one model together.
-            backward(job, row, 1.0, travel=job.processes.sharded)
+            backward(job, row, 1.0, travel=job.world.sharded)
         finally:
             del moments
             job.optimizer.zero_grad()

@@ -152,7 +152,7 @@ def language_weights(text: TextSizes, prefix: str) -> Shapes:
     return shapes
 
 
-def language_size(text: TextSizes) -> int:
+def language_params(text: TextSizes) -> int:
     """Numbers in the LLM: linear layers, experts, routers, norms and embedding, not the head."""
     norms = 2 * text.hidden
     if text.latent is not None:
@@ -179,7 +179,7 @@ def tower_scores(native: Mapping[str, Any]) -> int:
     return int(patches * patches)
 
 
-def head_size(text: TextSizes) -> int:
+def lm_head_params(text: TextSizes) -> int:
     """Numbers in the vocabulary projection, unless it is the embedding."""
     return 0 if text.tied else text.vocabulary * text.hidden
 

@@ -267,7 +267,7 @@ class TestFields:
     @pytest.mark.parametrize("path", ["", "  "])
     def test_empty_path(self, path):
         assert message({"query": "q", "response": "r", "images": [path]}) == (
-            'a.jsonl:7: "images" holds an empty path\n hint: name a picture'
+            'a.jsonl:7: "images" holds an empty path\n hint: name an image'
         )
 
     def test_nul_in_a_path(self):

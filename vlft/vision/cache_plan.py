@@ -1,4 +1,4 @@
-"""Where the features of a run's pictures are kept, and under which name."""
+"""Where the features of a run's images are kept, and under which name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cache_root() -> Path:
 def plan_cache(
     asked: str, model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> CachePlan:
-    """Where the features of these pictures go.
+    """Where the features of these images go.
 
     Args:
         asked: auto, disk, memory or off.
@@ -59,7 +59,7 @@ def plan_cache(
         stage: aligned or seen.
     """
     if asked == "off" or not images:
-        return CachePlan("off", stage, Path(), "as asked" if images else "there are no pictures")
+        return CachePlan("off", stage, Path(), "as asked" if images else "there are no images")
     folder = cache_root() / fingerprint(model, processor, stage)
     if asked != "auto":
         return CachePlan(asked, stage, folder, "as asked")
@@ -81,7 +81,7 @@ def plan_cache(
 def size_of_features(
     model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> int:
-    """Bytes of the features of these pictures, from those of the first."""
+    """Bytes of the features of these images, from those of the first."""
     with torch.no_grad():
         first = encode_batch(model, processor, images[:1], stage)[0]
     if stage == "aligned":
@@ -92,7 +92,7 @@ def size_of_features(
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
-    """Names all that the features depend on: weights, dtype, treatment of pictures, stage."""
+    """Names all that the features depend on: weights, dtype, treatment of images, stage."""
     parts = processor.family.parts
     used = parts.vision + (parts.aligner if stage == "aligned" else ())
     digest = hashlib.sha256(

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import GPUS, JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.config import GPUS, TOKENS_PER_ROW
 from vlft.errors import CheckpointError, ConfigError
-from vlft.families.known import KNOWN
-from vlft.families.sizes import TextSizes, head_size, language_size, text_sizes, tower_scores
-from vlft.training.memory import ENOUGH_TOKENS, SAFE_SHARE, Asked, Memory, memory
+from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, Memory, MemorySpec, memory
+from vlft.planning.published import KNOWN
+from vlft.planning.sizes import TextSizes, language_params, lm_head_params, text_sizes, tower_scores
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
@@ -46,8 +46,8 @@ class DataPlan:
     Attributes:
         samples: for training.
         validation: samples for validation.
-        pictures: distinct ones of both.
-        picture_tokens: that these become.
+        images: distinct ones of both.
+        image_tokens: that these become.
         tokens: of an epoch, before sharing.
         shared: of an epoch, after sharing.
         longest_sample: tokens.
@@ -58,8 +58,8 @@ class DataPlan:
 
     samples: int
     validation: int
-    pictures: int
-    picture_tokens: int
+    images: int
+    image_tokens: int
     tokens: int
     shared: int
     longest_sample: int
@@ -85,11 +85,11 @@ def find_model(config: PlanConfig) -> tuple[Model, ModelFolder | None]:
 
 def published(name: str) -> Model:
     """A published model, from what is known of it."""
-    from vlft.families.table import FAMILIES
+    from vlft.families.registry import FAMILIES
 
     known = next(known for known in KNOWN if known.id == name)
     family = next(family for family in FAMILIES if family.name == known.family)
-    language = language_size(known.text) + head_size(known.text)
+    language = language_params(known.text) + lm_head_params(known.text)
     others = round(known.billions * 1e9) - language
     return Model(name, known.text, others, known.scores, family.attention_inputs)
 
@@ -105,36 +105,32 @@ def model_of(folder: ModelFolder) -> Model:
     except CheckpointError:
         console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
         total = 0
-    others = max(0, total - language_size(text) - head_size(text))
+    others = max(0, total - language_params(text) - lm_head_params(text))
     inputs = folder.family.attention_inputs
     return Model(folder.name, text, others, tower_scores(native), inputs)
 
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     """Reads and packs the samples of the first epoch, as the run would."""
-    from vlft.packing.prefix_tree import to_paths
-    from vlft.packing.schedule import plan_rows
-    from vlft.training.samples import distinct_images, load_data, make_schedule
+    from vlft.training.samples import distinct_images, load_data, make_packer, make_schedule
 
     processor = folder.processor()
     data = load_data(config, processor)
     schedule = make_schedule(config, data[0])
-    limit = tokens_of(config)
-    lengths: list[int] = []
-    rows = []
-    for indices in schedule.epoch(0):
-        samples = [data[0][index] for index in indices]
-        paths = to_paths(samples, processor.chat.image_token_id)
-        lengths += [len(path.keys) for path in paths]
-        rows += plan_rows(
-            paths, limit, share=config.share_prefix, joined_tokens=JOINED_TOKENS[device_of(config)]
-        )
+    packer = make_packer(config, processor, device_of(config))
+    outlines = data[0].outlines
+    lengths = [outline.tokens for outline in outlines]
+    rows = [
+        row
+        for indices in schedule.epoch(0)
+        for row in packer.plan([outlines[index] for index in indices])
+    ]
     images = distinct_images(data, processor)
     return DataPlan(
         samples=len(data[0]),
         validation=len(data[1]),
-        pictures=len(images),
-        picture_tokens=sum(image.tokens for image in images),
+        images=len(images),
+        image_tokens=sum(image.tokens for image in images),
         tokens=sum(lengths),
         shared=sum(row.tokens for row in rows),
         longest_sample=max(lengths),
@@ -180,11 +176,11 @@ def row_tokens(config: PlanConfig, data: DataPlan | None, limit: int | None = No
     return limit if data is None else max(data.longest_sample, min(data.longest_row, limit))
 
 
-def asked_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> Asked:
+def memory_spec(config: PlanConfig, model: Model, data: DataPlan | None = None) -> MemorySpec:
     """What the settings ask for, every ``auto`` resolved."""
     gpu = device_of(config) == "cuda"
     width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
-    asked = Asked(
+    asked = MemorySpec(
         width=width,
         quantize=config.quantize,
         full=config.tuner == "full",
@@ -210,8 +206,8 @@ def asked_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> 
 
 def memory_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> Memory:
     """What the run takes."""
-    return _taken(model, asked_of(config, model, data))
+    return _taken(model, memory_spec(config, model, data))
 
 
-def _taken(model: Model, asked: Asked) -> Memory:
+def _taken(model: Model, asked: MemorySpec) -> Memory:
     return memory(model.text, model.others, model.attention_inputs, asked)

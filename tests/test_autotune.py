@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,8 @@ from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
 
 import vlft
 from vlft.errors import VlftError
-from vlft.packing.schedule import pack_rows
 from vlft.training import loop, run
-from vlft.training.rehearse import fitting_tokens, largest, longest_row, rehearse, settle
+from vlft.training.autotune import fitting_tokens, largest, longest_row, rehearse, settle
 
 
 @pytest.fixture
@@ -44,11 +44,9 @@ def test_it_is_the_longest_of_the_epoch(before_step_one):
     @before_step_one
     def _work(job):
         steps = job.schedule.epoch(0)
-        token = job.processor.chat.image_token_id
+        packer = dataclasses.replace(job.packer, tokens_per_row=150)
         lengths = [
-            len(row)
-            for indices in steps
-            for row in pack_rows([job.train[i] for i in indices], token, tokens_per_row=150)
+            len(row) for indices in steps for row in packer.rows([job.train[i] for i in indices])
         ]
         assert len(longest_row(job, steps, 150)) == max(lengths)
         assert len(longest_row(job, steps, 4096)) > max(lengths)
@@ -79,7 +77,7 @@ def test_what_does_not_fit_is_said_before_step_one(before_step_one, monkeypatch)
 @only_siglip
 def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
     """A device that takes 200 tokens, of rows that could have more."""
-    monkeypatch.setattr("vlft.training.rehearse.FEWEST_TOKENS", 64)
+    monkeypatch.setattr("vlft.training.autotune.FEWEST_TOKENS", 64)
     original = loop.row_loss
     tried = []
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from vlft.families.sizes import TextSizes, head_size, language_size, language_weights
+from vlft.planning.sizes import TextSizes, language_params, language_weights, lm_head_params
 from vlft.training.targets import choose_targets
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ VIEWS_BYTES = 2**27
 
 
 @dataclass(frozen=True)
-class Asked:
+class MemorySpec:
     """What the memory depends on; see the flags of the same names.
 
     Attributes:
@@ -73,11 +73,11 @@ class Memory:
         weights: of the LLM, its head, and the other parts that stay.
         trained: values, gradients and moments of what trains.
         activations: what the backward pass keeps of a row.
-        features: of a row's pictures, and its embeddings.
+        features: of a row's images, and its embeddings.
         moment: the largest of what exists only for a moment: logits, one layer's gradients, and
             with 4 or 8 bit the largest weight unpacked.
         runtime: of CUDA and its libraries.
-        encoding: at the peak of encoding pictures, which comes before step one.
+        encoding: at the peak of encoding images, which comes before step one.
     """
 
     weights: float
@@ -100,14 +100,16 @@ class Memory:
         return max(self.step, self.encoding)
 
 
-def memory(text: TextSizes, others: int, attention_inputs: Collection[str], asked: Asked) -> Memory:
+def memory(
+    text: TextSizes, others: int, attention_inputs: Collection[str], asked: MemorySpec
+) -> Memory:
     """What a run takes.
 
     Args:
         text: sizes of the LLM.
         others: numbers in towers, aligner and other parts.
         attention_inputs: ends of the names that ``qkv`` means.
-        asked: see Asked.
+        asked: see MemorySpec.
     """
     held = _language_bytes(text, asked)
     towers = asked.width * others
@@ -135,10 +137,10 @@ def memory(text: TextSizes, others: int, attention_inputs: Collection[str], aske
     )
 
 
-def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: Asked) -> int:
+def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: MemorySpec) -> int:
     """How many numbers train."""
     if asked.full:
-        return language_size(text) + head_size(text)
+        return language_params(text) + lm_head_params(text)
     shapes = language_weights(text, "language")
     linears = [name for name, shape in shapes.items() if len(shape) == 2]
     experts = [name for name, shape in shapes.items() if len(shape) == 3]
@@ -149,16 +151,16 @@ def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: Aske
     )
 
 
-def _encoding_bytes(asked: Asked) -> float:
-    """Of pictures on their way through the towers."""
+def _encoding_bytes(asked: MemorySpec) -> float:
+    """Of images on their way through the towers."""
     return max(SCORES * asked.width * asked.scores, VIEWS_BYTES)
 
 
-def _language_bytes(text: TextSizes, asked: Asked) -> float:
+def _language_bytes(text: TextSizes, asked: MemorySpec) -> float:
     """Of the LLM's frozen weights; trained ones are counted apart."""
     if asked.full:
         return 0.0
-    total = language_size(text) + head_size(text)
+    total = language_params(text) + lm_head_params(text)
     shapes = language_weights(text, "").values()
     # 8 bit is for plain linear layers.
     packed = sum(prod(s) for s in shapes if asked.quantize == "nf4" or len(s) == 2)
@@ -166,7 +168,7 @@ def _language_bytes(text: TextSizes, asked: Asked) -> float:
     return asked.width * (total - packed) + each * packed
 
 
-def _attention_bytes(text: TextSizes, asked: Asked) -> float:
+def _attention_bytes(text: TextSizes, asked: MemorySpec) -> float:
     """What the backward pass keeps of a layer's attention, and of both norms.
 
     The norms keep their inputs, in float32; LoRA on the attention's inputs keeps the normalised
@@ -183,7 +185,7 @@ def _attention_bytes(text: TextSizes, asked: Asked) -> float:
     return float(asked.tokens * (norms + inputs + attention))
 
 
-def _inner_bytes(text: TextSizes, layer: int, asked: Asked) -> float:
+def _inner_bytes(text: TextSizes, layer: int, asked: MemorySpec) -> float:
     """What the backward pass keeps of a layer's feed-forward part.
 
     A gated layer keeps three of its inner width, routed experts what gate and up give. LoRA on all
@@ -200,7 +202,7 @@ def _inner_bytes(text: TextSizes, layer: int, asked: Asked) -> float:
     return float(asked.width * asked.tokens * (numbers + text.hidden * every))
 
 
-def _tunes_all(asked: Asked) -> bool:
+def _tunes_all(asked: MemorySpec) -> bool:
     return asked.full or asked.targets == "ALL"
 
 

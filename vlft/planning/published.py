@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlft.families.sizes import Experts, Latent, TextSizes
+from vlft.planning.sizes import Experts, Latent, TextSizes
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Known:
         id: owner/name.
         family: name of its family.
         billions: parameters that the files hold, in 1e9.
-        image_tokens: least and most tokens that a picture becomes.
+        image_tokens: least and most tokens that an image becomes.
         text: sizes of the LLM.
         scores: of a head of the SAM tower's attention; 0 without one.
     """

@@ -6,21 +6,21 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.families.known import KNOWN
-from vlft.training.planned import (
+from vlft.planning.estimate import (
     GIB,
     DataPlan,
     Model,
-    asked_of,
     device_of,
     find_model,
     gpu_bytes,
     memory_of,
+    memory_spec,
     plan_data,
     published,
     row_tokens,
     tokens_of,
 )
+from vlft.planning.published import KNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
     saved = 1 - data.shared / data.tokens
     return [
         f"samples     {data.samples:,} for training, {data.validation:,} for validation, "
-        f"{data.pictures:,} pictures",
+        f"{data.images:,} images",
         f"tokens      {data.tokens:,} an epoch, {data.shared:,} after sharing ({saved:.0%} saved)",
         f"longest     sample {data.longest_sample:,} tokens, row {data.longest_row:,}",
         f"an epoch    {data.rows:,} rows in {data.steps:,} steps; {steps:,} steps in all",
@@ -72,7 +72,7 @@ def data_lines(config: PlanConfig, data: DataPlan | None) -> list[str]:
 
 def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None) -> list[str]:
     """What the run takes, and whether it fits, for people."""
-    found, asked = memory_of(config, model, data), asked_of(config, model, data)
+    found, asked = memory_of(config, model, data), memory_spec(config, model, data)
     again = ", with checkpointing" if asked.checkpointing else ""
     parts = [
         ("weights", found.weights, ""),
@@ -82,11 +82,11 @@ def memory_lines(config: PlanConfig, model: Model, data: DataPlan | None) -> lis
         ("a moment", found.moment, "logits, or gradients of a layer"),
         ("runtime", found.runtime, "CUDA and its libraries"),
         ("a step", found.step, ""),
-        ("encoding", found.encoding, "pictures, before step one"),
+        ("encoding", found.encoding, "images, before step one"),
     ]
     lines = [f"{name:<12}{shown_bytes(value):>9}  {note}".rstrip() for name, value, note in parts]
     if data is not None and config.vision_cache != "off" and not config.train_vision:
-        disk = data.picture_tokens * model.text.hidden * asked.width
+        disk = data.image_tokens * model.text.hidden * asked.width
         lines.append(f"{'disk':<12}{shown_bytes(disk):>9}  of features, --vision-cache disk")
     return [*lines, verdict(config, model, data)]
 

@@ -1,4 +1,4 @@
-"""Pictures -> RGB as the authors' code sees them, and what is said of files that are none."""
+"""Images -> RGB as the authors' code sees them, and what is said of files that are none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlft.errors import DataError
 
 IMAGES = GOLDEN / "images"
 
-# What the authors' code made of each picture, from every golden case.
+# What the authors' code made of each image, from every golden case.
 EXPECTED = {
     entry["file"]: entry
     for path in sorted((GOLDEN / "cases" / "deepseek-vl-siglip").glob("*.json"))
@@ -43,10 +43,10 @@ class TestDecode:
     @pytest.mark.parametrize("name", sorted(EXPECTED))
     def test_pixels_are_those_of_the_authors(self, name):
         expected = EXPECTED[name]
-        picture = decode(GOLDEN / name)
-        assert picture.mode == "RGB"
-        assert list(picture.size) == expected["size_used"]
-        assert hashlib.sha256(picture.tobytes()).hexdigest() == expected["rgb_sha256"]
+        image = decode(GOLDEN / name)
+        assert image.mode == "RGB"
+        assert list(image.size) == expected["size_used"]
+        assert hashlib.sha256(image.tobytes()).hexdigest() == expected["rgb_sha256"]
 
     def test_the_golden_cases_hold_every_mode(self):
         modes = {entry["mode_in_file"] for entry in EXPECTED.values()}
@@ -60,11 +60,11 @@ class TestDecode:
         np.testing.assert_array_equal(np.asarray(decode(Path("a.png"))), pixels[..., :3])
 
     def test_orientation_in_exif_is_ignored(self):
-        picture = decode(IMAGES / "exif_rot.jpg")
+        image = decode(IMAGES / "exif_rot.jpg")
         with Image.open(IMAGES / "exif_rot.jpg") as stored:
             assert stored.getexif()[0x0112] == 6
-            assert picture.size == stored.size
-            np.testing.assert_array_equal(np.asarray(picture), np.asarray(stored))
+            assert image.size == stored.size
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
 
     def test_cmyk(self):
         with Image.open(IMAGES / "cmyk.jpg") as stored:
@@ -108,11 +108,11 @@ class TestBroken:
         )
 
     @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(1000)])
-    def test_no_picture(self, content):
+    def test_no_image(self, content):
         Path("a.jpg").write_bytes(content)
         assert message("a.jpg", "a.jsonl:3") == (
-            "a.jsonl:3: a.jpg: not a picture of a known format\n"
-            " hint: name a picture, or drop such records with --on-bad-sample skip"
+            "a.jsonl:3: a.jpg: not an image of a known format\n"
+            " hint: name an image, or drop such records with --on-bad-sample skip"
         )
 
     @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ class TestBroken:
         content = (IMAGES / name).read_bytes()
         Path(name).write_bytes(content[: int(len(content) * share)])
         assert re.fullmatch(
-            rf"{name}: not a whole picture \((.*truncated.*|broken PNG file.*)\)\n"
+            rf"{name}: not a whole image \((.*truncated.*|broken PNG file.*)\)\n"
             r" hint: replace the file, or drop such records with --on-bad-sample skip",
             message(name),
         )
@@ -136,7 +136,7 @@ class TestBroken:
         content = bytearray((IMAGES / "chart.png").read_bytes())
         content[content.index(b"IDAT") + 20] ^= 0xFF
         Path("a.png").write_bytes(content)
-        assert "not a whole picture (" in message("a.png")
+        assert "not a whole image (" in message("a.png")
 
     def test_a_bomb(self):
         # 60,000 x 60,000 pixels in a few bytes: refused before it is unpacked.
@@ -151,7 +151,7 @@ class TestBroken:
             + chunk(b"IDAT", b"")
             + chunk(b"IEND", b"")
         )
-        assert "a.png: not a whole picture (Image size (3600000000 pixels) exceeds" in (
+        assert "a.png: not a whole image (Image size (3600000000 pixels) exceeds" in (
             message("a.png")
         )
 
@@ -162,7 +162,7 @@ class TestBroken:
 
         monkeypatch.setattr(Image, "open", fail)
         assert message("a.avif", "a.jsonl:1").startswith(
-            "a.jsonl:1: a.avif: not a whole picture (Failed to decode image)\n"
+            "a.jsonl:1: a.avif: not a whole image (Failed to decode image)\n"
         )
 
     def test_an_endless_name_is_cut(self):
@@ -176,7 +176,7 @@ def test_find_broken_names_each_broken_file_once():
     Path("bad.png").write_bytes(b"x")
     broken = find_broken([*good, Path("bad.png"), Path("no.png"), *good, Path("bad.png")])
     assert {str(path): error.message for path, error in broken.items()} == {
-        "bad.png": "not a picture of a known format",
+        "bad.png": "not an image of a known format",
         "no.png": "no such image",
     }
 
@@ -202,5 +202,5 @@ def test_no_other_program_is_started(tmp_path):
     """Pillow would hand this to Ghostscript."""
     path = tmp_path / "a.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
-    with pytest.raises(DataError, match="not a picture of a known format"):
+    with pytest.raises(DataError, match="not an image of a known format"):
         decode(path)

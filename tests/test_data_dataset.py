@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from conftest import GOLDEN
 from rich.console import Console
 
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
+from vlft.data.encode import EncodedSample
 from vlft.errors import CollectedError, DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 IMAGE_TOKENS = 10
-OPTIONS = DataOptions(image_tag="<image_placeholder>")
+OPTIONS = DataOptions(image_tag="<image_placeholder>", image_token_id=-1)
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +34,21 @@ def _inside(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def picture(golden_picture) -> str:
-    Path("a.png").write_bytes(golden_picture)
+def image(golden_image) -> str:
+    Path("a.png").write_bytes(golden_image)
     return "a.png"
 
 
 @pytest.fixture(scope="session")
-def golden_picture() -> bytes:
+def golden_image() -> bytes:
     return (GOLDEN / "images" / "speck.png").read_bytes()
 
 
-def encode(conversation: Conversation) -> Any:
+def encode(conversation: Conversation) -> EncodedSample:
     """In place of a tokenizer: a character is a token, an image is ten."""
     parts = [part for turn in conversation.turns for part in turn.parts]
-    return range(sum(IMAGE_TOKENS if isinstance(p, ImageRef) else len(p) for p in parts))
+    length = sum(IMAGE_TOKENS if isinstance(p, ImageRef) else len(p) for p in parts)
+    return EncodedSample(torch.arange(length), torch.arange(length), "", ())
 
 
 def write(name: str, rows: Sequence[dict[str, Any] | str]) -> str:
@@ -87,8 +90,8 @@ class TestReading:
             "b.jsonl 0", "b.jsonl 1", "b.jsonl 2", "a.jsonl 0", "a.jsonl 1",
         ]  # fmt: skip
 
-    def test_all_three_formats_give_the_same(self, picture):
-        row = {"query": "q, <image>", "response": "r", "images": [picture], "history": [["a", "b"]]}
+    def test_all_three_formats_give_the_same(self, image):
+        row = {"query": "q, <image>", "response": "r", "images": [image], "history": [["a", "b"]]}
         write("a.jsonl", [row])
         Path("a.json").write_text(json.dumps([row], indent=1))
         Path("a.csv").write_text(
@@ -104,10 +107,10 @@ class TestReading:
         assert len(data[11]) == len("a.jsonl 11" + "r")
         assert queries(data[2:4]) == ["a.jsonl 2", "a.jsonl 3"]
 
-    def test_images_start_at_the_data_file_or_at_the_root(self, picture, golden_picture):
+    def test_images_start_at_the_data_file_or_at_the_root(self, image, golden_image):
         for name in ("sub", "root"):
             Path(name).mkdir()
-            Path(name, "b.png").write_bytes(golden_picture)
+            Path(name, "b.png").write_bytes(golden_image)
         write("sub/a.jsonl", [{"query": "q", "response": "r", "images": ["b.png"]}])
         assert [str(i.path) for i in load("sub/a.jsonl").conversations[0].images] == ["sub/b.png"]
         data = load("sub/a.jsonl", image_root=Path("root"))
@@ -118,8 +121,8 @@ class TestReading:
         assert load("a.jsonl", need_response=False).conversations[0].reply is None
         assert message(lambda: load("a.jsonl")).startswith('a.jsonl:1: no "response"\n')
 
-    def test_the_tag_of_the_family_is_read(self, picture):
-        row = {"query": "x<image_placeholder>", "response": "r", "images": [picture]}
+    def test_the_tag_of_the_family_is_read(self, image):
+        row = {"query": "x<image_placeholder>", "response": "r", "images": [image]}
         write("a.jsonl", [row])
         assert queries(load("a.jsonl")) == ["x{a.png}"]
 
@@ -252,17 +255,17 @@ class TestBadRecords:
         assert text[:40:2] == shown
         assert text[40:] == ([f"... and {rest} more"] if rest else [])
 
-    def test_problems_of_all_kinds_are_in_the_order_of_the_file(self, picture):
+    def test_problems_of_all_kinds_are_in_the_order_of_the_file(self, image):
         Path("broken.png").write_bytes(b"x")
         write(
             "a.jsonl",
             [
                 {"query": "q", "response": "r", "images": ["no.png"]},
                 "x",
-                {"query": "q", "response": "r", "images": [picture]},
+                {"query": "q", "response": "r", "images": [image]},
                 {"query": 12345, "response": "r"},
                 {"query": "a" * 31, "response": "r"},
-                {"query": "q", "response": "r", "images": [picture, "broken.png"]},
+                {"query": "q", "response": "r", "images": [image, "broken.png"]},
                 {"query": "<image>", "response": "r"},
             ],
         )
@@ -272,7 +275,7 @@ class TestBadRecords:
             "a.jsonl:2: not JSON: Expecting value at column 1",
             'a.jsonl:4: "query": found a number, 12345; text is allowed',
             "a.jsonl:5: 32 tokens, at most 31 are allowed",
-            "a.jsonl:6: broken.png: not a picture of a known format",
+            "a.jsonl:6: broken.png: not an image of a known format",
             "a.jsonl:7: 0 images listed, 1 <image> in the text",
         ]
 
@@ -341,9 +344,9 @@ def tokens(turns: Sequence[str]) -> int:
 
 class TestLongSamples:
     @pytest.fixture
-    def long(self, golden_picture) -> str:
+    def long(self, golden_image) -> str:
         for name in "123":
-            Path(name).write_bytes(golden_picture)
+            Path(name).write_bytes(golden_image)
         assert tokens(TURNS) == 62
         return write("a.jsonl", [{**LONG, "images": ["1", "2", "3"]}])
 
@@ -391,7 +394,7 @@ class TestLongSamples:
         (made,) = load("b.jsonl", max_length=20, on_long="truncate-history").conversations
         assert (made.system, made.place, len(made.turns)) == ("be brief", "b.jsonl:1", 2)
 
-    def test_a_question_without_reply_keeps_its_last_turn(self, golden_picture, long):
+    def test_a_question_without_reply_keeps_its_last_turn(self, golden_image, long):
         row = {**LONG, "images": ["1", "2", "3"]}
         del row["response"]
         write("b.jsonl", [row])
@@ -412,28 +415,29 @@ class TestLongSamples:
 
 
 @pytest.mark.only_siglip
-def test_lengths_are_those_of_the_real_encoder(processor, golden_picture):
+def test_lengths_are_those_of_the_real_encoder(processor, golden_image):
     # One image more costs as many tokens as it becomes, and the limit counts every token.
-    Path("a.png").write_bytes(golden_picture)
+    Path("a.png").write_bytes(golden_image)
     rows = [
         {"query": "<image>" * count + "What?", "response": "That.", "images": ["a.png"] * count}
         for count in (1, 2, 3)
     ]
     write("a.jsonl", rows)
-    data = load_dataset(["a.jsonl"], processor.encode_conversation, OPTIONS)
+    options = dataclasses.replace(OPTIONS, image_token_id=processor.chat.image_token_id)
+    data = load_dataset(["a.jsonl"], processor.encode_conversation, options)
     lengths = [len(sample) for sample in data]
     image = processor.pixels.tokens
     assert [b - a for a, b in itertools.pairwise(lengths)] == [image, image]
-    limited = dataclasses.replace(OPTIONS, max_length=lengths[1], on_long="skip")
+    limited = dataclasses.replace(options, max_length=lengths[1], on_long="skip")
     kept = load_dataset(["a.jsonl"], processor.encode_conversation, limited)
     assert [len(sample) for sample in kept] == lengths[:2]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_how_far_the_checks_are_is_shown_where_somebody_looks_on(picture, monkeypatch, terminal):
+def test_how_far_the_checks_are_is_shown_where_somebody_looks_on(image, monkeypatch, terminal):
     seen = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=seen, force_terminal=terminal))
-    rows = [{"query": "Hi", "response": "there", "images": [picture]}] * 3
+    rows = [{"query": "Hi", "response": "there", "images": [image]}] * 3
     assert len(load_dataset([write("a.jsonl", rows)], encode, OPTIONS)) == 3
-    for words in ("checking pictures", "checking samples"):
+    for words in ("checking images", "checking samples"):
         assert (words in seen.getvalue()) == terminal

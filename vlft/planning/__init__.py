@@ -1,0 +1,1 @@
+"""What a run takes, before a model is loaded: samples, steps, memory, disk."""
