@@ -102,12 +102,12 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 def rehearse_on_the_cpu() -> None:
     """Tries the longest row before step one, as on a GPU."""
     from vlft.training import run
-    from vlft.training.autotune import rehearse
+    from vlft.training.autotune import try_longest_row
 
     train = run.train
 
-    def train_after_a_rehearsal(job, position):
-        rehearse(job)
-        return train(job, position)
+    def train_after_a_rehearsal(job, *rest):
+        try_longest_row(job)
+        return train(job, *rest)
 
     run.train = train_after_a_rehearsal

@@ -11,8 +11,15 @@ from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
 
 import vlft
 from vlft.errors import VlftError
-from vlft.training import loop, run
-from vlft.training.autotune import fitting_tokens, largest, longest_row, rehearse, settle
+from vlft.training import autotune as autotune_module
+from vlft.training import run
+from vlft.training.autotune import (
+    _fitting_tokens,
+    _largest,
+    _longest_row,
+    autotune,
+    try_longest_row,
+)
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def before_step_one(case, tmp_path, monkeypatch):
     )
 
     def start(work):
-        def train(job, position):
+        def train(job, position, *_):
             work(job)
             return position
 
@@ -43,13 +50,13 @@ def before_step_one(case, tmp_path, monkeypatch):
 def test_it_is_the_longest_of_the_epoch(before_step_one):
     @before_step_one
     def _work(job):
-        steps = job.schedule.epoch(0)
-        packer = dataclasses.replace(job.packer, tokens_per_row=150)
+        steps = job.planner.schedule.epoch(0)
+        packer = dataclasses.replace(job.planner.packer, tokens_per_row=150)
         lengths = [
             len(row) for indices in steps for row in packer.rows([job.train[i] for i in indices])
         ]
-        assert len(longest_row(job, steps, 150)) == max(lengths)
-        assert len(longest_row(job, steps, 4096)) > max(lengths)
+        assert len(_longest_row(job, len(steps), 150)) == max(lengths)
+        assert len(_longest_row(job, len(steps), 4096)) > max(lengths)
 
 
 def test_it_leaves_no_trace(before_step_one):
@@ -57,11 +64,11 @@ def test_it_leaves_no_trace(before_step_one):
     def _work(job):
         before = torch.get_rng_state()
         encoded = job.images.encoded
-        rehearse(job)
+        try_longest_row(job)
         assert torch.equal(torch.get_rng_state(), before)
         assert job.images.encoded == encoded
-        assert all(parameter.grad is None for parameter in job.model.parameters())
-        assert not job.optimizer.state
+        assert all(parameter.grad is None for parameter in job.backend.model.parameters())
+        assert not job.backend.optimizer.state
 
 
 @only_siglip
@@ -69,16 +76,16 @@ def test_what_does_not_fit_is_said_before_step_one(before_step_one, monkeypatch)
     def row_loss(_job, _row):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(loop, "row_loss", row_loss)
+    monkeypatch.setattr(autotune_module, "row_loss", row_loss)
     with pytest.raises(VlftError, match=r"out of memory with a row of [0-9]+ tokens"):
-        before_step_one(rehearse)
+        before_step_one(try_longest_row)
 
 
 @only_siglip
 def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
     """A device that takes 200 tokens, of rows that could have more."""
     monkeypatch.setattr("vlft.training.autotune.FEWEST_TOKENS", 64)
-    original = loop.row_loss
+    original = autotune_module.row_loss
     tried = []
 
     def row_loss(job, row):
@@ -87,12 +94,12 @@ def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
             raise torch.OutOfMemoryError
         return original(job, row)
 
-    monkeypatch.setattr(loop, "row_loss", row_loss)
+    monkeypatch.setattr(autotune_module, "row_loss", row_loss)
 
     @before_step_one
     def _work(job):
-        found = fitting_tokens(job)
-        assert len(longest_row(job, job.schedule.epoch(0), found)) <= 200
+        found = _fitting_tokens(job)
+        assert len(_longest_row(job, job.planner.schedule.steps_per_epoch, found)) <= 200
 
     assert max(tried) > 200
 
@@ -101,30 +108,30 @@ def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
 @pytest.mark.parametrize("room", [100, 100_000])
 def test_checkpointing_is_left_out_where_there_is_room(before_step_one, monkeypatch, room):
     """A device that takes longer rows only if layers compute again."""
-    original = loop.row_loss
+    original = autotune_module.row_loss
 
     def row_loss(job, row):
-        if not job.model.is_gradient_checkpointing and len(row) > room:
+        if not job.backend.model.is_gradient_checkpointing and len(row) > room:
             raise torch.OutOfMemoryError
         return original(job, row)
 
-    monkeypatch.setattr(loop, "row_loss", row_loss)
+    monkeypatch.setattr(autotune_module, "row_loss", row_loss)
 
     @before_step_one
     def _work(job):
         config = vlft.SftConfig(dataset=("x",), tokens_per_microbatch=150)
-        found = settle(config, job)
+        found, _ = autotune(config, job)
         assert found.gradient_checkpointing == (room == 100)
-        assert job.model.is_gradient_checkpointing == (room == 100)
-        rehearse(job)
+        assert job.backend.model.is_gradient_checkpointing == (room == 100)
+        try_longest_row(job)
         # What the user says is not tried.
         given = replace(config, gradient_checkpointing=False)
-        assert settle(given, job) == given
+        assert autotune(given, job)[0] == given
 
 
 @pytest.mark.parametrize("limit", [10, 64, 100, 129, 700, 5000])
 @pytest.mark.parametrize("high", [64, 100, 1000])
 def test_largest(limit, high):
-    found = largest(lambda number: number <= limit, 64, high)
+    found = _largest(lambda number: number <= limit, 64, high)
     best = min(max(limit, 64), high)
     assert best / 1.26 <= found <= best

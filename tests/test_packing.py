@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +27,7 @@ from vlft.packing.attention import (
     tree_mask,
 )
 from vlft.packing.packer import Packer
+from vlft.packing.planner import Planner
 from vlft.packing.prefix_tree import common_prefix, pack
 from vlft.packing.schedule import Schedule, divide
 from vlft.training.lora import LoraOptions, add_lora
@@ -276,11 +277,13 @@ class TestSchedule:
         assert sum(a != b for a, b in pairwise(seen)) == 9
 
     def test_going_on_in_the_middle_is_going_on(self):
-        schedule = Schedule(tuple(range(10)), 4, seed=0)
-        steps = schedule.steps()
-        all_steps = [next(steps) for _ in range(8)]
-        later = schedule.steps(5)
-        assert [next(later) for _ in range(3)] == all_steps[5:]
+        outlines = [outline(sample("ab"), IMAGE)] * 10
+        limited = packer(tokens_per_row=4096)
+        planner = Planner(Schedule(tuple(range(10)), 4, seed=0), limited, outlines)
+        steps = list(islice(planner.steps(), 8))
+        assert list(islice(planner.steps(5), 3)) == steps[5:]
+        members = [index for step in steps[:3] for row in step for index in row.members]
+        assert sorted(members) == list(range(10))
 
     @pytest.mark.parametrize("share", [True, False])
     @pytest.mark.parametrize("limit", [1, 5, 7, 12, 1000])

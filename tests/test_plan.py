@@ -41,7 +41,7 @@ from vlft.planning.sizes import (
 )
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.preview import parameter_count
-from vlft.training.samples import load_data, make_packer, make_schedule
+from vlft.training.samples import load_data, make_planner
 
 GIB = 2**30
 CONFIGS = {p.name: p for p in PUBLISHED} | {str(case): case for case in MATRIX}
@@ -115,10 +115,11 @@ def config(case, tmp_path):
 def test_rows_and_tokens_are_those_of_training(config, folder, processor):
     found = plan_data(config, folder)
     train, val = load_data(config, processor)
+    planner = make_planner(config, processor, train, "cpu")
     rows = [
         row
-        for indices in make_schedule(config, train).epoch(0)
-        for row in make_packer(config, processor, "cpu").rows([train[i] for i in indices])
+        for indices in planner.schedule.epoch(0)
+        for row in planner.packer.rows([train[i] for i in indices])
     ]
     assert (found.samples, found.validation) == (len(train), len(val))
     assert (found.rows, found.steps) == (len(rows), 3)

@@ -16,10 +16,11 @@ from launched import adapter, finish, launch, metrics, rehearse_on_the_cpu, run_
 from safetensors.torch import load_file
 
 import vlft
+from vlft.checkpoints.load import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.distributed import SINGLE
 from vlft.errors import ConfigError
-from vlft.training.setup import check_launch
+from vlft.training.accelerator import start_backend
 
 
 @pytest.fixture
@@ -31,12 +32,12 @@ def as_fsdp() -> None:
     """Makes Accelerate shard the model on the CPU, which it does of itself on GPUs alone."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    from vlft.training import run
+    from vlft.training import accelerator as starting
 
-    make = run.make_accelerator
+    make = starting._accelerator
 
-    def make_sharding(config, placement):
-        accelerator = make(config, placement)
+    def make_sharding(config, **kwargs):
+        accelerator = make(config, **kwargs)
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
@@ -47,7 +48,7 @@ def as_fsdp() -> None:
         assert accelerator.is_fsdp2
         return accelerator
 
-    run.make_accelerator = make_sharding
+    starting._accelerator = make_sharding
     rehearse_on_the_cpu()
 
 
@@ -123,8 +124,9 @@ def test_the_configurations_of_the_docs_are_accelerates(name, kind):
 def test_ways_to_launch_that_are_not_known(monkeypatch, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"accelerate launch: {message}"):
-        check_launch(torch.device("cpu"))
+    placement = Placement(torch.device("cpu"), torch.float32)
+    with pytest.raises(ConfigError, match=f"accelerate launch, distributed_type: FSDP: {message}"):
+        start_backend(vlft.SftConfig(), placement)
 
 
 @only_siglip

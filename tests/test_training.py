@@ -21,8 +21,9 @@ from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, save_checkpoi
 from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
 from vlft.families.base import encode_images
 from vlft.training import loop
+from vlft.training.backend import Backend
 from vlft.training.interrupt import Interrupt
-from vlft.training.setup import prepare_model
+from vlft.training.model import prepare_model
 from vlft.vision.encode import pixels_of
 
 
@@ -155,7 +156,7 @@ class TestInvariance:
     def test_checkpointing_asks_no_gradients_of_frozen_towers(self, case, folder, processor):
         given = vlft.SftConfig(dataset=("x",), gradient_checkpointing=True, lora_alpha=32.0)
         placement = Placement(torch.device("cpu"), torch.float32)
-        model, _ = prepare_model(given, folder, processor, placement, None)
+        model = prepare_model(given, folder, processor, placement, None).module
         sample = processor.encode(make_rows(5)[0], GOLDEN / "images")
         images = pixels_of(sample.images, processor)
         assert model.is_gradient_checkpointing
@@ -339,7 +340,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch):
 
 @only_siglip
 def test_bad_data_is_named_before_the_model_is_loaded(config, monkeypatch, train_file):
-    monkeypatch.setattr("vlft.training.setup.load_model", pytest.fail)
+    monkeypatch.setattr("vlft.training.model.load_model", pytest.fail)
     rows = make_rows(20)
     rows[3]["images"] = ["not_there.jpg"]
     rows[7]["response"] = " "
@@ -375,7 +376,7 @@ def test_the_shown_sample_marks_what_is_trained(config, capsys):
 
 @only_siglip
 def test_a_gradient_that_is_not_a_number_stops_the_run(config, monkeypatch):
-    monkeypatch.setattr(loop, "clip", lambda _job: float("nan"))
+    monkeypatch.setattr(Backend, "step", lambda _backend: float("nan"))
     with pytest.raises(VlftError, match="the gradient norm is nan"):
         vlft.sft(config)
     # And the next run of the process is a run of its own.

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 import vlft
 from vlft.checkpoints.load import Placement
 from vlft.checkpoints.runs import find_checkpoint
+from vlft.distributed import SINGLE
 from vlft.errors import ConfigError
-from vlft.training import zero
+from vlft.training import deepspeed
 from vlft.vision.cache_plan import CachePlan
 
 needs_deepspeed = pytest.mark.skipif(
@@ -41,36 +42,37 @@ def with_deepspeed() -> None:
     """Has ZeRO-3 hold no weight whole for long and builds no kernels; rehearses as on a GPU."""
     import deepspeed
 
-    from vlft.training import loss, zero
+    from vlft.training import deepspeed as seam
+    from vlft.training import loss
 
     # Not equally many in all processes.
     loss.CHUNK = 8
     # Gloo does it; else g++ would be asked for a minute of work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    make = zero.make_plugin
+    make = seam.make_plugin
 
-    def make_dividing(config):
-        plugin = make(config)
+    def make_sharding(max_grad_norm):
+        plugin = make(max_grad_norm)
         names = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
         for name in names:
             plugin.deepspeed_config["zero_optimization"][f"stage3_{name}"] = 0
         return plugin
 
-    zero.make_plugin = make_dividing
+    seam.make_plugin = make_sharding
     rehearse_on_the_cpu()
 
 
 def with_infinite_gradients() -> None:
     """Those of one process alone."""
-    from vlft.training import zero
+    from vlft.training.deepspeed import DeepSpeedBackend
 
     with_deepspeed()
-    backward = zero.backward
+    backward = DeepSpeedBackend.backward
 
-    def backward_of_infinity(engine, loss, *, last):
-        backward(engine, loss * (math.inf if os.environ["RANK"] == "1" else 1), last=last)
+    def backward_of_infinity(backend, loss, *, last):
+        backward(backend, loss * (math.inf if os.environ["RANK"] == "1" else 1), last=last)
 
-    zero.backward = backward_of_infinity
+    DeepSpeedBackend.backward = backward_of_infinity
 
 
 def asking_for(stage: str) -> dict[str, str]:
@@ -133,22 +135,25 @@ def test_gradients_that_are_not_finite_end_the_run(config, tmp_path, stage):
     ],
 )
 def test_what_does_not_go_with_deepspeed(monkeypatch, variable, value, changes, message):
-    monkeypatch.setattr(zero, "find_spec", lambda name: name)
+    monkeypatch.setattr(deepspeed, "find_spec", lambda name: name)
     monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{variable}", value)
     config = vlft.SftConfig(**changes)
     dtype = getattr(torch, config.dtype, torch.float32)
     with pytest.raises(ConfigError, match=message):
-        zero.check(config, Placement(torch.device("cuda"), dtype))
+        deepspeed.check(config, Placement(torch.device("cuda"), dtype))
 
 
 def test_deepspeed_is_not_installed(monkeypatch):
-    monkeypatch.setattr(zero, "find_spec", lambda name: None)
+    monkeypatch.setattr(deepspeed, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"(?s)not installed.*pip install 'vlft\[deepspeed\]'"):
-        zero.check(vlft.SftConfig(), Placement(torch.device("cuda"), torch.float32))
+        deepspeed.check(vlft.SftConfig(), Placement(torch.device("cuda"), torch.float32))
 
 
 def test_features_are_kept_with_zero_3():
     plan = CachePlan("off", "aligned", Path(), "as asked")
-    zero.check_cache(plan, 2)
+    backends = [
+        deepspeed.DeepSpeedBackend(None, SINGLE, 1.0, stage, torch.float32) for stage in (2, 3)
+    ]
+    backends[0].check_cache(plan)
     with pytest.raises(ConfigError, match=r"--vision-cache: off \(as asked\); zero_stage: 3 needs"):
-        zero.check_cache(plan, 3)
+        backends[1].check_cache(plan)

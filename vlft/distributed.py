@@ -27,18 +27,13 @@ class World:
         rank: of this process.
         size: the world size.
         sharded: whether each rank holds only a shard of the trained weights or of their moments.
-        zero_stage: of DeepSpeed's ZeRO; 0 without DeepSpeed.
+        shards_weights: whether each rank holds only a shard of every weight (FSDP2, ZeRO-3).
     """
 
     rank: int = 0
     size: int = 1
     sharded: bool = False
-    zero_stage: int = 0
-
-    @property
-    def shards_weights(self) -> bool:
-        """Whether each rank holds only a shard of every weight (FSDP2, ZeRO-3)."""
-        return self.sharded and self.zero_stage != 2
+    shards_weights: bool = False
 
     @property
     def is_rank_zero(self) -> bool:

@@ -120,12 +120,14 @@ class Outline:
         places: of the images among the elements.
         images: in order.
         tokens: length of the sample; an image counts as many tokens as it becomes.
+        targets: how many of them are trained.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int32]]
     places: tuple[int, ...]
     images: tuple[EncodedImage, ...]
     tokens: int
+    targets: int
 
     def prefix_tokens(self, elements: int) -> int:
         """Length in tokens of a prefix of so many elements."""
@@ -143,7 +145,10 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
     firsts = positions[np.cumsum([0, *lengths[:-1]])] if lengths else positions
     kept[firsts] = True
     places = np.cumsum(kept)[firsts] - 1
-    return Outline(ids[kept].astype(np.int32), tuple(places.tolist()), sample.images, len(ids))
+    # The first token has no predecessor that could predict it.
+    targets = int((sample.labels[1:] != IGNORE).sum())
+    elements = ids[kept].astype(np.int32)
+    return Outline(elements, tuple(places.tolist()), sample.images, len(ids), targets)
 
 
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:

@@ -24,11 +24,15 @@ class RowPlan:
 
     Attributes:
         tokens: length of the row, shared prefixes counted once.
-        members: indices of its samples within the step.
+        members: indices of its samples.
+        targets: trained tokens, each as often as samples train it: the weight of the row's loss.
+        sample_tokens: length of all its samples, before sharing.
     """
 
     tokens: int
     members: tuple[int, ...]
+    targets: int = 0
+    sample_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Packer:
     world_size: int = 1
 
     def plan(self, outlines: Sequence[Outline]) -> list[RowPlan]:
-        """The rows of a step, the longest first."""
+        """The rows of a step, the longest first; their members are indices into the outlines."""
         leaves = _sorted_leaves(outlines, share=self.share_prefix)
         rows = _fill(leaves, self.tokens_per_row, self.joined_tokens)
         most = -(-len(rows) // self.world_size) * self.world_size
@@ -67,7 +71,15 @@ class Packer:
                 rows, high = found, limit
             else:
                 low = limit + 1
-        exact = [RowPlan(_tree_tokens(leaves, row.members), row.members) for row in rows]
+        exact = [
+            RowPlan(
+                _tree_tokens(leaves, row.members),
+                row.members,
+                sum(outlines[index].targets for index in row.members),
+                sum(outlines[index].tokens for index in row.members),
+            )
+            for row in rows
+        ]
         return sorted(exact, key=lambda row: (-row.tokens, row.members))
 
     def row(self, samples: Sequence[EncodedSample]) -> PackedBatch:

@@ -1,6 +1,6 @@
 """Samples -> epochs -> optimiser steps, and rows -> ranks.
 
-epoch   groups of samples that share images, shuffled
+epoch   groups of samples that share an image, in shuffled order
 step    the next ``batch_size`` samples
 row     see packing.packer
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Sequence
 
 # Row length in tokens at which attention costs as much as all linear layers together: about six
 # times the hidden size of the LLM.
@@ -21,13 +21,13 @@ EVEN_TOKENS = 12_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of the samples of a run.
+    """The order of the samples of a run; it depends on the seed and on nothing else.
 
     Attributes:
-        groups: one key per sample; samples with equal keys stay together. One key each to shuffle
-            freely.
+        groups: one key per sample; samples with equal keys stay together. With a key of its own for
+            each sample the samples are shuffled freely.
         batch_size: samples per optimiser step.
-        seed: of the shuffling.
+        seed: random seed of the shuffling.
     """
 
     groups: tuple[Hashable, ...]
@@ -51,15 +51,6 @@ class Schedule:
             order[start : start + self.batch_size]
             for start in range(0, len(order), self.batch_size)
         ]
-
-    def steps(self, first: int = 0) -> Iterator[tuple[int, list[int]]]:
-        """(step number, sample indices) without end, from the given 0-based step on."""
-        step = first
-        while True:
-            number, offset = divmod(step, self.steps_per_epoch)
-            for indices in self.epoch(number)[offset:]:
-                yield step, indices
-                step += 1
 
 
 def divide(costs: Sequence[float], world_size: int) -> list[list[int]]:

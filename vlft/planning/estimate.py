@@ -112,19 +112,13 @@ def model_of(folder: ModelFolder) -> Model:
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     """Reads and packs the samples of the first epoch, as the run would."""
-    from vlft.training.samples import distinct_images, load_data, make_packer, make_schedule
+    from vlft.training.samples import distinct_images, load_data, make_planner
 
     processor = folder.processor()
     data = load_data(config, processor)
-    schedule = make_schedule(config, data[0])
-    packer = make_packer(config, processor, device_of(config))
-    outlines = data[0].outlines
-    lengths = [outline.tokens for outline in outlines]
-    rows = [
-        row
-        for indices in schedule.epoch(0)
-        for row in packer.plan([outlines[index] for index in indices])
-    ]
+    planner = make_planner(config, processor, data[0], device_of(config))
+    lengths = [outline.tokens for outline in data[0].outlines]
+    rows = [row for step in planner.epoch(0) for row in step]
     images = distinct_images(data, processor)
     return DataPlan(
         samples=len(data[0]),
@@ -136,7 +130,7 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         longest_sample=max(lengths),
         longest_row=max(row.tokens for row in rows),
         rows=len(rows),
-        steps=schedule.steps_per_epoch,
+        steps=planner.schedule.steps_per_epoch,
     )
 
 

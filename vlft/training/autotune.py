@@ -1,127 +1,133 @@
-"""What fits into the GPU, before step one: the longest row, and what ``auto`` comes to.
+"""Before step one on a GPU: what ``auto`` resolves to, and whether the longest row fits.
 
-A row is tried with all that a step does but the update; gradients and random numbers are as
-before, so that a run with and without a rehearsal is the same.
+A row is tried with everything that a step does except the update; gradients and random numbers are
+restored, so that a run is the same with and without these trials.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from itertools import islice
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 
 from vlft import console
 from vlft.errors import VlftError
+from vlft.packing.planner import Planner
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE
-from vlft.training import zero
-from vlft.training.loop import backward
-from vlft.training.setup import set_checkpointing
+from vlft.training.loop import explaining_memory, pack_row, row_loss
+from vlft.training.model import set_checkpointing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from vlft.config import SftConfig
     from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.job import Job
 
-# Steps whose longest row stands for all while sizes are tried.
+# Steps whose longest row stands for all of them while sizes are tried.
 STEPS_TRIED = 32
 FEWEST_TOKENS, MOST_TOKENS = 1024, 65_536
 
 
-def rehearse(job: Job) -> None:
+def autotune(config: SftConfig, job: Job) -> tuple[SftConfig, Job]:
+    """Resolves what is left on ``auto`` by trying rows of this run.
+
+    Returns:
+        The settings without any ``auto``, and the job with them; the model is switched to them.
+
+    Raises:
+        VlftError: the longest row of the run does not fit into memory.
+    """
+    tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = _needs_checkpointing(job, tokens or ENOUGH_TOKENS)
+    if tokens is None:
+        tokens = _fitting_tokens(job)
+    config = dataclasses.replace(
+        config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing
+    )
+    job = dataclasses.replace(job, planner=_with_limit(job, tokens))
+    try_longest_row(job)
+    return config, job
+
+
+def try_longest_row(job: Job) -> None:
     """Runs the longest row of all epochs once.
 
     Raises:
         VlftError: it does not fit into memory.
     """
-    row = longest_row(job, all_steps(job), job.packer.tokens_per_row)
-    try_row(job, row)
+    row = _longest_row(job, job.options.total_steps)
+    _try_row(job, row)
     console.info(f"the longest row of the run, {len(row)} tokens, fits")
 
 
-def settle(config: SftConfig, job: Job) -> SftConfig:
-    """The settings with what ``auto`` comes to on this GPU; the model is set to it."""
-    tokens, checkpointing = config.tokens_per_microbatch, config.gradient_checkpointing
-    if checkpointing is None:
-        checkpointing = needs_checkpointing(job, tokens or ENOUGH_TOKENS)
-    if tokens is None:
-        tokens = fitting_tokens(job)
-    return replace(config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing)
+def _needs_checkpointing(job: Job, tokens: int) -> bool:
+    """Whether rows fit only with gradient checkpointing, which costs a third more arithmetic.
 
-
-def needs_checkpointing(job: Job, tokens: int) -> bool:
-    """Whether rows fit only if layers compute again what the backward pass needs.
-
-    Left out where it can be: it takes a third of a step's arithmetic more. A sharded model keeps
-    it, see ``fitting_tokens``.
+    A sharded model keeps it, see ``_fitting_tokens``.
 
     Args:
         job: see Job.
-        tokens: most of a row that is to fit.
+        tokens: limit of the row that is to fit.
     """
-    if job.world.sharded:
+    if job.backend.world.sharded:
         return True
-    row = longest_row(job, all_steps(job), tokens)
-    set_checkpointing(job.model, on=False)
-    needed = not all(job.world.all_gather(fits(job, row)))
+    row = _longest_row(job, job.options.total_steps, tokens)
+    model = job.backend.model
+    set_checkpointing(model, on=False)
+    needed = not all(job.backend.world.all_gather(_fits(job, row)))
     if needed:
-        set_checkpointing(job.model, on=True)
+        set_checkpointing(model, on=True)
     rows = f"rows of {tokens} tokens"
     found = f"on, {rows} do not fit without" if needed else f"off, {rows} fit without"
     console.info(f"gradient checkpointing: {found}")
     return needed
 
 
-def fitting_tokens(job: Job) -> int:
-    """The most tokens per row that the GPU takes, found by trying the run's own rows.
+def _fitting_tokens(job: Job) -> int:
+    """The largest limit of a row that the GPU takes, found by trying the run's own rows.
 
-    Of a sharded model no process can try alone, and one whose memory is full would leave the
-    others waiting: the usual number is taken.
+    With a sharded model no rank can try on its own, and a rank that runs out of memory would leave
+    the others waiting; the default limit is taken then.
     """
-    if job.world.sharded:
-        return job.packer.tokens_per_row
-    steps = list(islice(job.schedule.epoch(0), STEPS_TRIED))
-    most = len(longest_row(job, steps, MOST_TOKENS))
+    if job.backend.world.sharded:
+        return job.planner.packer.tokens_per_row
+    steps = min(STEPS_TRIED, job.planner.schedule.steps_per_epoch)
+    longest = len(_longest_row(job, steps, MOST_TOKENS))
 
-    def fit(tokens: int) -> bool:
-        return fits(job, longest_row(job, steps, tokens))
+    def fits(tokens: int) -> bool:
+        return _fits(job, _longest_row(job, steps, tokens))
 
-    found = min(job.world.all_gather(largest(fit, FEWEST_TOKENS, min(most, MOST_TOKENS))))
+    own = _largest(fits, FEWEST_TOKENS, min(longest, MOST_TOKENS))
+    found = min(job.backend.world.all_gather(own))
     console.info(f"--tokens-per-microbatch auto: {found}")
     return found
 
 
-def fits(job: Job, row: PackedBatch) -> bool:
-    """Whether the GPU takes a row, and has room left for what varies from row to row."""
-    if torch.cuda.is_available():
+def _fits(job: Job, row: PackedBatch) -> bool:
+    """Whether the GPU takes a row and has memory left for what varies between rows."""
+    on_gpu = job.backend.device.type == "cuda"
+    if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        try_row(job, row)
+        _try_row(job, row)
     except VlftError as error:
         if not isinstance(error.__cause__, torch.OutOfMemoryError):
             raise
         return False
-    return not torch.cuda.is_available() or _used_share() < SAFE_SHARE
+    return not on_gpu or _peak_share() < SAFE_SHARE
 
 
-def all_steps(job: Job) -> list[list[int]]:
-    """The steps of all epochs of the run."""
-    epochs = -(-job.options.total_steps // job.schedule.steps_per_epoch)
-    return [step for number in range(epochs) for step in job.schedule.epoch(number)]
-
-
-def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number that fits, within a quarter of it; ``low`` if none does.
+def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number that fits, to within a quarter; ``low`` if none does.
 
     Args:
-        fits: whether a number does; if one does not, no larger one is asked for.
-        low: asked first.
-        high: never more than this.
+        fits: whether a number fits; monotonous.
+        low: tried first.
+        high: upper bound of the result.
     """
     number = low
     while number < high and fits(number):
@@ -135,46 +141,38 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return good
 
 
-def longest_row(job: Job, steps: Iterable[list[int]], tokens_per_row: int) -> PackedBatch:
-    """The longest row of some steps."""
-    packer = replace(job.packer, tokens_per_row=tokens_per_row)
-    longest, chosen = 0, []
-    for indices in steps:
-        plan = packer.plan([job.train.outlines[index] for index in indices])[0]
-        if plan.tokens > longest:
-            longest, chosen = plan.tokens, [indices[index] for index in plan.members]
-    return packer.row([job.train[index] for index in chosen])
+def _longest_row(job: Job, steps: int, tokens: int | None = None) -> PackedBatch:
+    """The longest row of the first steps, with another limit of a row if ``tokens`` is given."""
+    planner = job.planner if tokens is None else _with_limit(job, tokens)
+    return pack_row(job, job.train, planner.longest_row(steps))
 
 
-def try_row(job: Job, row: PackedBatch) -> None:
-    """Forward and backward of a row, beside all that a later row of a run meets; leaves no trace.
+def _with_limit(job: Job, tokens: int) -> Planner:
+    """The run's planner with another limit of a row."""
+    planner = job.planner
+    if planner.packer.tokens_per_row == tokens:
+        return planner
+    packer = dataclasses.replace(planner.packer, tokens_per_row=tokens)
+    return Planner(planner.schedule, packer, planner.outlines)
 
-    There are gradients then, and the optimiser's moments.
+
+def _try_row(job: Job, row: PackedBatch) -> None:
+    """Forward and backward of a row next to what a later row of the run meets; leaves no trace.
+
+    Raises:
+        VlftError: it does not fit into memory.
     """
-    device = job.accelerator.device
+    device = job.backend.device
     encoded = job.images.encoded
-    trained = [p for p in job.model.parameters() if p.requires_grad]
-    # This process's part of each, if weights are sharded; a resumed run has its moments already.
-    sizes = [getattr(p, "_local_tensor", p).numel() for p in trained]
-    held = 0 if job.optimizer.state else 2 * sum(sizes)
-    moments = torch.empty(held, dtype=torch.float32, device=device)
+    job.backend.objective.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            job.objective.train()
-            if job.world.zero_stage:
-                backward(job, row, math.nan, travel=True)
-                zero.forget_gradients(job.objective)
-                return
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-            # Each process tries for itself, unless all hold one model together.
-            backward(job, row, 1.0, travel=job.world.sharded)
+            with explaining_memory(job, row):
+                job.backend.try_gradients(lambda: row_loss(job, row))
         finally:
-            del moments
-            job.optimizer.zero_grad()
             job.images.encoded = encoded
 
 
-def _used_share() -> float:
-    """The peak of this process's memory on the GPU, of all that it has."""
+def _peak_share() -> float:
+    """Peak memory of this process as a share of the GPU's."""
     return torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1]

@@ -1,217 +1,219 @@
 """The training loop: rows in, steps out, with evaluation, checkpoints and a clean stop.
 
 The loss of a step is the sum of its targets' cross-entropies over the sum of their weights, over
-all rows and processes. How samples are packed into rows and divided among processes therefore
-changes memory and time, not the result.
+all rows and ranks. How samples are packed into rows and rows divided among ranks therefore changes
+memory and time, not the result.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from vlft.checkpoints.runs import save_checkpoint
 from vlft.errors import VlftError
 from vlft.packing.schedule import divide, row_cost
-from vlft.training import zero
 from vlft.training.interrupt import Interrupt
-from vlft.training.plots import plot_run
 from vlft.training.progress import RunLog, Window
-from vlft.training.state import Position, optimizer_tensors, random_states, write_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
+    from vlft.data.dataset import Dataset
+    from vlft.packing.packer import RowPlan
     from vlft.packing.prefix_tree import PackedBatch
-    from vlft.training.job import Job
+    from vlft.training.checkpointer import Checkpointer
+    from vlft.training.job import Job, LoopOptions
+    from vlft.training.state import Position
 
 
-def train(job: Job, position: Position) -> Position:
+def train(job: Job, position: Position, checkpointer: Checkpointer, log: RunLog) -> Position:
     """Trains from a position to the end, or to an interrupt; returns where it stopped."""
-    options = job.options
-    window = Window(started=time.perf_counter())
     saved_at = position.step
     encoded = 0
-    trackers = job.accelerator if job.accelerator.trackers else None
-    run_log = RunLog(
-        job.run, options.total_steps, position.step, trackers, writes=job.world.is_rank_zero
-    )
-    with Interrupt() as interrupt, run_log as log:
-        for step, indices in job.schedule.steps(position.step):
-            if position.finished or step >= options.total_steps or asked(job, interrupt):
+    window = Window(started=time.perf_counter())
+    with Interrupt() as interrupt, log:
+        for plans in job.planner.steps(position.step):
+            if position.finished or _stop_requested(job, interrupt):
                 break
-            rows = job.packer.rows([job.train[index] for index in indices])
-            learning_rate = job.scheduler.get_last_lr()[0]
-            loss_sum, grad_norm = take_step(job, rows)
-            window.add(loss_sum, rows)
-            position.step = step + 1
-            position.finished = position.step == options.total_steps
-            if position.step % options.logging_steps == 0 or position.finished:
+            learning_rate = job.backend.scheduler.get_last_lr()[0]
+            loss_sum, grad_norm = take_step(job, plans)
+            window.add(loss_sum, plans)
+            position.step += 1
+            now = due(position.step, job.options, validates=len(job.val) > 0)
+            position.finished = now.finish
+            if now.log:
                 metrics = {
                     "learning_rate": learning_rate,
                     "grad_norm": grad_norm,
                     "images_encoded": job.images.encoded - encoded,
                 }
                 encoded = job.images.encoded
-                epoch = position.step / job.schedule.steps_per_epoch
+                epoch = position.step / job.planner.schedule.steps_per_epoch
                 log.step(position.step, epoch, {**window.metrics(), **metrics})
                 window = Window(started=time.perf_counter())
             paused = time.perf_counter()
-            is_best = evaluate_if_due(job, position, log)
-            if is_best or position.finished or position.step % options.save_steps == 0:
-                save(job, position)
+            is_best = now.evaluate and _evaluate_and_note(job, position, log)
+            if now.save or is_best or position.finished:
+                checkpointer.save(position)
                 saved_at = position.step
             window.started += time.perf_counter() - paused
         if position.step > saved_at:
-            save(job, position)
+            checkpointer.save(position)
     return position
 
 
-def asked(job: Job, interrupt: Interrupt) -> bool:
-    """Whether any process was asked to stop; all stop together."""
-    return job.world.all_reduce(float(interrupt.asked))[0] > 0
+@dataclass(frozen=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    finish: bool
 
 
-def own_rows(job: Job, rows: list[PackedBatch]) -> list[PackedBatch]:
-    """The rows that this process runs.
+def due(step: int, options: LoopOptions, *, validates: bool) -> Due:
+    """What follows a step, by its number alone.
 
-    All processes pass the model equally often, so that none waits for what another never sends: a
-    row of weight zero stands in where there are too few.
+    Args:
+        step: steps done so far.
+        options: of the loop.
+        validates: whether there is a validation set.
     """
-    shares = divide([row_cost(len(row)) for row in rows], job.world.size)
-    mine = [rows[index] for index in shares[job.world.rank]]
-    shortest = min(rows, key=len)
-    idle = replace(shortest, weight=torch.zeros_like(shortest.weight))
-    return mine + [idle] * (max(map(len, shares)) - len(mine))
+    finish = step >= options.total_steps
+    return Due(
+        log=finish or step % options.logging_steps == 0,
+        evaluate=validates and (finish or step % options.eval_steps == 0),
+        save=finish or step % options.save_steps == 0,
+        finish=finish,
+    )
 
 
-def take_step(job: Job, rows: list[PackedBatch]) -> tuple[float, float]:
-    """One optimiser step over some rows; returns its loss sum in nats and its gradient norm.
+def _stop_requested(job: Job, interrupt: Interrupt) -> bool:
+    """Whether any rank was asked to stop; all ranks stop at the same step."""
+    return job.backend.world.all_reduce(float(interrupt.asked))[0] > 0
+
+
+def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
+    """One optimiser step.
 
     Args:
         job: see Job.
-        rows: of all processes.
+        plans: the rows of the step, those of all ranks.
+
+    Returns:
+        The loss sum of the step in nats, and the norm of its gradients before clipping.
+
+    Raises:
+        VlftError: loss or gradients are not finite.
     """
-    (total,) = job.world.all_reduce(take_gradients(job, rows))
+    job.backend.zero_grad()
+    (total,) = job.backend.world.all_reduce(take_gradients(job, plans))
     if not math.isfinite(total):
         raise VlftError(
             f"the loss is {total}",
-            place=str(job.run),
-            hint="lower --learning-rate, or check the data; the last checkpoint is whole",
+            place="training",
+            hint="lower --learning-rate, or check the data",
         )
-    # DeepSpeed clips and steps at once, unless the norm is not finite.
-    norm = zero.step(job.objective) if job.world.zero_stage else clip(job)
-    # With a gradient scaler such a step is skipped, and the scale lowered.
-    if job.accelerator.scaler is None and not math.isfinite(norm):
+    norm = job.backend.step()
+    if not math.isfinite(norm) and not job.backend.scales_gradients:
         raise VlftError(
-            f"the gradient norm is {norm}",
-            place=str(job.run),
-            hint="lower --learning-rate; the last checkpoint is whole",
+            f"the gradient norm is {norm}", place="training", hint="lower --learning-rate"
         )
-    if not job.world.zero_stage:
-        job.optimizer.step()
-    job.scheduler.step()
     return total, norm
 
 
-def take_gradients(job: Job, rows: list[PackedBatch]) -> float:
-    """Gradients of a step, new ones; returns the loss sum of this process's rows, in nats.
+def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
+    """Adds the gradients of a step; returns the loss sum of this rank's rows in nats.
 
     Args:
         job: see Job.
-        rows: of all processes.
+        plans: the rows of the step, those of all ranks.
     """
-    job.objective.train()
-    job.optimizer.zero_grad()
-    # Gradients are averaged over the processes, and summed is what is wanted.
-    scale = job.world.size / sum(float(row.weight.sum()) for row in rows)
+    backend = job.backend
+    backend.objective.train()
+    # Ranks average their gradients, but the step needs their sum.
+    scale = backend.world.size / sum(plan.targets for plan in plans)
     total = 0.0
-    mine = own_rows(job, rows)
-    for left, row in zip(reversed(range(len(mine))), mine, strict=True):
-        # Gradients travel once, with the last row.
-        total += backward(job, row, scale, travel=left == 0)
+    rows = own_rows(job, job.train, plans)
+    for number, row in enumerate(rows, start=1):
+        last = number == len(rows)
+        with backend.accumulate(last=last), explaining_memory(job, row):
+            loss = row_loss(job, row)
+            backend.backward(loss * scale, last=last)
+        total += loss.item()
     return total
 
 
-def backward(job: Job, row: PackedBatch, scale: float, *, travel: bool) -> float:
-    """Adds the gradients of a row, scaled; returns its loss sum.
+def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
+    """Loss sum of a row in nats, a scalar."""
+    images = job.images.of(row.images)
+    device = job.backend.device
+    loss: torch.Tensor = job.backend.objective(row.to(device), images.to(device))
+    return loss
 
-    Args:
-        job: see Job.
-        row: one.
-        scale: of the gradients.
-        travel: whether the processes' gradients are brought together now.
 
-    Raises:
-        VlftError: it does not fit into memory.
+def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[PackedBatch]:
+    """The rows that this rank runs, encoded and packed.
+
+    All ranks run equally many rows, because they wait for each other after every row. A rank with
+    fewer rows than another runs the shortest one with weight zero.
     """
-    with nullcontext() if travel else job.accelerator.no_sync(job.objective), fitting(job, row):
-        loss = row_loss(job, row)
-        if job.world.zero_stage:
-            zero.backward(job.objective, loss * scale, last=travel)
-        else:
-            job.accelerator.backward(loss * scale)
-    return loss.item()
+    world = job.backend.world
+    shares = divide([row_cost(plan.tokens) for plan in plans], world.size)
+    rows = [pack_row(job, data, plans[index]) for index in shares[world.rank]]
+    missing = max(map(len, shares)) - len(rows)
+    if missing:
+        shortest = pack_row(job, data, min(plans, key=lambda plan: plan.tokens))
+        rows += [replace(shortest, weight=torch.zeros_like(shortest.weight))] * missing
+    return rows
+
+
+def pack_row(job: Job, data: Dataset, plan: RowPlan) -> PackedBatch:
+    """A planned row with its samples encoded."""
+    return job.planner.packer.row([data[index] for index in plan.members])
 
 
 @contextmanager
-def fitting(job: Job, row: PackedBatch) -> Iterator[None]:
-    """Says what to do if a row does not fit into memory."""
+def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
+    """Turns running out of memory into an error that says what to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        limit = job.packer.tokens_per_row
+        limit = job.planner.packer.tokens_per_row
         lower = f"lower --tokens-per-microbatch (now {limit})"
         if len(row) > limit:
             lower = "it is one sample: lower --max-length"
         raise VlftError(
             f"out of memory with a row of {len(row)} tokens",
-            place=str(job.accelerator.device),
+            place=str(job.backend.device),
             hint=f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
         ) from error
-
-
-def clip(job: Job) -> float:
-    """Clips the gradients if asked to; returns their norm before."""
-    limit = job.options.max_grad_norm or math.inf
-    # All of the objective's: Accelerate tells by them which model is meant.
-    return float(job.accelerator.clip_grad_norm_(job.objective.parameters(), limit))
-
-
-def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
-    """Loss sum of a row, in nats."""
-    device = job.accelerator.device
-    images = job.images.of(row.images)
-    loss: torch.Tensor = job.objective(row.to(device), images.to(device))
-    return loss
 
 
 @torch.no_grad()
 def evaluate(job: Job) -> float:
     """Loss of the validation set, in nats per supervised token."""
-    job.objective.eval()
-    loss, weight = 0.0, 0.0
-    for start in range(0, len(job.val), job.options.batch_size):
-        samples = list(job.val[start : start + job.options.batch_size])
-        rows = job.packer.rows(samples)
-        for row in own_rows(job, rows):
-            with fitting(job, row):
+    job.backend.objective.eval()
+    loss, targets = 0.0, 0
+    size = job.options.batch_size
+    for start in range(0, len(job.val), size):
+        batch = job.val[start : start + size]
+        plans = job.planner.packer.plan(batch.outlines)
+        for row in own_rows(job, batch, plans):
+            with explaining_memory(job, row):
                 loss += row_loss(job, row).item()
-        weight += sum(float(row.weight.sum()) for row in rows)
-    return job.world.all_reduce(loss)[0] / weight
+        targets += sum(plan.targets for plan in plans)
+    return job.backend.world.all_reduce(loss)[0] / targets
 
 
-def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
-    """Evaluates at its steps and at the end; returns whether the loss is the best so far."""
-    due = position.step % job.options.eval_steps == 0 or position.finished
-    if not due or not len(job.val):
-        return False
+def _evaluate_and_note(job: Job, position: Position, log: RunLog) -> bool:
+    """Evaluates and notes the result in the position; returns whether it is the best so far."""
     loss = evaluate(job)
     is_best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if is_best:
@@ -225,32 +227,3 @@ def evaluate_if_due(job: Job, position: Position, log: RunLog) -> bool:
         log.note(f"no better loss in {patience} evaluations; stopping early")
         position.finished = True
     return is_best
-
-
-def save(job: Job, position: Position) -> None:
-    """Writes a checkpoint of this position, then the curves."""
-    position.scheduler = dict(job.scheduler.state_dict())
-    scaler = job.accelerator.scaler
-    position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
-
-    # What all processes must do, before the first one writes.
-    randoms = job.world.all_gather(random_states())
-    taking_part = job.world.is_rank_zero or job.world.sharded
-    moments = optimizer_tensors(job.optimizer, job.model, job.world) if taking_part else {}
-    write_weights = job.gather_weights()
-
-    def write(folder: Path) -> None:
-        write_weights(folder)
-        write_state(folder, position, randoms, moments)
-
-    def save_and_plot() -> None:
-        save_checkpoint(
-            job.run,
-            position.step,
-            write,
-            keep=job.options.save_total_limit,
-            best_step=position.best_step,
-        )
-        plot_run(job.run)
-
-    job.world.on_rank_zero(save_and_plot)

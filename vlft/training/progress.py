@@ -15,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlft import console
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.packing.packer import RowPlan
 
 
 @dataclass
@@ -41,11 +42,11 @@ class Window:
     steps: int = 0
     started: float = 0.0
 
-    def add(self, loss_sum: float, rows: list[PackedBatch]) -> None:
+    def add(self, loss_sum: float, rows: Sequence[RowPlan]) -> None:
         """Counts one step."""
         self.loss_sum += loss_sum
-        self.weight += sum(float(row.weight.sum()) for row in rows)
-        self.packed += sum(len(row) for row in rows)
+        self.weight += sum(row.targets for row in rows)
+        self.packed += sum(row.tokens for row in rows)
         self.unshared += sum(row.sample_tokens for row in rows)
         self.steps += 1
 

@@ -1,8 +1,13 @@
-"""``vlft sft``: settings -> data -> model -> loop -> run folder."""
+"""``vlft sft`` from top to bottom.
+
+    settings -> data -> backend -> model -> images -> job -> autotune -> loop -> close
+
+Each stage takes what the stages before it made. The settings that are saved are those after the
+autotuner: from then on nothing in them changes.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 from dataclasses import dataclass
@@ -13,50 +18,38 @@ import torch
 from accelerate.state import AcceleratorState
 
 from vlft import console
-from vlft.checkpoints.adapter import adapter_tensors, save_adapter
-from vlft.checkpoints.export import export_model
-from vlft.checkpoints.load import Placement, resolve_placement
-from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
-from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError
-from vlft.settings import check, to_json
-from vlft.training import zero
-from vlft.training.autotune import rehearse, settle
+from vlft.settings import to_json
+from vlft.training.accelerator import start_backend
+from vlft.training.autotune import autotune
+from vlft.training.checkpointer import Checkpointer
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
+from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.preview import introduce
+from vlft.training.progress import RunLog
 from vlft.training.provenance import provenance
-from vlft.training.resume import drop_later_checkpoints, resumed_config
-from vlft.training.samples import load_data, make_packer, make_schedule
-from vlft.training.setup import (
-    check_tracker,
-    join_world,
-    learning_rate,
-    loop_options,
-    make_accelerator,
-    prepare_images,
-    prepare_model,
-)
+from vlft.training.resume import drop_later_checkpoints
+from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
+from vlft.training.setup import check_settings
 from vlft.training.state import Position, cut_metrics, read_state
-from vlft.vision.cache import release_towers
+from vlft.vision.cache import Images, fill, release_towers
+from vlft.vision.cache_plan import plan_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from transformers import PreTrainedModel
+    from collections.abc import Collection
 
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
-    from vlft.distributed import World
-    from vlft.families.processor import Processor
-    from vlft.vision.cache import Images
+    from vlft.training.backend import Backend
+    from vlft.training.setup import Setup
+    from vlft.vision.encode import Stage
 
-
-# What a system says when a disk, or one's share of it, is full.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The errors of a full disk, a used-up quota and a file that is too large.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -83,237 +76,131 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
 
     Args:
         config: all settings.
-        explicit: names of those that the user wrote, for ``--resume``; None guesses.
+        explicit: names of those that the user wrote, which matters to ``--resume``; None takes
+            those that differ from their defaults.
 
     Raises:
         VlftError: see errors.py; bad input is a UsageError, raised before the model is loaded.
     """
-    checkpoint: Path | None = None
-    if config.resume is not None:
-        config, checkpoint = resumed_config(check(config), explicit)
-    config = _absolute(check(config))
-    check_tracker(config.report_to)
-    folder = locate_model(config.model, revision=config.revision, hub=config.hub)
-    processor = folder.processor()
-    data = load_data(config, processor)
-    placement = resolve_placement(
-        folder,
-        dtype=config.dtype,
-        device=config.device,
-        quantize=config.quantize,
-        attn=config.attn,
-    )
-    config = _resolved(config, placement)
-    if checkpoint is not None:
-        check_same_data(checkpoint.parent, [*config.dataset, *config.val_dataset])
-    accelerator = make_accelerator(config, placement)
+    setup = check_settings(config, explicit)
+    data = load_data(setup.config, setup.processor)
+    if setup.resumed is not None:
+        check_same_data(setup.resumed.parent, [*setup.config.dataset, *setup.config.val_dataset])
+    backend = start_backend(setup.config, setup.placement)
     try:
-        setting = Setting(config, folder, processor, placement, data, checkpoint)
-        world = join_world(accelerator, config)
-        result = _run(setting, accelerator, world)
-        # Wrappers of the model must be gone, in all processes, before what they talk through is.
-        accelerator.free_memory()
-        world.barrier()
-        accelerator.end_training()
+        result = _train(setup, data, backend)
+        # Wrappers of the model must be gone on all ranks before the process group is.
+        backend.accelerator.free_memory()
+        backend.world.barrier()
+        backend.accelerator.end_training()
         return result
     finally:
-        # A later run of the same process may want another precision or device.
+        # The next run of this process may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state=True)
         console.err.quiet = False
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a run starts from, all of it checked.
-
-    Attributes:
-        config: every ``auto`` resolved that can be before the model is there.
-        folder: of the base model.
-        processor: of the base model.
-        placement: of the model.
-        data: training and validation samples.
-        checkpoint: to go on from, if any.
-    """
-
-    config: SftConfig
-    folder: ModelFolder
-    processor: Processor
-    placement: Placement
-    data: tuple[Dataset, Dataset]
-    checkpoint: Path | None
-
-
-def _run(setting: Setting, accelerator: Any, world: World) -> SftResult:
-    config, processor, checkpoint = setting.config, setting.processor, setting.checkpoint
+def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> SftResult:
+    """Model, images, job, autotune, loop."""
+    config = setup.config
     torch.manual_seed(config.seed)
-    model, trained = prepare_model(config, setting.folder, processor, setting.placement, checkpoint)
-    run = _new_run(setting, world) if checkpoint is None else checkpoint.parent
-    if config.report_to != "none":
-        accelerator.project_configuration.logging_dir = str(run)
-        accelerator.init_trackers("vlft")
-    introduce(config, model, setting.folder, processor, setting.data)
-    images = prepare_images(config, model, processor, setting.data, world)
-    job, position = _make_job(setting, accelerator, world, model, trained, images, run)
-    if images.stage != "pixels" and not world.shards_weights:
-        # Only now: Accelerate has put the whole model on the device.
-        release_towers(model, processor)
-    if setting.placement.device.type == "cuda":
-        job = _fitted(setting, job, trained)
-        rehearse(job)
-    if checkpoint is not None:
-        world.on_rank_zero(lambda: _cut_back(run, position, config))
+    model = prepare_model(config, setup.folder, setup.processor, setup.placement, setup.resumed)
+    introduce(config, model.module, setup.folder, setup.processor, data)
+    images = _prepare_images(setup, model.module, data, backend)
+    job, position = _prepare_job(setup, model.module, data, images, backend)
+    if images.stage != "pixels" and not backend.world.shards_weights:
+        # Not earlier: Accelerate has just put the whole model on the device.
+        release_towers(model.module, setup.processor)
+    if setup.placement.device.type == "cuda":
+        config, job = autotune(config, job)
+    run = _open_run(setup, config, position, backend)
+    checkpointer = Checkpointer(run, config, setup.folder, setup.processor, model, backend)
     try:
-        position = train(job, position)
+        position = train(job, position, checkpointer, _open_log(job, run, position))
     except OSError as error:
-        remedy = "make room" if error.errno in FULL else "see to it"
+        remedy = "make room" if error.errno in DISK_FULL else "see to it"
         raise VlftError(
             f"{error.strerror or error}; checkpoints are whole",
             place=str(error.filename or run),
             hint=f"{remedy}, then go on with: vlft sft --resume {run}",
         ) from error
-    return _close(job, position)
+    return _close(run, position)
 
 
-def _cut_back(run: Path, position: Position, config: SftConfig) -> None:
-    """Removes from a run what came after the resumed position."""
-    drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
-    cut_metrics(run, position.step)
+def _prepare_images(
+    setup: Setup, model: Any, data: tuple[Dataset, Dataset], backend: Backend
+) -> Images:
+    """Where rows get their images from: cached features, unless the vision tower trains."""
+    config, processor = setup.config, setup.processor
+    if config.train_vision:
+        return Images(processor)
+    images = distinct_images(data, processor)
+    stage: Stage = "seen" if config.train_aligner else "aligned"
+    plan = plan_cache(config.vision_cache, model, processor, images, stage)
+    plan = backend.world.broadcast(plan)
+    if images:
+        backend.check_cache(plan)
+    return fill(plan, model, processor, images, backend.world)
 
 
-def _make_job(
-    setting: Setting,
-    accelerator: Any,
-    world: World,
-    model: PreTrainedModel,
-    trained: Any,
-    images: Images,
-    run: Path,
+def _prepare_job(
+    setup: Setup, model: Any, data: tuple[Dataset, Dataset], images: Images, backend: Backend
 ) -> tuple[Job, Position]:
-    config, folder, checkpoint = setting.config, setting.folder, setting.checkpoint
-    schedule = make_schedule(config, setting.data[0])
-    options = loop_options(config, schedule)
-    packer = make_packer(config, setting.processor, setting.placement.device.type, world.size)
-    optimizer = make_optimizer(model, learning_rate(config), config.weight_decay)
+    """The job, and the position it starts from."""
+    config, world = setup.config, backend.world
+    device = setup.placement.device.type
+    planner = make_planner(config, setup.processor, data[0], device, world.size)
+    options = loop_options(config, planner.schedule)
+    if config.learning_rate is None:
+        raise ValueError("check_settings resolves the learning rate")
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scheduler = make_scheduler(
         optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
     )
-    if checkpoint is None and not world.is_rank_zero:
-        # The same model, but dropout of its own.
+    if setup.resumed is None and not world.is_rank_zero:
+        # All ranks start from the same weights, but each draws its own dropout.
         torch.manual_seed(config.seed + 1009 * world.rank)
-    loss = PackedLoss(model, folder.family)
-    prepare = zero.preparer(accelerator, world.zero_stage, setting.placement.dtype)
-    objective, optimizer, scheduler = prepare(loss, optimizer, scheduler)
-    position = Position()
-    if checkpoint is not None:
-        # Only now: of a sharded model each process takes its part.
-        position = read_state(checkpoint, optimizer, model, world)
-        scheduler.load_state_dict(position.scheduler)
-        # The scheduler knows the rate, but gives it to the optimiser only at its next step.
-        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(position.scaler)
-
-    return Job(
-        accelerator=accelerator,
-        world=world,
-        objective=objective,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        model=model,
-        processor=images.processor,
-        images=images,
-        train=setting.data[0],
-        val=setting.data[1],
-        schedule=schedule,
-        packer=packer,
-        run=run,
-        gather_weights=_gatherer(setting, config, model, trained, world),
-        options=options,
-    ), position
+    backend.prepare(PackedLoss(model, setup.folder.family), optimizer, scheduler)
+    # Not earlier: of sharded weights each rank takes its shard of the moments.
+    position = Position() if setup.resumed is None else read_state(setup.resumed, backend)
+    return Job(backend, images, data[0], data[1], planner, options), position
 
 
-def _gatherer(
-    setting: Setting, config: SftConfig, model: Any, trained: Any, world: World
-) -> Callable[[], Callable[[Path], None]]:
-    """See Job.gather_weights."""
-    folder, chat = setting.folder, setting.processor.chat
+def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Backend) -> Path:
+    """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
+    run = Path() if setup.resumed is None else setup.resumed.parent
 
-    def gather() -> Callable[[Path], None]:
-        with zero.gathered(model, world.zero_stage):
-            tensors = adapter_tensors(trained) if config.tuner == "lora" else {}
+    def prepare() -> None:
+        nonlocal run
+        if setup.resumed is None:
+            run = new_run_folder(config.output_dir, Path(setup.folder.name).name)
+            record = provenance(setup.folder.path, [*config.dataset, *config.val_dataset])
+            (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        else:
+            drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
+            cut_metrics(run, position.step)
+        if setup.resumed is None or config != setup.config:
+            write_run_config(run, to_json(config))
 
-        def write(target: Path) -> None:
-            if config.tuner == "lora":
-                save_adapter(trained, target, tensors)
-            else:
-                export_model(model, folder, target, chat, layout=folder.layout, dtype=None)
-            write_run_config(target, to_json(config))
-
-        return write
-
-    return gather
-
-
-def _fitted(setting: Setting, job: Job, trained: Any) -> Job:
-    """The job with what was left to ``auto``; it is saved with the run, which resumes to it."""
-    config = settle(setting.config, job)
-    if config == setting.config:
-        return job
-    tokens = config.tokens_per_microbatch or job.packer.tokens_per_row
-    job.world.on_rank_zero(lambda: write_run_config(job.run, to_json(config)))
-    return dataclasses.replace(
-        job,
-        packer=dataclasses.replace(job.packer, tokens_per_row=tokens),
-        gather_weights=_gatherer(setting, config, job.model, trained, job.world),
-    )
+    backend.world.on_rank_zero(prepare)
+    run = backend.world.broadcast(run)
+    if config.report_to != "none":
+        backend.accelerator.project_configuration.logging_dir = str(run)
+        backend.accelerator.init_trackers("vlft")
+    return run
 
 
-def _new_run(setting: Setting, world: World) -> Path:
-    """A run folder with settings and provenance; the first process makes it."""
-    config, folder = setting.config, setting.folder
-    run = Path()
-    if world.is_rank_zero:
-        run = new_run_folder(config.output_dir, Path(folder.name).name)
-        record = provenance(folder.path, [*config.dataset, *config.val_dataset])
-        (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        write_run_config(run, to_json(config))
-    return world.broadcast(run)
+def _open_log(job: Job, run: Path, position: Position) -> RunLog:
+    accelerator = job.backend.accelerator
+    trackers = accelerator if accelerator.trackers else None
+    writes = job.backend.world.is_rank_zero
+    return RunLog(run, job.options.total_steps, position.step, trackers, writes=writes)
 
 
-def _close(job: Job, position: Position) -> SftResult:
-    checkpoint = job.run / f"checkpoint-{position.step}"
+def _close(run: Path, position: Position) -> SftResult:
+    checkpoint = run / f"checkpoint-{position.step}"
     if position.finished:
         console.info(f"done: {checkpoint}")
     else:
-        console.info(f"stopped at step {position.step}; go on with: vlft sft --resume {job.run}")
-    return SftResult(job.run, checkpoint, position.step, position.finished, position.best_loss)
-
-
-def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
-    """The settings with what ``auto`` came to, so that what is saved says what was done."""
-    tokens = config.tokens_per_microbatch
-    return dataclasses.replace(
-        config,
-        # On a GPU it is found by trying, later.
-        tokens_per_microbatch=tokens
-        or (TOKENS_PER_ROW["cpu"] if placement.device.type == "cpu" else None),
-        dtype=str(placement.dtype).removeprefix("torch."),
-        learning_rate=learning_rate(config),
-    )
-
-
-def _absolute(config: SftConfig) -> SftConfig:
-    """The settings with whole paths, so that the run can be resumed from any folder."""
-
-    def whole(path: str) -> str:
-        return str(Path(path).absolute())
-
-    model = config.model
-    return dataclasses.replace(
-        config,
-        model=whole(model) if model is not None and Path(model).is_dir() else model,
-        dataset=tuple(map(whole, config.dataset)),
-        val_dataset=tuple(map(whole, config.val_dataset)),
-        image_root=None if config.image_root is None else config.image_root.absolute(),
-    )
+        console.info(f"stopped at step {position.step}; go on with: vlft sft --resume {run}")
+    return SftResult(run, checkpoint, position.step, position.finished, position.best_loss)

@@ -1,4 +1,4 @@
-"""Settings -> samples, their order, their images. Nothing here needs a model."""
+"""Settings -> samples, their order, their rows, their images. Nothing here needs a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.data.encode import images_of
 from vlft.data.images import content_key
 from vlft.packing.packer import Packer
+from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
+from vlft.training.job import LoopOptions
 
 if TYPE_CHECKING:
     from vlft.config import SftConfig
@@ -38,7 +40,7 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
 
 
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
-    """The order of the samples: those of one image together, unless nothing is shared."""
+    """The order of the samples; if prefixes are shared, those of one first image together."""
     groups = tuple(
         content_key(conversation.images[0].path)
         if config.share_prefix and conversation.images
@@ -48,28 +50,48 @@ def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     return Schedule(groups, config.batch_size, config.seed)
 
 
-def make_packer(
-    config: SftConfig, processor: Processor, device: str, world_size: int = 1
-) -> Packer:
-    """How the samples of a step become rows.
+def make_planner(
+    config: SftConfig,
+    processor: Processor,
+    train_data: Dataset,
+    device: str,
+    world_size: int = 1,
+) -> Planner:
+    """The rows of every step.
 
     Args:
         config: of the run.
         processor: of the checkpoint.
-        device: cpu or cuda, which decide the default limits.
+        train_data: training samples.
+        device: cpu or cuda, which decides the default limits of a row.
         world_size: number of ranks.
     """
-    return Packer(
+    packer = Packer(
         image_token_id=processor.chat.image_token_id,
         tokens_per_row=config.tokens_per_microbatch or TOKENS_PER_ROW[device],
         joined_tokens=JOINED_TOKENS[device],
         share_prefix=config.share_prefix,
         world_size=world_size,
     )
+    return Planner(make_schedule(config, train_data), packer, train_data.outlines)
+
+
+def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
+    """The settings of the loop with every default resolved."""
+    total = schedule.steps_per_epoch * config.num_train_epochs
+    save_steps = config.save_steps or schedule.steps_per_epoch
+    return LoopOptions(
+        total_steps=min(total, config.max_steps) if config.max_steps else total,
+        batch_size=config.batch_size,
+        save_steps=save_steps,
+        eval_steps=config.eval_steps or save_steps,
+        logging_steps=config.logging_steps,
+        early_stop=config.early_stop,
+    )
 
 
 def distinct_images(data: tuple[Dataset, Dataset], processor: Processor) -> list[EncodedImage]:
-    """Every image of the samples once, in their order."""
+    """Every distinct image of the samples, in their order."""
     found = {
         image.key: image
         for part in data

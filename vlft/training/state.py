@@ -1,4 +1,4 @@
-"""Where a run is: read back, it goes on as if it had never stopped."""
+"""The state of a run besides its weights. Read back, the run goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from vlft.distributed import SINGLE, full_tensor, shard_like
 from vlft.errors import CheckpointError
-from vlft.training import zero
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vlft.distributed import World
+    from torch import Tensor
+
+    from vlft.training.backend import Backend
 
 METRICS = "metrics.jsonl"
+# Prefix of the moments in state.safetensors.
+OPTIMIZER = "optimizer."
 
 
 @dataclass
 class Position:
-    """Where a run is; all that its future depends on besides tensors.
+    """Where a run stands.
 
     Attributes:
         step: optimiser steps done.
         best_loss: lowest validation loss so far, in nats per token.
-        best_step: where it was.
-        evaluations_without_best: since then.
-        finished: whether the run was to end here.
+        best_step: the step at which it was measured.
+        evaluations_without_best: evaluations since then.
+        finished: whether the run ends here.
+        scheduler: state of the learning rate scheduler.
+        scaler: state of the gradient scaler; empty without one.
     """
 
     step: int = 0
@@ -53,55 +56,36 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, world: World
-) -> dict[str, Tensor]:
-    """The optimiser's moments by parameter; of a sharded model, all processes must ask."""
-    if world.zero_stage:
-        found = zero.moments_of(optimizer, model)
-        return {f"optimizer.{name}:{key}": value for name, key, value in found}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"optimizer.{names[id(parameter)]}:{key}": full_tensor(value)
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+@dataclass(frozen=True)
+class State:
+    """All that a resumed run needs besides the weights.
 
-
-def write_state(
-    folder: Path,
-    position: Position,
-    randoms: Sequence[Mapping[str, Tensor]],
-    moments: Mapping[str, Tensor],
-) -> None:
-    """Writes ``state/``: optimiser, random numbers, position. Plain tensors and JSON.
-
-    Args:
-        folder: of the checkpoint.
+    Attributes:
         position: of the run.
-        randoms: random_states of each process.
-        moments: optimizer_tensors.
+        randoms: random_states of each rank.
+        moments: of the optimiser, see Backend.moments.
     """
+
+    position: Position
+    randoms: Sequence[Mapping[str, Tensor]]
+    moments: Mapping[str, Tensor]
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Writes ``state/`` into a checkpoint folder: plain tensors and JSON."""
     target = folder / "state"
     target.mkdir()
-    tensors = {
-        f"rng.{index}.{device}": state
-        for index, states in enumerate(randoms)
-        for device, state in states.items()
-    }
-    save_file({**tensors, **moments}, target / "state.safetensors")
-    (target / "state.json").write_text(json.dumps(asdict(position)), "utf-8")
+    tensors = {f"{OPTIMIZER}{name}": tensor for name, tensor in state.moments.items()}
+    for rank, states in enumerate(state.randoms):
+        tensors.update({f"rng.{rank}.{device}": value for device, value in states.items()})
+    save_file(tensors, target / "state.safetensors")
+    (target / "state.json").write_text(json.dumps(asdict(state.position)), "utf-8")
 
 
-def read_state(
-    folder: Path,
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    world: World = SINGLE,
-) -> Position:
-    """Puts optimiser and random numbers back; returns the position.
+def read_state(folder: Path, backend: Backend) -> Position:
+    """Restores optimiser, scheduler, scaler and random numbers; returns the position.
 
-    A process that the saved run did not have draws random numbers of its own.
+    A rank that the saved run did not have draws random numbers of its own.
 
     Raises:
         CheckpointError: the state is missing or belongs to other parameters.
@@ -111,23 +95,31 @@ def read_state(
         position = Position(**json.loads((path / "state.json").read_text("utf-8")))
         tensors = load_file(path / "state.safetensors")
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
-        _set_random_state(states, world.rank, position.step)
+        _set_random_state(states, backend.world.rank, position.step)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"no usable state to resume from: {error}",
             place=str(path),
             hint="resume from another checkpoint of the run",
         ) from None
-    _fill_optimizer(optimizer, model, tensors, path, world)
+    moments = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items()}
+    backend.load_moments(moments, str(path))
+    backend.scheduler.load_state_dict(position.scheduler)
+    # The scheduler hands the rate to the optimiser only at its next step.
+    rates = backend.scheduler.get_last_lr()
+    for group, rate in zip(backend.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    if backend.accelerator.scaler is not None:
+        backend.accelerator.scaler.load_state_dict(position.scaler)
     return position
 
 
-def _set_random_state(states: Mapping[str, Tensor], process: int, step: int) -> None:
-    if process > 0 and f"rng.{process}.cpu" not in states:
-        torch.manual_seed(1009 * step + process)
+def _set_random_state(states: Mapping[str, Tensor], rank: int, step: int) -> None:
+    if rank > 0 and f"rng.{rank}.cpu" not in states:
+        torch.manual_seed(1009 * step + rank)
         return
-    torch.set_rng_state(states[f"rng.{process}.cpu"])
-    cuda = states.get(f"rng.{process}.cuda")
+    torch.set_rng_state(states[f"rng.{rank}.cpu"])
+    cuda = states.get(f"rng.{rank}.cuda")
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
 
@@ -149,23 +141,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return float("inf")
-
-
-def _fill_optimizer(
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    tensors: dict[str, Tensor],
-    path: Path,
-    world: World,
-) -> None:
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, value in tensors.items():
-        owner, _, key = name.removeprefix("optimizer.").rpartition(":")
-        if owner not in parameters:
-            raise CheckpointError(f"holds {owner}, which does not train here", place=str(path))
-        parameter = parameters[owner]
-        if world.zero_stage:
-            zero.put_moment(optimizer, parameter, key, value)
-            continue
-        # AdamW keeps its step count on the CPU.
-        optimizer.state[parameter][key] = value if key == "step" else shard_like(value, parameter)

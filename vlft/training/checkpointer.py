@@ -1,0 +1,102 @@
+"""What a run writes: checkpoints that are whole or absent, and the curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoints.adapter import adapter_tensors, save_adapter
+from vlft.checkpoints.export import export_model
+from vlft.checkpoints.runs import save_checkpoint, write_run_config
+from vlft.settings import to_json
+from vlft.training.plots import plot_run
+from vlft.training.state import State, random_states, write_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import SftConfig
+    from vlft.families.processor import Processor
+    from vlft.training.backend import Backend
+    from vlft.training.model import TunedModel
+    from vlft.training.state import Position
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What rank 0 needs to write a checkpoint.
+
+    Attributes:
+        adapter: the adapter's weights; empty for full tuning.
+        state: optimiser, random numbers, position.
+    """
+
+    adapter: dict[str, Tensor]
+    state: State
+
+
+@dataclass(frozen=True)
+class Checkpointer:
+    """Writes the checkpoints of a run.
+
+    Attributes:
+        run: the run folder.
+        config: saved with every checkpoint.
+        folder: of the base model.
+        processor: of the base model.
+        model: what trains.
+        backend: has the optimiser.
+    """
+
+    run: Path
+    config: SftConfig
+    folder: ModelFolder
+    processor: Processor
+    model: TunedModel
+    backend: Backend
+
+    def save(self, position: Position) -> None:
+        """Writes a checkpoint of this position; all ranks must call it."""
+        snapshot = self.collect(position)
+        self.backend.world.on_rank_zero(lambda: self.write(snapshot))
+
+    def collect(self, position: Position) -> Snapshot:
+        """Gathers what a checkpoint holds; a collective call."""
+        backend = self.backend
+        position.scheduler = dict(backend.scheduler.state_dict())
+        scaler = backend.accelerator.scaler
+        position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
+        state = State(position, backend.world.all_gather(random_states()), backend.moments())
+        with backend.gathered_weights():
+            adapter = adapter_tensors(self.model.peft) if self.config.tuner == "lora" else {}
+        return Snapshot(adapter, state)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Writes a checkpoint and redraws the curves; on rank 0 alone."""
+        position = snapshot.state.position
+
+        def write_files(target: Path) -> None:
+            self._write_weights(target, snapshot)
+            write_run_config(target, to_json(self.config))
+            write_state(target, snapshot.state)
+
+        save_checkpoint(
+            self.run,
+            position.step,
+            write_files,
+            keep=self.config.save_total_limit,
+            best_step=position.best_step,
+        )
+        plot_run(self.run)
+
+    def _write_weights(self, target: Path, snapshot: Snapshot) -> None:
+        if self.config.tuner == "lora":
+            peft: Any = self.model.peft
+            save_adapter(peft, target, snapshot.adapter)
+            return
+        layout = self.folder.layout
+        chat = self.processor.chat
+        export_model(self.model.module, self.folder, target, chat, layout=layout, dtype=None)

@@ -1,0 +1,125 @@
+"""The model of a run: loaded, with what trains set to train."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlft.checkpoints.adapter import is_adapter, load_adapter
+from vlft.checkpoints.load import load_model
+from vlft.checkpoints.locate import describe
+from vlft.errors import CheckpointError
+from vlft.families.base import keeps_dtype
+from vlft.training.lora import LoraOptions, add_lora, train_fully
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from vlft.checkpoints.load import Placement
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import SftConfig
+    from vlft.families.processor import Processor
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model that trains.
+
+    Attributes:
+        module: transformers' class, with LoRA layers in place if there are any.
+        peft: peft's model around it; None for full tuning.
+    """
+
+    module: PreTrainedModel
+    peft: Any | None = None
+
+
+def prepare_model(
+    config: SftConfig,
+    folder: ModelFolder,
+    processor: Processor,
+    placement: Placement,
+    checkpoint: Path | None,
+) -> TunedModel:
+    """The model with what trains set to train: new, or as a checkpoint has it.
+
+    Args:
+        config: of the run.
+        folder: of the base model.
+        processor: of the base model.
+        placement: where and how the model is held.
+        checkpoint: to resume from; None starts anew.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    token = processor.chat.image_token_id
+    if config.tuner == "full":
+        source = folder if checkpoint is None else describe(checkpoint)
+        model = TunedModel(_load_for_full_tuning(config, source, token, placement))
+    else:
+        module = load_model(folder, token, placement)
+        if checkpoint is None:
+            peft = add_lora(module, folder.family, _lora_options(config))
+        elif is_adapter(checkpoint):
+            peft = load_adapter(module, checkpoint, trainable=True)
+        else:
+            raise CheckpointError("holds no adapter", place=str(checkpoint))
+        model = TunedModel(module, peft)
+    if uses_checkpointing(config, placement.device):
+        set_checkpointing(model.module, on=True)
+    return model
+
+
+def uses_checkpointing(config: SftConfig, device: torch.device) -> bool:
+    """Whether a run starts with gradient checkpointing; the autotuner may switch it off."""
+    if config.gradient_checkpointing is None:
+        return device.type == "cuda"
+    return config.gradient_checkpointing
+
+
+def set_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
+    """Switches gradient checkpointing of the model's layers on or off."""
+    # transformers is renaming the method.
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")({"use_reentrant": False})
+        # transformers also makes the outputs of embeddings and towers require gradients, which
+        # only reentrant checkpointing needs; the backward pass would run through a frozen tower.
+        model.disable_input_require_grads()
+    else:
+        getattr(model, f"{name}_disable")()
+
+
+def _load_for_full_tuning(
+    config: SftConfig, source: ModelFolder, image_token_id: int, placement: Placement
+) -> PreTrainedModel:
+    """The model with trained weights in float32 and frozen ones in the run's dtype."""
+    full = dataclasses.replace(placement, dtype=torch.float32)
+    model = load_model(source, image_token_id, full)
+    family = source.family
+    train_fully(model, family, aligner=config.train_aligner, vision=config.train_vision)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not keeps_dtype(name, family):
+            parameter.data = parameter.data.to(placement.dtype)
+    return model
+
+
+def _lora_options(config: SftConfig) -> LoraOptions:
+    return LoraOptions(
+        target_modules=config.lora_target_modules,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        init=config.init_lora_weights,
+        train_aligner=config.train_aligner,
+        train_vision=config.train_vision,
+    )
