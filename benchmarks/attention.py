@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from benchmarks.command import DTYPES, markdown, new_parser, note, prepare, write
 from benchmarks.measure import Measured, measure
 from vlft.data.encode import IGNORE, EncodedSample
-from vlft.packing.attention import additive_mask, block_mask, row_attention, tree_attention
+from vlft.models.tree_attention import tree_attention
+from vlft.packing.attention import additive_mask, block_mask, row_attention
 from vlft.packing.prefix_tree import pack
 
 if TYPE_CHECKING:

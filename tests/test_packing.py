@@ -15,15 +15,14 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from vlft.config import JOINED_TOKENS
 from vlft.data.encode import EncodedImage, EncodedSample, outline
+from vlft.models import tree_attention as attention
 from vlft.models.last_layer import narrow_last_layer
-from vlft.packing import attention
+from vlft.models.tree_attention import Tree, tree_attention
 from vlft.packing.attention import (
     BLOCK,
-    Tree,
     additive_mask,
     block_mask,
     row_attention,
-    tree_attention,
     tree_mask,
 )
 from vlft.packing.packer import Packer

@@ -1,56 +1,25 @@
-"""Attention in a packed row: token j sees token i iff i <= j < exit[i].
-
-A row is a sequence of trees that do not see each other. A tree is a trunk, which all of its samples
-share, and branches:
-
-    ━━━━━━━━━━━━━━━━━ trunk ━━━━━━━━━━━━━━━━━┯━ branch
-                                             ├━ branch, branch        a piece: some branches
-                                             └━ branch                in a row, with one mask
-
-The trunk is plain causal attention; a piece attends to the trunk and to itself. No product is made
-that a dense mask of the row would throw away between trees, and none of the row's square is held.
-"""
+"""A row's exits -> its trees and masks: token j sees token i iff i <= j < exit[i]."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from vlft.models.tree_attention import RowAttention, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
-# The name of ``tree_attention`` in transformers' list.
-TREE = "vlft_tree"
 # Branches are taken together up to so many tokens.
 PIECE = 256
 # Rows of a mask start at multiples of so many elements: fused kernels copy it otherwise.
 ALIGNMENT = 16
 # Tokens of a side of a block.
 BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The shape of a tree; places are counted from its first token.
-
-    Attributes:
-        tokens: of the tree.
-        trunk: of them that all samples share.
-        pieces: (first, end) of the branches that are taken together.
-    """
-
-    tokens: int
-    trunk: int
-    pieces: tuple[tuple[int, int], ...]
 
 
 def find_trees(exits: Sequence[int]) -> tuple[Tree, ...]:
@@ -76,19 +45,6 @@ def find_trees(exits: Sequence[int]) -> tuple[Tree, ...]:
     return tuple(trees)
 
 
-@dataclass(frozen=True)
-class RowAttention:
-    """What attention of a row needs to know, once for all layers.
-
-    Attributes:
-        trees: of the row.
-        masks: of each tree's pieces, to add to their scores: (q, trunk + q).
-    """
-
-    trees: tuple[Tree, ...]
-    masks: tuple[tuple[Tensor, ...], ...]
-
-
 def row_attention(trees: tuple[Tree, ...], exit: Tensor, dtype: torch.dtype) -> RowAttention:
     """The masks of a row's pieces.
 
@@ -108,75 +64,6 @@ def row_attention(trees: tuple[Tree, ...], exit: Tensor, dtype: torch.dtype) -> 
         )
         start += tree.tokens
     return RowAttention(trees, tuple(masks))
-
-
-def tree_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    row: RowAttention | None = None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of a packed row, in the form that transformers asks for.
-
-    Args:
-        module: the layer's attention.
-        query: (1, H, N, d).
-        key: (1, H or fewer, N, d).
-        value: (1, H or fewer, N, d of values).
-        attention_mask: of what is no packed row.
-        row: of the packed row; without one this is transformers' own attention.
-        scaling: of the scores.
-        kwargs: for transformers' own.
-
-    Returns:
-        (1, N, H, d of values), and None.
-    """
-    if row is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return found
-    groups = query.shape[1] // key.shape[1]
-    sizes = [tree.tokens for tree in row.trees]
-    parts = []
-    for tree, masks, queries, keys, values in zip(
-        row.trees,
-        row.masks,
-        torch.split(query, sizes, 2),
-        torch.split(repeat_kv(key, groups), sizes, 2),
-        torch.split(repeat_kv(value, groups), sizes, 2),
-        strict=True,
-    ):
-        parts += _attend(tree, masks, queries, keys, values, scaling)
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(TREE, tree_attention)
-AttentionMaskInterface.register(TREE, sdpa_mask)
-
-
-def _attend(
-    tree: Tree,
-    masks: tuple[Tensor, ...],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-) -> list[Tensor]:
-    """Attention of a tree: of its trunk, then of its pieces."""
-    trunk = tree.trunk
-    sizes = [trunk, *(end - first for first, end in tree.pieces)]
-    queries, keys, values = (torch.split(part, sizes, 2) for part in (query, key, value))
-    attend = F.scaled_dot_product_attention
-    made = [attend(queries[0], keys[0], values[0], is_causal=True, scale=scaling)]
-    for mask, own, of, to in zip(masks, queries[1:], keys[1:], values[1:], strict=True):
-        seen, found = torch.cat([keys[0], of], 2), torch.cat([values[0], to], 2)
-        made.append(attend(own, seen, found, attn_mask=mask, scale=scaling))
-    return made
 
 
 def _piece_mask(exit: Tensor, trunk: int, dtype: torch.dtype) -> Tensor:

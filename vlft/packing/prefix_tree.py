@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
-from vlft.packing.attention import Tree, find_trees
+from vlft.packing.attention import find_trees
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vlft.models.tree_attention import Tree
 
 
 @dataclass(frozen=True)

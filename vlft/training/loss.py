@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from vlft.families.base import is_in
 from vlft.models.last_layer import narrow_last_layer
-from vlft.packing.attention import TREE, additive_mask, block_mask, row_attention
+from vlft.models.tree_attention import TREE
+from vlft.packing.attention import additive_mask, block_mask, row_attention
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
