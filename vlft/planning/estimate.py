@@ -125,7 +125,7 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         for indices in schedule.epoch(0)
         for row in packer.plan([outlines[index] for index in indices])
     ]
-    images = distinct_images(data, processor)
+    images = distinct_images(data)
     return DataPlan(
         samples=len(data[0]),
         validation=len(data[1]),

@@ -97,7 +97,7 @@ def prepare_images(
     """Where rows get their images from: kept features, unless the tower trains."""
     if config.train_vision:
         return Images(processor)
-    images = distinct_images(data, processor)
+    images = distinct_images(data)
     stage: Stage = "seen" if config.train_aligner else "aligned"
     plan = world.broadcast(plan_cache(config.vision_cache, model, processor, images, stage))
     if images:
