@@ -7,19 +7,26 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from conftest import GOLDEN
+from PIL import Image
 from rich.console import Console
 
+import vlft
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.data.encode import EncodedSample
 from vlft.errors import CollectedError, DataError, UsageError
+from vlft.training.samples import distinct_images, make_schedule
+from vlft.vision import batches
+from vlft.vision.cache import fill
+from vlft.vision.cache_plan import CachePlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -412,6 +419,81 @@ class TestLongSamples:
         assert queries(
             load(long, "b.jsonl", max_length=17, on_long="truncate-history", on_bad_sample="skip")
         ) == ["b.jsonl 0"]
+
+
+class TestEachFactOnce:
+    """An image's digest and size are found when the data is checked, and kept for the run."""
+
+    @pytest.fixture
+    def opened(self, monkeypatch) -> Counter[str]:
+        """How often each file is opened."""
+        counts: Counter[str] = Counter()
+
+        def counting(file, *args, _open=io.open, **options):
+            counts[str(file)] += 1
+            return _open(file, *args, **options)
+
+        monkeypatch.setattr("builtins.open", counting)
+        monkeypatch.setattr("io.open", counting)
+        return counts
+
+    @pytest.fixture
+    def sets(self, processor) -> Callable[[], tuple[Dataset, Dataset]]:
+        """A function that reads two data files on the same two images."""
+        for name, source in (("a.png", "chart.png"), ("b.jpg", "photo_a.jpg")):
+            Path(name).write_bytes((GOLDEN / "images" / source).read_bytes())
+        rows = [
+            {"query": "<image>" * len(images) + str(index), "response": "r", "images": images}
+            for index, images in enumerate((["a.png"], ["b.jpg"], ["a.png"], ["b.jpg", "a.png"]))
+        ]
+        rows.append({"query": "three", "response": "r", "images": ["a.png"] * 3})
+        write("t.jsonl", rows)
+        write("v.jsonl", rows[1:3])
+        chat = processor.chat
+        options = DataOptions(chat.image_tag, chat.image_token_id)
+        encode = processor.encode_conversation
+        return lambda: load_train_and_val(["t.jsonl"], ["v.jsonl"], 0, encode, options)
+
+    def test_each_image_is_opened_once(self, sets, opened):
+        data = sets()
+        assert {name: opened[name] for name in ("a.png", "b.jpg")} == {"a.png": 1, "b.jpg": 1}
+        # No file is needed any more: neither opened nor looked up.
+        for name in ("a.png", "b.jpg"):
+            Path(name).unlink()
+        outlined = [outline.images for part in data for outline in part.outlines]
+        for _ in range(2):
+            assert [sample.images for part in data for sample in part] == outlined
+        groups = make_schedule(vlft.SftConfig(), data[0]).groups
+        assert groups[0] == groups[2] == groups[4] != groups[1] == groups[3]
+        assert {image.digest for image in distinct_images(data)} == {groups[0], groups[1]}
+        assert (opened["a.png"], opened["b.jpg"]) == (1, 1)
+
+    @pytest.mark.parametrize("workers", [False, True])
+    def test_an_image_written_anew_is_the_same_until_the_run_ends(
+        self, sets, shared_model, processor, monkeypatch, workers
+    ):
+        """Its features are those of the image that was checked."""
+        train, val = sets()
+        images = distinct_images((train, val))
+        monkeypatch.setattr(batches, "BATCHES_FOR_WORKERS", 0 if workers else 100)
+        plan = CachePlan("memory", "aligned", Path(), "")
+        cached = fill(plan, shared_model, processor, images)
+        before = [cached.of(sample.images).tensors["features"] for sample in train]
+        Image.new("RGB", (1500, 20)).save("a.png")
+        for sample, expected in zip(train, before, strict=True):
+            assert torch.equal(cached.of(sample.images).tensors["features"], expected)
+            tokens = (sample.input_ids == processor.chat.image_token_id).sum()
+            assert len(expected) == tokens
+        # Features of other bytes must never be kept under this image's key.
+        with pytest.raises(DataError, match=r"^a\.png: the image has changed since"):
+            fill(plan, shared_model, processor, images)
+        assert {i.digest for i in distinct_images(sets())} != {i.digest for i in images}
+
+    def test_records_that_were_never_checked_are_encoded_too(self, processor, sets):
+        train, _ = sets()
+        for index, images in enumerate((["a.png"], ["b.jpg"])):
+            row = {"query": f"<image>{index}", "response": "r", "images": images}
+            assert processor.encode(row).images == train[index].images
 
 
 @pytest.mark.only_siglip

@@ -15,7 +15,8 @@ import pytest
 from conftest import GOLDEN
 from PIL import Image
 
-from vlft.data.images import content_key, decode, find_broken
+from vlft.data.conversation import ImageFacts
+from vlft.data.images import decode, inspect_image, inspect_images
 from vlft.errors import DataError
 
 IMAGES = GOLDEN / "images"
@@ -35,7 +36,7 @@ def _inside(tmp_path, monkeypatch):
 
 def message(path: str | Path, place: str = "") -> str:
     with pytest.raises(DataError) as error:
-        decode(Path(path), place=place)
+        inspect_image(Path(path), place=place)
     return str(error.value)
 
 
@@ -160,6 +161,7 @@ class TestBroken:
         def fail(*_: object, **_settings) -> None:
             raise error("Failed to decode image")
 
+        Path("a.avif").touch()
         monkeypatch.setattr(Image, "open", fail)
         assert message("a.avif", "a.jsonl:1").startswith(
             "a.jsonl:1: a.avif: not a whole image (Failed to decode image)\n"
@@ -171,31 +173,43 @@ class TestBroken:
         ))  # fmt: skip
 
 
-def test_find_broken_names_each_broken_file_once():
-    good = [IMAGES / "photo_a.jpg", IMAGES / "rgba.png"]
-    Path("bad.png").write_bytes(b"x")
-    broken = find_broken([*good, Path("bad.png"), Path("no.png"), *good, Path("bad.png")])
-    assert {str(path): error.message for path, error in broken.items()} == {
-        "bad.png": "not an image of a known format",
-        "no.png": "no such image",
-    }
+class TestInspect:
+    def test_every_file_has_facts_or_an_error(self):
+        good = [IMAGES / "photo_a.jpg", IMAGES / "rgba.png"]
+        Path("bad.png").write_bytes(b"x")
+        found = inspect_images([*good, Path("bad.png"), Path("no.png"), *good, Path("bad.png")])
+        errors = {str(p): e.message for p, e in found.items() if isinstance(e, DataError)}
+        assert errors == {
+            "bad.png": "not an image of a known format",
+            "no.png": "no such image",
+        }
+        assert [path for path in found if str(path) not in errors] == good
 
+    @pytest.mark.parametrize("name", sorted(EXPECTED))
+    def test_the_digest_is_of_the_bytes_and_the_size_of_the_pixels(self, name):
+        content = (GOLDEN / name).read_bytes()
+        Path("copy").write_bytes(content)
+        size = tuple(EXPECTED[name]["size_used"])
+        expected = ImageFacts(hashlib.sha256(content).hexdigest(), size)
+        assert inspect_image(Path("copy")) == inspect_image(GOLDEN / name) == expected
 
-class TestContentKey:
-    def test_is_the_digest_of_the_bytes(self):
-        content = (IMAGES / "chart.png").read_bytes()
-        Path("copy.png").write_bytes(content)
-        assert content_key(Path("copy.png")) == hashlib.sha256(content).hexdigest()
-        assert content_key(Path("copy.png")) == content_key(IMAGES / "chart.png")
-
-    def test_follows_the_file(self):
+    def test_they_follow_the_file(self):
         path = Path("a.png")
-        keys = set()
-        for number, content in enumerate((b"one", b"two", b"three")):
-            path.write_bytes(content)
-            os.utime(path, ns=(number, number))
-            keys.add(content_key(path))
-        assert keys == {hashlib.sha256(x).hexdigest() for x in (b"one", b"two", b"three")}
+        for number in range(1, 4):
+            Image.new("RGB", (number, 1)).save(path)
+            os.utime(path, ns=(1, 1))
+            facts = inspect_image(path)
+            assert facts == ImageFacts(hashlib.sha256(path.read_bytes()).hexdigest(), (number, 1))
+
+    def test_a_file_with_other_bytes_is_refused_where_the_digest_is_given(self):
+        path = Path("a.png")
+        Image.new("RGB", (2, 1)).save(path)
+        digest = inspect_image(path).digest
+        assert decode(path, digest=digest).size == (2, 1)
+        Image.new("RGB", (3, 1)).save(path)
+        assert decode(path).size == (3, 1)
+        with pytest.raises(DataError, match=r"^a\.png: the image has changed since the data was"):
+            decode(path, digest=digest)
 
 
 def test_no_other_program_is_started(tmp_path):

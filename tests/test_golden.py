@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from vlft.checkpoints.export import canonical_name
 from vlft.data.encode import tokenize
+from vlft.data.images import inspect_image
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.packing.prefix_tree import pack
 from vlft.training.loss import PackedLoss
@@ -136,8 +137,8 @@ def test_prompt_ids(case, path, processor):
     expected = load_file(path.with_suffix(".safetensors"))["input_ids"][0]
     chat = processor.chat
     before, after = chat.image_border
-    files = [GOLDEN / file for file in data["image_files"]]
-    views = iter([chat.view(file, len(files)) for file in files])
+    sizes = [inspect_image(GOLDEN / file).size for file in data["image_files"]]
+    views = iter([chat.view(size, len(sizes)) for size in sizes])
     ids = [chat.bos_id]
     for token in tokenize(data["sft_format"], chat)[0]:
         image = token == chat.image_token_id

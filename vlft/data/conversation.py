@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 Role = Literal["user", "assistant"]
 
 
 @dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image file once it has been checked.
+
+    Attributes:
+        digest: SHA-256 of its bytes; equal digests are the same image.
+        size: (width, height) in pixels, EXIF orientation ignored.
+    """
+
+    digest: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ImageRef:
-    """An image that has not been decoded.
+    """A reference to an image file; holds no pixels.
 
     Attributes:
         path: the file.
         given: as the data file names it, for results and messages.
+        facts: found when the data is checked, and valid for the whole run even if the file changes
+            later; None before.
     """
 
     path: Path
     given: str
+    facts: ImageFacts | None = None
 
 
 Part = str | ImageRef
@@ -59,6 +76,14 @@ class Conversation:
         """The text of the last turn if it is the assistant's."""
         last = self.turns[-1]
         return flat_text(last, "") if last.role == "assistant" else None
+
+    def map_images(self, change: Callable[[ImageRef], ImageRef]) -> Conversation:
+        """The same dialogue with every image reference changed."""
+        turns = (
+            Turn(t.role, tuple(change(p) if isinstance(p, ImageRef) else p for p in t.parts))
+            for t in self.turns
+        )
+        return replace(self, turns=tuple(turns))
 
     def without_reply(self) -> Conversation:
         """The same dialogue up to the last user turn."""

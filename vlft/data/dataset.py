@@ -5,22 +5,23 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
 from vlft.data.encode import outline
-from vlft.data.images import find_broken
+from vlft.data.images import inspect_images
 from vlft.data.layouts import native
 from vlft.data.records import FORMATS, Record, read_records
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
-    from vlft.data.conversation import Conversation
+    from vlft.data.conversation import Conversation, ImageFacts, ImageRef
     from vlft.data.encode import EncodedSample, Outline
 
 Encode = Callable[["Conversation"], "EncodedSample"]
+Inspected = dict[Path, "ImageFacts | DataError"]
 
 SAMPLED = re.compile(f"(.+(?:{'|'.join(map(re.escape, FORMATS))}))#(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -77,13 +78,19 @@ class Dataset(Sequence["EncodedSample"]):
         return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
 
 
-def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> Dataset:
+def load_dataset(
+    files: Sequence[str],
+    encode: Encode,
+    options: DataOptions,
+    inspected: Inspected | None = None,
+) -> Dataset:
     """Reads, checks and mixes data files.
 
     Args:
         files: paths, each with an optional ``#N`` that draws N of its records.
         encode: the processor's; called once per conversation, to know its length.
         options: see DataOptions.
+        inspected: images that were checked before; those checked here are added.
 
     Raises:
         UsageError: every problem of every file and record, or that no sample is left.
@@ -91,9 +98,10 @@ def load_dataset(files: Sequence[str], encode: Encode, options: DataOptions) -> 
     items: list[tuple[Conversation, Outline]] = []
     problems: list[UsageError] = []
     unusable: list[UsageError] = []
+    inspected = {} if inspected is None else inspected
     for spec in files:
         try:
-            found, wrong = _read_file(spec, encode, options)
+            found, wrong = _read_file(spec, encode, options, inspected)
         except UsageError as error:
             problems.append(error)
             unusable.append(error)
@@ -133,10 +141,12 @@ def load_train_and_val(
         UsageError: every problem of every record of all files.
     """
     problems: list[UsageError] = []
+    inspected: Inspected = {}
     loaded = []
     for group in (files, val_files):
         try:
-            loaded.append(load_dataset(group, encode, options) if group else Dataset((), encode))
+            data = load_dataset(group, encode, options, inspected) if group else Dataset((), encode)
+            loaded.append(data)
         except CollectedError as error:
             problems += error.problems
         except UsageError as error:
@@ -149,7 +159,7 @@ def load_train_and_val(
 
 
 def _read_file(
-    spec: str, encode: Encode, options: DataOptions
+    spec: str, encode: Encode, options: DataOptions, inspected: Inspected
 ) -> tuple[list[tuple[Conversation, Outline]], list[UsageError]]:
     """The good conversations of one file and the problems of the others, both in its order."""
     path, count = _parse_spec(spec)
@@ -166,15 +176,14 @@ def _read_file(
         chosen = sorted(random.Random(options.seed).sample(range(len(records)), count))
         records = [records[index] for index in chosen]
     parsed = [_parse(record, options) for record in records]
-    broken = find_broken(
-        image.path for item in parsed if not isinstance(item, UsageError) for image in item.images
-    )
+    images = (image for item in parsed if not isinstance(item, UsageError) for image in item.images)
+    inspected |= inspect_images(ref.path for ref in images if ref.path not in inspected)
     good: list[tuple[Conversation, Outline]] = []
     problems: list[UsageError] = []
     too_long = 0
     for item in tracked(parsed, "checking samples", len(parsed)):
         try:
-            fitted = _fit(_checked(item, broken), encode, options)
+            fitted = _fit(_checked(item, inspected), encode, options)
         except UsageError as error:
             problems.append(error)
             continue
@@ -218,15 +227,19 @@ def _parse(record: Record | DataError, options: DataOptions) -> Conversation | U
         return error
 
 
-def _checked(item: Conversation | UsageError, broken: dict[Path, DataError]) -> Conversation:
+def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversation:
+    """The conversation with the facts about its images; raises what is wrong with it."""
     if isinstance(item, UsageError):
         raise item
-    for image in item.images:
-        if image.path in broken:
-            error = broken[image.path]
+
+    def with_facts(image: ImageRef) -> ImageRef:
+        facts = inspected[image.path]
+        if isinstance(facts, DataError):
             place = f"{item.place}: {shown(image.path)}"
-            raise DataError(error.message, place=place, hint=error.hint)
-    return item
+            raise DataError(facts.message, place=place, hint=facts.hint)
+        return replace(image, facts=facts)
+
+    return item.map_images(with_facts)
 
 
 def _fit(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlft.data.conversation import Conversation, Turn, flat_text
-from vlft.data.images import content_key
+from vlft.data.conversation import Conversation, ImageRef, Turn, flat_text
+from vlft.data.images import inspect_image
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ChatFormat:
         image_tag: stands in the text for an image; a token of its own.
         image_token_id: of the tag.
         image_border: ids before and after each image's tokens; may be empty.
-        view: (file, number of images in the conversation) -> tokens and tiles.
+        view: ((width, height) of an image, number of images in the conversation) -> its View.
         apart: whether messages are tokenised one by one, replies without the space before them.
         bos_id: put first.
         eos_token: closes a reply.
@@ -66,7 +66,7 @@ class ChatFormat:
     image_tag: str
     image_token_id: int
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
-    view: Callable[[Path, int], View]
+    view: Callable[[tuple[int, int], int], View]
     apart: bool
     bos_id: int
     eos_token: str
@@ -80,15 +80,21 @@ class EncodedImage:
 
     Attributes:
         path: where its pixels come from.
-        key: equal keys are the same image, treated the same.
+        digest: of the file, see ImageFacts.
         tokens: how many image tokens it becomes.
         tiles: see View.
     """
 
     path: Path
-    key: str
+    digest: str
     tokens: int
     tiles: tuple[int, int] = (0, 0)
+
+    @property
+    def key(self) -> str:
+        """Equal for images with equal features: the same file, cut into tiles the same way."""
+        across, down = self.tiles
+        return self.digest if self.tiles == (0, 0) else f"{self.digest}/{across}x{down}"
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     """
     text, replies = render(conversation, chat)
     ids, labels = _apart(conversation, chat) if chat.apart else _together(text, replies, chat)
-    images = images_of(conversation, chat)
+    images = _view_images(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
         raise DataError(
@@ -224,19 +230,19 @@ def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], lis
     return ids, labels
 
 
-def images_of(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
-    """The images of a conversation, in order, as the model sees them."""
+def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
+    """The images of a conversation, in order, as the model sees them.
+
+    A file is opened only if its facts are not known yet, as for records given through Python.
+    """
     references = conversation.images
-    views = [chat.view(ref.path, len(references)) for ref in references]
-    return tuple(
-        EncodedImage(ref.path, _key(content_key(ref.path), view.tiles), view.tokens, view.tiles)
-        for ref, view in zip(references, views, strict=True)
-    )
 
+    def view(ref: ImageRef) -> EncodedImage:
+        facts = ref.facts or inspect_image(ref.path, place=conversation.place)
+        view = chat.view(facts.size, len(references))
+        return EncodedImage(ref.path, facts.digest, view.tokens, view.tiles)
 
-def _key(content: str, tiles: tuple[int, int]) -> str:
-    """One image cut in two ways is two to the model."""
-    return content if tiles == (0, 0) else f"{content}/{tiles[0]}x{tiles[1]}"
+    return tuple(map(view, references))
 
 
 def _expand(

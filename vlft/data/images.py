@@ -1,54 +1,82 @@
-"""Image files -> RGB images, as the authors' code reads them."""
+"""Image files -> RGB images as the authors' code reads them, and the facts about each file."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from vlft.console import tracked
+from vlft.data.conversation import ImageFacts
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from io import BufferedReader
+    from pathlib import Path
 
 T = TypeVar("T")
 
 
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """All that Pillow opens, less what it starts another program for (Ghostscript)."""
-    Image.init()
-    return tuple(sorted(Image.OPEN.keys() - {"EPS"}))
-
-
-def decode(path: Path, *, place: str = "") -> Image.Image:
+def decode(path: Path, *, digest: str | None = None) -> Image.Image:
     """The image in RGB: alpha dropped, first frame, EXIF orientation ignored.
+
+    Args:
+        path: the file.
+        digest: SHA-256 that its bytes must have; not compared if None.
+
+    Raises:
+        DataError: the file is missing, is not a whole image, or has another digest.
+    """
+
+    def read(file: BufferedReader) -> Image.Image:
+        if digest is not None and _digest(file) != digest:
+            raise DataError(
+                "the image has changed since the data was checked",
+                place=shown(path),
+                hint="start again, and do not write to the images until training has begun",
+            )
+        return _decode(file)
+
+    return _read(path, read, "")
+
+
+def inspect_image(path: Path, *, place: str = "") -> ImageFacts:
+    """The facts about an image file, which is opened once and decoded whole.
+
+    Args:
+        path: the file.
+        place: of the record that names it, for messages.
 
     Raises:
         DataError: the file is missing or is not a whole image.
     """
-    return _read(path, lambda image: image.convert("RGB"), place)
+    return _read(path, lambda file: ImageFacts(_digest(file), _decode(file).size), place)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels, EXIF orientation ignored; only the file's head is read.
+def inspect_images(paths: Iterable[Path]) -> dict[Path, ImageFacts | DataError]:
+    """The facts about every file, or its error; each is opened once, several in parallel."""
 
-    Raises:
-        DataError: the file is missing or is not an image.
-    """
-    return _read(path, lambda image: image.size, "")
+    def attempt(path: Path) -> ImageFacts | DataError:
+        try:
+            return inspect_image(path)
+        except DataError as error:
+            return error
+
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        found = tracked(pool.map(attempt, unique), "checking images", len(unique))
+        return dict(zip(unique, found, strict=True))
 
 
-def _read(path: Path, use: Callable[[Image.Image], T], place: str) -> T:
+def _read(path: Path, use: Callable[[BufferedReader], T], place: str) -> T:
     where = f"{place}: {shown(path)}" if place else shown(path)
     try:
-        with Image.open(path, formats=formats()) as image:
-            return use(image)
+        with path.open("rb") as file:
+            return use(file)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             "no such image",
@@ -70,29 +98,19 @@ def _read(path: Path, use: Callable[[Image.Image], T], place: str) -> T:
         ) from None
 
 
-def content_key(path: Path) -> str:
-    """SHA-256 of the file's bytes: two references with one key are one image."""
-    stat = path.stat()
-    return _digest(str(path), stat.st_mtime_ns, stat.st_size)
+def _digest(file: BufferedReader) -> str:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return digest
 
 
-@functools.lru_cache(maxsize=1_000_000)
-def _digest(path: str, modified: int, size: int) -> str:  # noqa: ARG001 (part of the cache key)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _decode(file: BufferedReader) -> Image.Image:
+    with Image.open(file, formats=_formats()) as image:
+        return image.convert("RGB")
 
 
-def find_broken(paths: Iterable[Path]) -> dict[Path, DataError]:
-    """Decodes every file once, in threads; returns the error of each that cannot be used."""
-
-    def attempt(path: Path) -> DataError | None:
-        try:
-            decode(path)
-        except DataError as error:
-            return error
-        return None
-
-    unique = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor() as pool:
-        tried = tracked(pool.map(attempt, unique), "checking images", len(unique))
-        found = zip(unique, tried, strict=True)
-        return {path: error for path, error in found if error is not None}
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """All formats that Pillow opens, except EPS: Pillow hands it to Ghostscript."""
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - {"EPS"}))

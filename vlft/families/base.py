@@ -45,7 +45,7 @@ class Pixels:
     Attributes:
         tokens: of an image; None where it depends on the image.
         size: pixels of a side of a view.
-        view: (file, number of images in its conversation) -> tokens and tiles.
+        view: ((width, height) of an image, number of images in its conversation) -> its View.
         transform: (RGB image, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
             processor makes them.
         inputs: (all views of I images (V, 3, H, W), tiles of each image) -> the keyword
@@ -55,7 +55,7 @@ class Pixels:
 
     tokens: int | None
     size: int
-    view: Callable[[Path, int], View]
+    view: Callable[[tuple[int, int], int], View]
     transform: Callable[[Image, Tiles], Tensor]
     inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
     fingerprint: str

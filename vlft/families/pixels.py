@@ -86,7 +86,7 @@ def square_pixels(numbers: Numbers, tokens: int) -> Pixels:
 
 def fixed_view(tokens: int) -> Any:
     """Every image becomes the same number of tokens."""
-    return lambda path, count: View(tokens)  # noqa: ARG005
+    return lambda size, count: View(tokens)  # noqa: ARG005
 
 
 def preprocessor(numbers: Numbers) -> dict[str, Any]:

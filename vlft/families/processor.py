@@ -63,18 +63,25 @@ class Processor:
             image_tag=self.family.image_tag,
             need_response=False,
         )
-        for image in conversation.images:
-            decode(image.path, place="row")
         return self.encode_conversation(conversation)
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A checked conversation as ids and labels."""
         return encode(conversation, self.chat)
 
-    def pixel_values(self, images: Sequence[EncodedImage]) -> Tensor:
-        """(V, 3, H, W) float32: all views of I images, as the authors' processor makes them."""
-        views = [self.pixels.transform(decode(image.path), image.tiles) for image in images]
-        return torch.cat(views)
+    def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> Tensor:
+        """(V, 3, H, W) float32: all views of I images, as the authors' processor makes them.
+
+        Args:
+            images: their files are decoded.
+            verify: whether a file that changed since it was checked is an error.
+
+        Raises:
+            DataError: a file cannot be decoded, or has changed.
+        """
+        decoded = (decode(i.path, digest=i.digest if verify else None) for i in images)
+        views = zip(decoded, images, strict=True)
+        return torch.cat([self.pixels.transform(rgb, image.tiles) for rgb, image in views])
 
     def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
         """The keyword arguments of the model for I images; empty if there is none."""

@@ -9,13 +9,11 @@ import torch
 from PIL import ImageOps
 
 from vlft.data.encode import View
-from vlft.data.images import image_size
 from vlft.families.base import Pixels, Tiles
 from vlft.families.pixels import normalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from PIL.Image import Image
     from torch import Tensor
@@ -53,9 +51,8 @@ class Tiling:
 def tiled_pixels(tiling: Tiling) -> Pixels:
     """The views of each image, the whole one first."""
 
-    def view(path: Path, count: int) -> View:
-        cut = count < UNCUT_FROM
-        tiles = best_grid(image_size(path), tiling) if cut else (1, 1)
+    def view(size: tuple[int, int], count: int) -> View:
+        tiles = best_grid(size, tiling) if count < UNCUT_FROM else (1, 1)
         return View(tiling.tokens(tiles), tiles)
 
     def transform(image: Image, tiles: Tiles) -> Tensor:

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
-from vlft.data.images import decode
+from vlft.data.images import inspect_image
 from vlft.errors import DataError, VlftError
 from vlft.inference.generate import Sampling, generate_replies
 
@@ -51,8 +51,7 @@ class Session:
         elif name == "/system":
             self.system, self.turns = rest, []
         elif name == "/image":
-            decode(Path(rest))
-            self.images.append(ImageRef(Path(rest), rest))
+            self.images.append(ImageRef(Path(rest), rest, inspect_image(Path(rest))))
         else:
             raise DataError(f"no command {name}", hint=HELP)
         return True

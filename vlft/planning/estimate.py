@@ -119,7 +119,7 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     planner = make_planner(config, processor, data[0], device_of(config))
     lengths = [outline.tokens for outline in data[0].outlines]
     rows = [row for step in planner.epoch(0) for row in step]
-    images = distinct_images(data, processor)
+    images = distinct_images(data)
     return DataPlan(
         samples=len(data[0]),
         validation=len(data[1]),

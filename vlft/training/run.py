@@ -134,7 +134,7 @@ def _prepare_images(
     config, processor = setup.config, setup.processor
     if config.train_vision:
         return Images(processor)
-    images = distinct_images(data, processor)
+    images = distinct_images(data)
     stage: Stage = "seen" if config.train_aligner else "aligned"
     plan = plan_cache(config.vision_cache, model, processor, images, stage)
     plan = backend.world.broadcast(plan)

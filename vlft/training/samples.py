@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
-from vlft.data.encode import images_of
-from vlft.data.images import content_key
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
@@ -42,10 +40,8 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     """The order of the samples; if prefixes are shared, those of one first image together."""
     groups = tuple(
-        content_key(conversation.images[0].path)
-        if config.share_prefix and conversation.images
-        else index
-        for index, conversation in enumerate(train_data.conversations)
+        outline.images[0].digest if config.share_prefix and outline.images else index
+        for index, outline in enumerate(train_data.outlines)
     )
     return Schedule(groups, config.batch_size, config.seed)
 
@@ -90,12 +86,9 @@ def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
     )
 
 
-def distinct_images(data: tuple[Dataset, Dataset], processor: Processor) -> list[EncodedImage]:
+def distinct_images(data: tuple[Dataset, Dataset]) -> list[EncodedImage]:
     """Every distinct image of the samples, in their order."""
     found = {
-        image.key: image
-        for part in data
-        for conversation in part.conversations
-        for image in images_of(conversation, processor.chat)
+        image.key: image for part in data for outline in part.outlines for image in outline.images
     }
     return list(found.values())

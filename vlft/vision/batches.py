@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlft import console
+from vlft.errors import DataError
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def encode_all(
     ]
     batches = wanted[turn[0] :: turn[1]]
     workers = _workers(len(batches))
-    loader: DataLoader[Tensor] = DataLoader(
+    loader: DataLoader[Tensor | None] = DataLoader(
         _Decoded(batches, processor),
         batch_size=None,
         num_workers=workers,
@@ -83,7 +84,8 @@ def encode_batch(
 ) -> list[Tensor]:
     """The features of each image, on the CPU: (views, T, W) if seen, (tokens, D) if aligned."""
     family, tiles = processor.family, [image.tiles for image in images]
-    views = processor.pixel_values(images) if views is None else views
+    # Features may be stored under the digest of an image, so they must come from these bytes.
+    views = processor.pixel_values(images, verify=True) if views is None else views
     weight = model.get_input_embeddings().weight
     inputs = moved(processor.pixels.inputs(views, tiles), weight)
     # As in training, where Accelerate computes so.
@@ -114,8 +116,8 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
     return batches
 
 
-class _Decoded(Dataset[Tensor]):
-    """The views of each batch of images; runs in worker processes."""
+class _Decoded(Dataset["Tensor | None"]):
+    """The views of each batch of images, verified; runs in worker processes."""
 
     def __init__(self, batches: Sequence[Sequence[EncodedImage]], processor: Processor) -> None:
         self._batches, self._processor = batches, processor
@@ -123,9 +125,12 @@ class _Decoded(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """(V, 3, H, W)."""
-        return self._processor.pixel_values(self._batches[index])
+    def __getitem__(self, index: int) -> Tensor | None:
+        """(V, 3, H, W); None on an error, which the main process meets again and raises whole."""
+        try:
+            return self._processor.pixel_values(self._batches[index], verify=True)
+        except DataError:
+            return None
 
 
 def _workers(batches: int) -> int:
