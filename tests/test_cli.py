@@ -11,7 +11,7 @@ import pytest
 
 from vlft import __version__
 from vlft.cli import app, models
-from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
+from vlft.cli.commands import COMMANDS
 from vlft.families.registry import FAMILIES
 from vlft.planning.published import KNOWN
 from vlft.settings import flag
@@ -43,16 +43,11 @@ FLAGS = {
         SRC DST --revision --hub
         --format --dtype --max-shard-size --overwrite
     """,
+    "models": "",
+    "cache": "ACTION",
 }
 # The same, so that a run is planned with its own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"
-CLASSES = {
-    "sft": SftConfig,
-    "plan": PlanConfig,
-    "infer": InferConfig,
-    "merge-lora": MergeLoraConfig,
-    "convert": ConvertConfig,
-}
 
 
 def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
@@ -66,7 +61,7 @@ def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_frozen(command):
-    fields = dataclasses.fields(CLASSES[command])
+    fields = dataclasses.fields(COMMANDS[command].config)
     names = [f.name.upper() if f.metadata["argument"] else flag(f.name) for f in fields]
     assert names == FLAGS[command].split()
 
@@ -78,15 +73,25 @@ def test_help_reads_well_at_80_columns(monkeypatch, capfd, command):
     assert max(map(len, text.splitlines())) <= 80
     for name in FLAGS[command].split():
         assert name in text.replace("[no-]", ""), name
-    for spec in dataclasses.fields(CLASSES[command]):
+    for spec in dataclasses.fields(COMMANDS[command].config):
         assert spec.metadata["help"].split()[0] in text
     assert "…" not in text
 
 
-def test_commands(monkeypatch, capfd):
-    code, text, _ = run(monkeypatch, capfd, "--help")
-    assert code == 0
-    assert all(command in text for command in FLAGS)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_commands(monkeypatch, capfd, arguments):
+    assert FLAGS.keys() == COMMANDS.keys()
+    code, text, err = run(monkeypatch, capfd, *arguments)
+    assert (code, err) == (0, "")
+    # As the pages of the commands: usage, purpose, then a line for each name.
+    assert text.startswith("Usage: vlft COMMAND [OPTIONS]\n\nFine-tune")
+    lines = [line.rstrip() for line in text.splitlines()]
+    for name, command in COMMANDS.items():
+        assert f"{name:12}{command.help}" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_version(monkeypatch, capfd):
     assert run(monkeypatch, capfd, "--version")[:2] == (0, f"vlft {__version__}\n")
 
 
@@ -100,6 +105,7 @@ def test_commands(monkeypatch, capfd):
         (["sft", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
         (["convert", "a"], "vlft convert: two folders are needed"),
         (["convert", "nowhere", "b"], "--model nowhere: no such folder"),
+        (["cache", "clean"], "ACTION: found 'clean'"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments, message):
@@ -131,6 +137,7 @@ def test_cache(monkeypatch, capfd, tmp_path):
     assert "features: 3.0 MiB" in text
     assert "3.0 MiB removed" in run(monkeypatch, capfd, "cache", "clear")[1]
     assert not folder.exists()
+    assert run(monkeypatch, capfd, "cache")[1].endswith("features: 0.0 MiB\n")
 
 
 def test_debug_shows_the_traceback(monkeypatch, capfd):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from vlft.cli.options import command
+from vlft.cli.options import command_function
 from vlft.config import InferConfig, MergeLoraConfig, SftConfig
 from vlft.errors import CollectedError, ConfigError, UsageError
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
@@ -413,7 +413,7 @@ class TestCommandLine:
     def run(self, *arguments: str, cls: type = SftConfig) -> tuple[Any, set[str]]:
         seen: list[tuple[Any, set[str]]] = []
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(command(cls, lambda config, written: seen.append((config, written))))
+        app.command()(command_function(cls, lambda config, written: seen.append((config, written))))
         app(list(arguments), standalone_mode=False)
         return seen[0]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlft.errors import ConfigError, UsageError
-from vlft.settings import flag, setting
+from vlft.settings import Settings, flag, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -451,6 +451,24 @@ class ConvertConfig:
                 )
             ]
         return _shard_size_problems(self.max_shard_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig(Settings):
+    """``vlft models`` has no settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(Settings):
+    """Settings of ``vlft cache``."""
+
+    action: str = setting(
+        "info",
+        "List what is kept, or remove all of it.",
+        panel="Action",
+        argument=True,
+        choices=("info", "clear"),
+    )
 
 
 def _shard_size_problems(size: str) -> list[UsageError]:

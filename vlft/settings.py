@@ -24,7 +24,8 @@ class Settings(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings."""
+        """All that is wrong between settings; each alone is checked by ``check``."""
+        return []
 
 
 Config = TypeVar("Config", bound=Settings)
@@ -117,6 +118,8 @@ def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> 
     converted = {}
     for name, value in values.items():
         place = f"{source}: {name}" if source else flag(name)
+        if not source and name in fields and fields[name].metadata["argument"]:
+            place = name.upper()
         if name not in fields:
             problems.append(unknown_name(name, list(fields), place=place, what="setting"))
             continue

@@ -6,53 +6,55 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from vlft import __version__
-from vlft.cli import cache, convert, infer, merge_lora, models, plan, sft
-from vlft.cli.help import help_command
-from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, PlanConfig, SftConfig
+from vlft.cli.commands import COMMANDS
+from vlft.cli.help import print_command, print_overview
+from vlft.cli.options import command_function
 from vlft.console import err, show_error
 from vlft.errors import UsageError, VlftError, shown
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-app = typer.Typer(
-    help="Fine-tune, run and merge DeepSeek's vision-language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-app.command("sft", help=sft.HELP, cls=help_command(SftConfig, sft.HELP))(sft.command)
-app.command("plan", help=plan.HELP, cls=help_command(PlanConfig, plan.HELP))(plan.command)
-app.command("infer", help=infer.HELP, cls=help_command(InferConfig, infer.HELP))(infer.command)
-app.command("merge-lora", help=merge_lora.HELP, cls=help_command(MergeLoraConfig, merge_lora.HELP))(
-    merge_lora.command
-)
-app.command("convert", help=convert.HELP, cls=help_command(ConvertConfig, convert.HELP))(
-    convert.command
-)
-app.command("models", help=models.HELP)(models.command)
-app.add_typer(cache.app, name="cache")
+PURPOSE = "Fine-tune, run and merge DeepSeek's vision-language models."
 
 
-def _print_version(value: bool) -> None:
-    if value:
+class _Group(TyperGroup):
+    """``vlft``, with our own help page."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Prints the page."""
+        print_overview(PURPOSE, COMMANDS)
+
+
+class _Command(TyperCommand):
+    """A command with our own help page."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Prints the page."""
+        print_command(ctx.info_name, COMMANDS[ctx.info_name])
+
+
+app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False)
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=_Command)(command_function(_command.config, _command.run))
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version")] = False
+) -> None:
+    """What ``vlft`` does without a command."""
+    if version:
         typer.echo(f"vlft {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
-    """Options before the command."""
+    if ctx.invoked_subcommand is None:
+        print_overview(PURPOSE, COMMANDS)
 
 
 def _file_error(error: OSError) -> VlftError:

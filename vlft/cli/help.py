@@ -1,61 +1,63 @@
-"""The help page of a command: one line or two per setting, grouped, readable at 80 columns."""
+"""The help pages: one line or two per command or setting, readable at 80 columns."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand
 
 from vlft.settings import field_type, flag
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlft.cli.commands import Command
+
 METAVARS: dict[Any, str] = {int: " N", float: " X", Path: " PATH", str: " TEXT", bool: ""}
-FLAG_WIDTH = 28
+Row = tuple[str, str | Text]
 
 
-def help_command(cls: type, help: str) -> type[TyperCommand]:
-    """A command class whose ``--help`` is made from the settings dataclass."""
-
-    class SettingsCommand(TyperCommand):
-        def get_help(self, ctx: Any) -> str:
-            """Prints the page."""
-            print_help(cls, ctx.command_path, help)
-            return ""
-
-        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-            """Prints the page, for the releases of click that ask this way."""
-            print_help(cls, ctx.command_path, help)
-
-    return SettingsCommand
+def print_overview(purpose: str, commands: Mapping[str, Command]) -> None:
+    """Prints the page of ``vlft`` itself."""
+    rows: list[Row] = [(name, command.help) for name, command in commands.items()]
+    other: list[Row] = [("--version", "Show the version."), ("--help", "Show this page.")]
+    _print_page("vlft COMMAND", purpose, {"Commands": rows, "Other": other})
+    Console(highlight=False).print("\nvlft COMMAND --help shows what a command takes.")
 
 
-def print_help(cls: type, command_path: str, help: str) -> None:
-    """Prints usage, purpose and all settings by panel."""
-    console = Console(highlight=False)
-    arguments = [f.name.upper() for f in dataclasses.fields(cls) if f.metadata["argument"]]
-    usage = " ".join([command_path, *arguments, "\\[OPTIONS]"])
-    console.print(f"[bold]Usage:[/bold] {usage}\n\n{help}")
-    panels: dict[str, list[tuple[Text, Text]]] = {}
-    for spec in dataclasses.fields(cls):
-        row = (Text(flag_text(cls, spec), style="cyan"), help_text(spec))
+def print_command(name: str, command: Command) -> None:
+    """Prints the page of a command: all its settings, by panel."""
+    panels: dict[str, list[Row]] = {}
+    usage = [f"vlft {name}"]
+    for spec in dataclasses.fields(command.config):
+        row = (flag_text(command.config, spec), help_text(spec))
         panels.setdefault(spec.metadata["panel"], []).append(row)
+        if spec.metadata["argument"]:
+            usage.append(row[0] if spec.default is None else f"\\[{row[0]}]")
     panels["Other"] = [
-        (Text("--config PATH", style="cyan"), Text("JSON or YAML file of settings; flags win.")),
-        (Text("--debug", style="cyan"), Text("Show the traceback of an error.")),
-        (Text("--help", style="cyan"), Text("Show this page.")),
+        ("--config PATH", "JSON or YAML file of settings; flags win."),
+        ("--debug", "Show the traceback of an error."),
+        ("--help", "Show this page."),
     ]
+    _print_page(" ".join(usage), command.help, panels)
+
+
+def _print_page(usage: str, purpose: str, panels: Mapping[str, list[Row]]) -> None:
+    console = Console(highlight=False)
+    width = max(len(name) for rows in panels.values() for name, _ in rows)
+    console.print(f"[bold]Usage:[/bold] {usage} \\[OPTIONS]\n\n{purpose}")
     for panel, rows in panels.items():
         console.print(f"\n[bold]{panel}[/bold]")
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(min_width=FLAG_WIDTH, no_wrap=True)
+        table.add_column(min_width=width, no_wrap=True, style="cyan")
         table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*row)
+        for name, text in rows:
+            table.add_row(Text(name), text)
         console.print(table)
 
 
@@ -77,17 +79,17 @@ def help_text(spec: dataclasses.Field[Any]) -> Text:
     text = Text(spec.metadata["help"])
     if spec.metadata["choices"]:
         text.append(f" {' | '.join(spec.metadata['choices'])}", style="green")
-    shown = default_text(spec)
-    if shown:
-        text.append(f" [{shown}]", style="dim")
+    default = default_text(spec)
+    if default:
+        text.append(f" [{default}]", style="dim")
     return text
 
 
 def default_text(spec: dataclasses.Field[Any]) -> str:
-    """The default as a person reads it; empty if there is none worth a word."""
-    shown: str = spec.metadata["shown"]
-    if shown or spec.default is None or spec.default is dataclasses.MISSING:
-        return shown
+    """The default as the help page shows it; empty where there is none."""
+    described: str = spec.metadata["shown"]
+    if described or spec.default is None or spec.default is dataclasses.MISSING:
+        return described
     if isinstance(spec.default, bool):
         return "on" if spec.default else "off"
     return f"{spec.default:g}" if isinstance(spec.default, float) else str(spec.default)

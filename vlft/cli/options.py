@@ -17,7 +17,9 @@ if typing.TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def command(cls: type[Config], work: Callable[[Config, set[str]], None]) -> Callable[..., None]:
+def command_function(
+    cls: type[Config], work: Callable[[Config, set[str]], None]
+) -> Callable[..., None]:
     """A function that Typer can make a command of: one option per field of ``cls``.
 
     Args:
