@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlft.console import out
-from vlft.planning.published import KNOWN, Known
+from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
 
 HELP = "List the models that can be tuned."
 
@@ -23,7 +23,7 @@ def command() -> None:
     out.print(ROW.format("hub id", "parameters", "image tokens", "layouts"))
     for family, heading in HEADINGS.items():
         out.print(f"\n[bold]{heading}[/bold]")
-        for known in KNOWN:
+        for known in PUBLISHED_MODELS:
             if known.family == family:
                 out.print(ROW.format(known.id, f"{known.billions:.2f}e9", *_facts(known)))
     out.print(
@@ -33,7 +33,7 @@ def command() -> None:
     )
 
 
-def _facts(known: Known) -> tuple[str, str]:
+def _facts(known: PublishedModel) -> tuple[str, str]:
     """Image tokens per image, and the layouts of the files."""
     least, most = known.image_tokens
     layouts = "original" if known.family in ONE_LAYOUT else "both"
