@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 from conftest import GOLDEN, MATRIX, make_rows, only_siglip, write_jsonl
@@ -28,7 +29,7 @@ from vlft.planning.estimate import (
     plan_data,
     published_sizes,
 )
-from vlft.planning.memory import estimate_memory, trained_params
+from vlft.planning.memory import LOSS_POSITIONS, estimate_memory, trained_params
 from vlft.planning.published import PUBLISHED_MODELS
 from vlft.planning.report import run_plan, smaller_settings, verdict
 from vlft.planning.sizes import (
@@ -40,6 +41,7 @@ from vlft.planning.sizes import (
     text_sizes,
 )
 from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.loss import CHUNK
 from vlft.training.preview import parameter_count
 from vlft.training.samples import load_data, make_packer, make_schedule
 
@@ -128,6 +130,21 @@ def test_rows_and_tokens_are_those_of_training(config, folder, processor):
     assert found.images == len({image.key for row in rows for image in row.images})
 
 
+@only_siglip
+def test_a_plan_encodes_each_sample_once(config, processor):
+    calls = []
+
+    class Tokenizer:
+        def encode(self, text, **options):
+            calls.append(text)
+            return processor.chat.tokenizer.encode(text, **options)
+
+    chat = dataclasses.replace(processor.chat, tokenizer=Tokenizer())
+    counted = dataclasses.replace(processor, chat=chat)
+    plan = plan_data(config, SimpleNamespace(processor=lambda: counted))
+    assert len(calls) == plan.samples + plan.validation
+
+
 def test_other_parameters_of_a_folder_are_counted_from_its_files(config, folder, make_model):
     model, _ = find_model(config)
     parts = folder.family.parts
@@ -135,6 +152,10 @@ def test_other_parameters_of_a_folder_are_counted_from_its_files(config, folder,
     others = sum(p.numel() for name, p in named if not is_in(name, [parts.language, parts.head]))
     # The files also hold tensors that the model does not use.
     assert others <= model.other_params <= 1.5 * others
+
+
+def test_the_logits_that_are_counted_are_those_of_a_chunk_of_the_loss():
+    assert LOSS_POSITIONS == CHUNK
 
 
 def peak(config, model):
@@ -191,12 +212,17 @@ class TestVerdict:
         assert (spec.checkpointing, spec.tokens) == (recomputes, tokens)
 
     @pytest.mark.parametrize(
-        ("gpu", "gib"), [("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16)]
+        ("gpu", "gib"),
+        [
+            *(("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16), ("288GB", 288)),
+            *(("4090", 24), ("rtx4090", 24), ("RTX 4090", 24), ("NVIDIA GeForce RTX 5090", 32)),
+            *(("A100-40GB", 40), ("a100 40gb", 40), ("RTX A6000", 48)),
+        ],
     )
     def test_memory_of_a_gpu_by_its_name_or_size(self, gpu, gib):
         assert gpu_bytes(gpu) == gib * GIB
 
-    @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3"])
+    @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3", "4080", "300", "rtx"])
     def test_an_unknown_gpu(self, gpu):
         with pytest.raises(ConfigError, match=r"--gpu: found .*\n.*a size like 24GB, or t4"):
             gpu_bytes(gpu)

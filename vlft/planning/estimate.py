@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlft.config import PlanConfig
 
 GIB = 2**30
+_LARGEST_BARE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,19 @@ def gpu_bytes(gpu: str) -> float:
     Raises:
         ConfigError: it is neither.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)?", gpu, re.IGNORECASE)
-    gib = float(found[1]) if found else GPUS.get(gpu.lower().replace(" ", ""))
-    if not gib:
-        names = ", ".join(GPUS)
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
+    names = {_plain_gpu_name(name): gib for name, gib in GPUS.items()}
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)?", gpu, re.IGNORECASE)
+    gib = names.get(_plain_gpu_name(gpu), float(size[1]) if size else 0.0)
+    # A large bare number is the name of a GPU that is not in the table.
+    if not gib or (size and not size[2] and gib > _LARGEST_BARE_SIZE):
+        hint = f"a size like 24GB, or {', '.join(GPUS)}"
+        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=hint)
     return gib * GIB
+
+
+def _plain_gpu_name(name: str) -> str:
+    """``NVIDIA RTX 4090`` and ``rtx4090`` -> ``4090``."""
+    return re.sub(r"nvidia|geforce|rtx|[\s-]", "", name.lower())
 
 
 def planned_device(config: PlanConfig) -> str:

@@ -28,7 +28,7 @@ _QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # A trained parameter in float32: value, gradient, and two AdamW moments.
 _TRAINED_BYTES = 16
 # Positions whose logits exist at once, training.loss.CHUNK; bytes of a logit with its gradients.
-_LOSS_POSITIONS, _LOGIT_BYTES = 128, 12
+LOSS_POSITIONS, _LOGIT_BYTES = 128, 12
 # The CUDA context and the libraries' workspaces.
 _CUDA_BYTES = 0.7 * 2**30
 # Copies of one head's attention scores that the SAM tower holds at its peak.
@@ -202,7 +202,7 @@ def _transient_bytes(text: TextSizes, spec: MemorySpec) -> float:
     gradients = spec.weight_bytes * spec.tokens * (2 * widest + 2 * text.hidden_size)
     largest = max(prod(shape) for shape in language_weights(text, "").values())
     dequantized = spec.weight_bytes * largest if spec.quantize != "none" else 0.0
-    logits = _LOSS_POSITIONS * _LOGIT_BYTES * text.vocab_size
+    logits = LOSS_POSITIONS * _LOGIT_BYTES * text.vocab_size
     return max(logits, gradients + dequantized)
 
 
