@@ -1,4 +1,4 @@
-"""What ``vlft plan`` says is what the models have and what training does."""
+"""``vlft plan`` counts what the models have, and plans the rows that training packs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 from conftest import GOLDEN, MATRIX, make_rows, only_siglip, write_jsonl
@@ -24,28 +25,29 @@ from vlft.planning.estimate import (
     DataPlan,
     find_model,
     gpu_bytes,
-    memory_of,
     memory_spec,
     plan_data,
-    published,
+    published_sizes,
 )
-from vlft.planning.memory import MemorySpec, trained_size
-from vlft.planning.published import KNOWN
-from vlft.planning.report import easier, run_plan, verdict
+from vlft.planning.memory import LOSS_POSITIONS, estimate_memory, trained_params
+from vlft.planning.published import PUBLISHED_MODELS
+from vlft.planning.report import run_plan, smaller_settings, verdict
 from vlft.planning.sizes import (
+    ModelSizes,
     language_params,
     language_weights,
     lm_head_params,
+    sam_attention_scores,
     text_sizes,
-    tower_scores,
 )
 from vlft.training.lora import LoraOptions, add_lora
+from vlft.training.loss import CHUNK
 from vlft.training.preview import parameter_count
 from vlft.training.samples import load_data, make_planner
 
 GIB = 2**30
 CONFIGS = {p.name: p for p in PUBLISHED} | {str(case): case for case in MATRIX}
-# One of each size; the golden ones have what published ones have not.
+# One of each size; the golden models have features that no published model has.
 DISTINCT = [
     *("deepseek-vl-1.3b-chat", "deepseek-vl-7b-chat", "deepseek-vl2-tiny", "deepseek-vl2-small"),
     *("deepseek-vl2", "Janus-Pro-7B"),
@@ -55,7 +57,7 @@ DISTINCT = [f"deepseek-ai/{name}" for name in DISTINCT] + ["deepseek-vl2-mla", "
 
 @pytest.fixture(params=DISTINCT)
 def built(request, tmp_path):
-    """A folder and its model on the meta device: published ones, and the golden ones."""
+    """A model folder and its model on the meta device: published sizes and golden ones."""
     found = CONFIGS[request.param]
     if hasattr(found, "folder"):
         folder = describe(found.folder)
@@ -77,27 +79,28 @@ def test_names_shapes_and_counts_are_those_of_the_model(built):
             weights = module.named_parameters(recurse=False)
             expected |= {f"{name}.{leaf}": tuple(weight.shape) for leaf, weight in weights}
     assert language_weights(text, parts.language) == expected
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    language = sum(size for name, size in sizes.items() if is_in(name, [parts.language]))
-    head = sum(size for name, size in sizes.items() if is_in(name, [parts.head]))
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    language = sum(count for name, count in counts.items() if is_in(name, [parts.language]))
+    head = sum(count for name, count in counts.items() if is_in(name, [parts.head]))
     assert (language_params(text), lm_head_params(text)) == (language, head)
     model.requires_grad_(False)
     tuned = add_lora(model, folder.family, LoraOptions("ALL", rank=4))
     trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
-    asked = MemorySpec(targets="ALL", rank=4)
-    assert trained_size(text, folder.family.attention_inputs, asked) == trained
+    sizes = ModelSizes(text, 0, 0, folder.family.attention_inputs)
+    spec = memory_spec(PlanConfig(lora_target_modules="ALL", lora_rank=4), sizes)
+    assert trained_params(sizes, spec) == trained
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.id)
-def test_what_is_known_of_published_models(known):
+@pytest.mark.parametrize("known", PUBLISHED_MODELS, ids=lambda known: known.id)
+def test_sizes_of_published_models(known):
     config = CONFIGS[known.id].config
     family, _ = find_family(config, place=known.id)
     native = family.native_config(config, 1)
     assert text_sizes(native["text_config"]) == known.text
-    assert tower_scores(native) == known.scores
-    numbers = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
+    assert sam_attention_scores(native) == known.sam_scores
+    total = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
     language = language_params(known.text) + lm_head_params(known.text)
-    assert published(known.id).others == pytest.approx(numbers - language, abs=5e6)
+    assert published_sizes(known).other_params == pytest.approx(total - language, abs=5e6)
 
 
 @pytest.fixture
@@ -123,42 +126,65 @@ def test_rows_and_tokens_are_those_of_training(config, folder, processor):
     ]
     assert (found.samples, found.validation) == (len(train), len(val))
     assert (found.rows, found.steps) == (len(rows), 3)
-    assert (found.shared, found.longest_row) == (sum(map(len, rows)), max(map(len, rows)))
+    assert (found.packed_tokens, found.longest_row) == (sum(map(len, rows)), max(map(len, rows)))
     assert found.tokens == sum(row.sample_tokens for row in rows)
     assert found.images == len({image.key for row in rows for image in row.images})
 
 
-def test_a_folder_is_counted_by_its_files(config, folder, make_model):
+@only_siglip
+def test_a_plan_encodes_each_sample_once(config, processor):
+    calls = []
+
+    class Tokenizer:
+        def encode(self, text, **options):
+            calls.append(text)
+            return processor.chat.tokenizer.encode(text, **options)
+
+    chat = dataclasses.replace(processor.chat, tokenizer=Tokenizer())
+    counted = dataclasses.replace(processor, chat=chat)
+    plan = plan_data(config, SimpleNamespace(processor=lambda: counted))
+    assert len(calls) == plan.samples + plan.validation
+
+
+def test_other_parameters_of_a_folder_are_counted_from_its_files(config, folder, make_model):
     model, _ = find_model(config)
     parts = folder.family.parts
     named = make_model().named_parameters()
     others = sum(p.numel() for name, p in named if not is_in(name, [parts.language, parts.head]))
-    # The files hold what no model uses, too.
-    assert others <= model.others <= 1.5 * others
+    # The files also hold tensors that the model does not use.
+    assert others <= model.other_params <= 1.5 * others
+
+
+def test_the_logits_that_are_counted_are_those_of_a_chunk_of_the_loss():
+    assert LOSS_POSITIONS == CHUNK
+
+
+def peak(config, model):
+    return estimate_memory(model, memory_spec(config, model)).peak
 
 
 class TestVerdict:
-    def test_flags_that_would_make_it_fit_do(self):
+    def test_the_flags_that_it_names_make_the_run_fit(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl2-small", gpu="24GB")
         model, _ = find_model(config)
         assert "does not fit on 24GB" in verdict(config, model)
         assert "fits with --quantize nf4 (" in verdict(config, model)
         fitting = dataclasses.replace(config, quantize="nf4")
-        assert memory_of(fitting, model).peak < 24 * GIB
+        assert peak(fitting, model) < 24 * GIB
         assert verdict(fitting, model).startswith("fits on 24GB")
 
-    def test_nothing_helps(self):
+    def test_no_flag_makes_the_run_fit(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl2", gpu="8GB")
         model, _ = find_model(config)
         assert verdict(config, model).endswith("no flag makes it fit")
 
-    def test_what_is_easier_takes_less(self):
+    def test_smaller_settings_take_less_memory(self):
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gradient_checkpointing=False)
         model, _ = find_model(config)
-        tried = dict(easier(config))
+        tried = dict(smaller_settings(config))
         assert "--gradient-checkpointing --quantize nf4 --tokens-per-microbatch 1024" in tried
         for flags, changed in tried.items():
-            assert memory_of(changed, model).peak < memory_of(config, model).peak, flags
+            assert peak(changed, model) < peak(config, model), flags
 
     @pytest.mark.parametrize(
         ("gpu", "recomputes", "tokens"),
@@ -167,30 +193,37 @@ class TestVerdict:
     def test_checkpointing_is_planned_as_the_run_chooses_it(self, gpu, recomputes, tokens):
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu=gpu)
         model, _ = find_model(config)
-        asked = memory_spec(config, model)
-        assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
+        spec = memory_spec(config, model)
+        assert (spec.checkpointing, spec.tokens) == (recomputes, tokens)
         assert verdict(config, model).startswith(f"fits on {gpu}")
 
     @pytest.mark.parametrize(
         ("longest_sample", "longest_row", "recomputes", "tokens"),
         [(700, 8000, False, 4096), (700, 2500, False, 2500), (6500, 8000, True, 8000)],
     )
-    def test_with_data_as_well(self, longest_sample, longest_row, recomputes, tokens):
-        """A limit makes rows shorter, but not than the longest sample."""
+    def test_checkpointing_is_planned_from_the_rows_of_the_data(
+        self, longest_sample, longest_row, recomputes, tokens
+    ):
+        """A row is never shorter than the longest sample, whatever its limit."""
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu="40GB")
         model, _ = find_model(config)
-        numbers = dict.fromkeys((field.name for field in dataclasses.fields(DataPlan)), 1)
+        counts = dict.fromkeys((field.name for field in dataclasses.fields(DataPlan)), 1)
         lengths = {"longest_sample": longest_sample, "longest_row": longest_row}
-        asked = memory_spec(config, model, DataPlan(**{**numbers, **lengths}))
-        assert (asked.checkpointing, asked.tokens) == (recomputes, tokens)
+        spec = memory_spec(config, model, DataPlan(**{**counts, **lengths}))
+        assert (spec.checkpointing, spec.tokens) == (recomputes, tokens)
 
     @pytest.mark.parametrize(
-        ("gpu", "gib"), [("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16)]
+        ("gpu", "gib"),
+        [
+            *(("24GB", 24), ("80 gib", 80), ("H100", 80), ("16", 16), ("288GB", 288)),
+            *(("4090", 24), ("rtx4090", 24), ("RTX 4090", 24), ("NVIDIA GeForce RTX 5090", 32)),
+            *(("A100-40GB", 40), ("a100 40gb", 40), ("RTX A6000", 48)),
+        ],
     )
-    def test_gpus(self, gpu, gib):
+    def test_memory_of_a_gpu_by_its_name_or_size(self, gpu, gib):
         assert gpu_bytes(gpu) == gib * GIB
 
-    @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3"])
+    @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3", "4080", "300", "rtx"])
     def test_an_unknown_gpu(self, gpu):
         with pytest.raises(ConfigError, match=r"--gpu: found .*\n.*a size like 24GB, or t4"):
             gpu_bytes(gpu)
@@ -204,8 +237,8 @@ def test_a_plan_is_printed(config, capsys):
         assert word in text
 
 
-def test_all_published_models_without_a_model_library(tmp_path):
-    """It is instant because nothing heavy is imported."""
+def test_the_overview_imports_no_model_library(tmp_path):
+    """Nothing heavy is imported, so that the command answers at once."""
     code = (
         "import sys; sys.argv = ['vlft', 'plan', '--gpu', 'a100']\n"
         "from vlft.cli.app import main\n"
@@ -216,10 +249,10 @@ def test_all_published_models_without_a_model_library(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert all(known.id in done.stdout for known in KNOWN)
+    assert all(known.id in done.stdout for known in PUBLISHED_MODELS)
 
 
-def test_on_the_cpu_no_gpu_is_spoken_of(capsys):
+def test_a_plan_for_the_cpu_does_not_mention_gpus(capsys):
     run_plan(PlanConfig(device="cpu"))
     text = capsys.readouterr().out
     assert "LoRA on" not in text
@@ -227,7 +260,7 @@ def test_on_the_cpu_no_gpu_is_spoken_of(capsys):
     assert "checkpointing" not in text
 
 
-def test_the_run_is_the_one_that_is_planned():
-    """A plan takes the flags of sft as they are."""
+def test_plan_has_the_settings_of_sft():
+    """``vlft plan`` takes every flag of ``vlft sft``."""
     names = {field.name for field in dataclasses.fields(vlft.SftConfig)}
     assert {field.name for field in dataclasses.fields(PlanConfig)} == names | {"gpu"}

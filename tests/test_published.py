@@ -16,7 +16,7 @@ from vlft.checkpoints.load import empty_model
 from vlft.checkpoints.locate import ModelFolder
 from vlft.families.registry import FAMILIES, find_family
 from vlft.families.tiles import Tiling
-from vlft.planning.published import KNOWN
+from vlft.planning.published import PUBLISHED_MODELS
 
 BY_NAME = {published.name: published for published in PUBLISHED}
 
@@ -78,7 +78,7 @@ def test_what_is_not_used_is_known(published, folder):
 
 def test_parameters_as_listed(published, folder, model):
     """``vlft models`` says what the files hold."""
-    known = next(known for known in KNOWN if known.id == published.name)
+    known = next(known for known in PUBLISHED_MODELS if known.id == published.name)
     assert known.family == folder.family.name
     assert known.billions == pytest.approx(count(published.tensors()) / 1e9, abs=0.006)
     used = sum(p.numel() for p in model.parameters()) / 1e9
@@ -86,7 +86,7 @@ def test_parameters_as_listed(published, folder, model):
 
 
 def test_image_tokens_as_listed(published, folder):
-    known = next(known for known in KNOWN if known.id == published.name)
+    known = next(known for known in PUBLISHED_MODELS if known.id == published.name)
     native = folder.native_config(image_token_id=1)
     pixels = folder.family.pixels(folder.path, folder.config, native)
     if pixels.tokens is not None:
@@ -99,5 +99,5 @@ def test_image_tokens_as_listed(published, folder):
 
 
 def test_every_family_is_listed():
-    assert {known.id for known in KNOWN} == BY_NAME.keys()
-    assert {known.family for known in KNOWN} == {family.name for family in FAMILIES}
+    assert {known.id for known in PUBLISHED_MODELS} == BY_NAME.keys()
+    assert {known.family for known in PUBLISHED_MODELS} == {family.name for family in FAMILIES}

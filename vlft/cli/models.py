@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.console import out
-from vlft.planning.published import KNOWN, Known
+from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
 
 if TYPE_CHECKING:
     from vlft.config import ModelsConfig
@@ -26,7 +26,7 @@ def list_models(config: ModelsConfig) -> None:  # noqa: ARG001
     out.print(ROW.format("hub id", "parameters", "image tokens", "layouts"))
     for family, heading in HEADINGS.items():
         out.print(f"\n[bold]{heading}[/bold]")
-        for known in KNOWN:
+        for known in PUBLISHED_MODELS:
             if known.family == family:
                 out.print(ROW.format(known.id, f"{known.billions:.2f}e9", *_facts(known)))
     out.print(
@@ -36,7 +36,7 @@ def list_models(config: ModelsConfig) -> None:  # noqa: ARG001
     )
 
 
-def _facts(known: Known) -> tuple[str, str]:
+def _facts(known: PublishedModel) -> tuple[str, str]:
     """Tokens per image, and the checkpoint layouts that exist."""
     least, most = known.image_tokens
     layouts = "original" if known.family in ONE_LAYOUT else "both"

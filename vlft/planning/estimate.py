@@ -1,4 +1,4 @@
-"""What a plan is made from: the sizes of a model, and what the data comes to. No weight is read."""
+"""From the flags of a run to the sizes of its model, its data and its memory; reads no weights."""
 
 from __future__ import annotations
 
@@ -9,51 +9,39 @@ from typing import TYPE_CHECKING
 from vlft import console
 from vlft.config import GPUS, TOKENS_PER_ROW
 from vlft.errors import CheckpointError, ConfigError
-from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, Memory, MemorySpec, memory
-from vlft.planning.published import KNOWN
-from vlft.planning.sizes import TextSizes, language_params, lm_head_params, text_sizes, tower_scores
+from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, MemorySpec, estimate_memory
+from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
+from vlft.planning.sizes import (
+    ModelSizes,
+    language_params,
+    lm_head_params,
+    sam_attention_scores,
+    text_sizes,
+)
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import PlanConfig
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the memory of a model depends on.
-
-    Attributes:
-        name: folder or hub id.
-        text: sizes of the LLM.
-        others: numbers in towers, aligner and other parts.
-        scores: of a head of the SAM tower's attention; 0 without one.
-        attention_inputs: ends of the names that ``qkv`` means.
-    """
-
-    name: str
-    text: TextSizes
-    others: int
-    scores: int
-    attention_inputs: tuple[str, ...]
+_LARGEST_BARE_SIZE = 256
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What the data comes to.
+    """What the first epoch of a run of one process comes to.
 
     Attributes:
-        samples: for training.
-        validation: samples for validation.
-        images: distinct ones of both.
-        image_tokens: that these become.
-        tokens: of an epoch, before sharing.
-        shared: of an epoch, after sharing.
-        longest_sample: tokens.
-        longest_row: tokens.
-        rows: of an epoch.
-        steps: of an epoch.
+        samples: training samples.
+        validation: validation samples.
+        images: distinct images of both sets.
+        image_tokens: image tokens of these.
+        tokens: of all training samples.
+        packed_tokens: of all rows, where shared prefixes count once.
+        longest_sample: in tokens.
+        longest_row: in tokens.
+        rows: number of rows.
+        steps: number of optimiser steps.
     """
 
     samples: int
@@ -61,43 +49,42 @@ class DataPlan:
     images: int
     image_tokens: int
     tokens: int
-    shared: int
+    packed_tokens: int
     longest_sample: int
     longest_row: int
     rows: int
     steps: int
 
 
-def find_model(config: PlanConfig) -> tuple[Model, ModelFolder | None]:
-    """The model and, where the data asks for its tokenizer or nothing else tells, its folder."""
-    known = next((known for known in KNOWN if known.id == config.model), None)
-    folder = None
-    if known is None or config.dataset:
-        from vlft.checkpoints.locate import locate_model
+def find_model(config: PlanConfig) -> tuple[ModelSizes, ModelFolder | None]:
+    """The sizes of the model, and its folder.
 
-        folder = locate_model(config.model, revision=config.revision, hub=config.hub, weights=False)
-    if known is not None:
-        return published(known.id), folder
-    if folder is None:
-        raise CheckpointError("no such model", place=f"--model {config.model}")
-    return model_of(folder), folder
+    There is no folder for a published model without data: its sizes are known, and nothing is
+    downloaded. With data the folder is needed for its tokenizer.
+    """
+    published = next((known for known in PUBLISHED_MODELS if known.id == config.model), None)
+    if published is not None and not config.dataset:
+        return published_sizes(published), None
+    from vlft.checkpoints.locate import locate_model
+
+    folder = locate_model(config.model, revision=config.revision, hub=config.hub, weights=False)
+    return _folder_sizes(folder) if published is None else published_sizes(published), folder
 
 
-def published(name: str) -> Model:
-    """A published model, from what is known of it."""
+def published_sizes(model: PublishedModel) -> ModelSizes:
+    """The sizes of a published model."""
     from vlft.families.registry import FAMILIES
 
-    known = next(known for known in KNOWN if known.id == name)
-    family = next(family for family in FAMILIES if family.name == known.family)
-    language = language_params(known.text) + lm_head_params(known.text)
-    others = round(known.billions * 1e9) - language
-    return Model(name, known.text, others, known.scores, family.attention_inputs)
+    family = next(family for family in FAMILIES if family.name == model.family)
+    others = round(model.billions * 1e9) - language_params(model.text) - lm_head_params(model.text)
+    return ModelSizes(model.text, others, model.sam_scores, family.attention_inputs)
 
 
-def model_of(folder: ModelFolder) -> Model:
-    """The model of a folder, from its config and the heads of its weight files."""
+def _folder_sizes(folder: ModelFolder) -> ModelSizes:
+    """The sizes of a model folder, from its config and the headers of its weight files."""
     from vlft.checkpoints.weights import count_numbers
 
+    # The id of the image token changes no size.
     native = folder.native_config(0)
     text = text_sizes(native["text_config"])
     try:
@@ -106,27 +93,26 @@ def model_of(folder: ModelFolder) -> Model:
         console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
         total = 0
     others = max(0, total - language_params(text) - lm_head_params(text))
-    inputs = folder.family.attention_inputs
-    return Model(folder.name, text, others, tower_scores(native), inputs)
+    return ModelSizes(text, others, sam_attention_scores(native), folder.family.attention_inputs)
 
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
-    """Reads and packs the samples of the first epoch, as the run would."""
+    """Reads the data and plans the rows of the first epoch, as a run of one process would."""
     from vlft.training.samples import distinct_images, load_data, make_planner
 
     processor = folder.processor()
-    data = load_data(config, processor)
-    planner = make_planner(config, processor, data[0], device_of(config))
-    lengths = [outline.tokens for outline in data[0].outlines]
+    train, val = load_data(config, processor)
+    planner = make_planner(config, processor, train, planned_device(config))
     rows = [row for step in planner.epoch(0) for row in step]
-    images = distinct_images(data)
+    lengths = [outline.tokens for outline in train.outlines]
+    images = distinct_images((train, val))
     return DataPlan(
-        samples=len(data[0]),
-        validation=len(data[1]),
+        samples=len(train),
+        validation=len(val),
         images=len(images),
         image_tokens=sum(image.tokens for image in images),
         tokens=sum(lengths),
-        shared=sum(row.tokens for row in rows),
+        packed_tokens=sum(row.tokens for row in rows),
         longest_sample=max(lengths),
         longest_row=max(row.tokens for row in rows),
         rows=len(rows),
@@ -135,73 +121,64 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
 
 
 def gpu_bytes(gpu: str) -> float:
-    """Memory of a GPU, by its name or its size.
+    """Memory of a GPU, given by its name or its size.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)?", gpu, re.IGNORECASE)
-    gib = float(found[1]) if found else GPUS.get(gpu.lower().replace(" ", ""))
-    if not gib:
-        names = ", ".join(GPUS)
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
+    names = {_plain_gpu_name(name): gib for name, gib in GPUS.items()}
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)?", gpu, re.IGNORECASE)
+    gib = names.get(_plain_gpu_name(gpu), float(size[1]) if size else 0.0)
+    # A large bare number is the name of a GPU that is not in the table.
+    if not gib or (size and not size[2] and gib > _LARGEST_BARE_SIZE):
+        hint = f"a size like 24GB, or {', '.join(GPUS)}"
+        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=hint)
     return gib * GIB
 
 
-def device_of(config: PlanConfig) -> str:
-    """What the run is planned for: a GPU, unless the CPU is asked for."""
+def _plain_gpu_name(name: str) -> str:
+    """``NVIDIA RTX 4090`` and ``rtx4090`` -> ``4090``."""
+    return re.sub(r"nvidia|geforce|rtx|[\s-]", "", name.lower())
+
+
+def planned_device(config: PlanConfig) -> str:
+    """What the run is planned for: a GPU unless the CPU is asked for, whatever is here."""
     return "cpu" if config.device == "cpu" else "cuda"
 
 
-def tokens_of(config: PlanConfig) -> int:
-    """Most tokens of a row."""
-    return config.tokens_per_microbatch or TOKENS_PER_ROW[device_of(config)]
-
-
-def row_tokens(config: PlanConfig, data: DataPlan | None, limit: int | None = None) -> int:
-    """Tokens of the longest row: as long as the data makes it, if there is some.
+def row_tokens(config: PlanConfig, data: DataPlan | None = None, limit: int | None = None) -> int:
+    """Length of the longest row in tokens: the limit of a row, or less if the data says so.
 
     Args:
         config: of the run.
-        data: of the run.
-        limit: of a row, if not the settings' own.
+        data: of the run, if it is known.
+        limit: of a row; by default the one that the settings give.
     """
-    limit = limit or tokens_of(config)
+    limit = limit or config.tokens_per_microbatch or TOKENS_PER_ROW[planned_device(config)]
     return limit if data is None else max(data.longest_sample, min(data.longest_row, limit))
 
 
-def memory_spec(config: PlanConfig, model: Model, data: DataPlan | None = None) -> MemorySpec:
-    """What the settings ask for, every ``auto`` resolved."""
-    gpu = device_of(config) == "cuda"
-    width = 4 if config.dtype == "float32" or (config.dtype == "auto" and not gpu) else 2
-    asked = MemorySpec(
-        width=width,
+def memory_spec(config: PlanConfig, model: ModelSizes, data: DataPlan | None = None) -> MemorySpec:
+    """The settings that memory depends on, every ``auto`` resolved as the run resolves it."""
+    cuda = planned_device(config) == "cuda"
+    float32 = config.dtype == "float32" or (config.dtype == "auto" and not cuda)
+    spec = MemorySpec(
+        weight_bytes=4 if float32 else 2,
         quantize=config.quantize,
         full=config.tuner == "full",
         targets=config.lora_target_modules,
         rank=config.lora_rank,
         checkpointing=bool(config.gradient_checkpointing),
         tokens=row_tokens(config, data),
-        scores=model.scores,
         cached=config.vision_cache != "off" and not config.train_vision,
-        cuda=gpu,
+        cuda=cuda,
     )
-    if config.gradient_checkpointing is None and gpu:
-        # As the run chooses it, which tries.
-        room = SAFE_SHARE * gpu_bytes(config.gpu)
-        shorter = row_tokens(config, data, config.tokens_per_microbatch or ENOUGH_TOKENS)
-        for tokens in (asked.tokens, shorter):
-            kept = replace(asked, tokens=tokens)
-            if _taken(model, kept).peak <= room:
-                return kept
-        return replace(asked, checkpointing=True)
-    return asked
-
-
-def memory_of(config: PlanConfig, model: Model, data: DataPlan | None = None) -> Memory:
-    """What the run takes."""
-    return _taken(model, memory_spec(config, model, data))
-
-
-def _taken(model: Model, asked: MemorySpec) -> Memory:
-    return memory(model.text, model.others, model.attention_inputs, asked)
+    if config.gradient_checkpointing is not None or not cuda:
+        return spec
+    # The run leaves gradient checkpointing out if rows of ENOUGH_TOKENS fit, see training.autotune.
+    shorter = row_tokens(config, data, config.tokens_per_microbatch or ENOUGH_TOKENS)
+    for tokens in (spec.tokens, shorter):
+        without = replace(spec, tokens=tokens)
+        if estimate_memory(model, without).peak <= SAFE_SHARE * gpu_bytes(config.gpu):
+            return without
+    return replace(spec, checkpointing=True)

@@ -1,8 +1,8 @@
-"""The memory that tuning takes, by arithmetic: what is held, and what a row adds.
+"""The memory that training takes, by arithmetic.
 
-Counted are weights, what trains with its gradient and moments, what the backward pass keeps of a
-row, and the largest of what exists only for a moment. ``python -m benchmarks plan`` compares the
-sum with a measured peak.
+Counted are the weights, what trains with its gradients and moments, the activations that the
+backward pass of one row needs, and the largest tensors that exist only within a layer's backward
+pass or the loss. ``python -m benchmarks plan`` compares the sum with a measured peak.
 """
 
 from __future__ import annotations
@@ -11,204 +11,200 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from vlft.planning.sizes import TextSizes, language_params, language_weights, lm_head_params
+from vlft.planning.sizes import language_params, language_weights, lm_head_params
 from vlft.training.targets import choose_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from vlft.planning.sizes import ModelSizes, TextSizes
 
-# nf4: half a byte, a byte of scale per 64, four bytes of second scale per 64 * 256.
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-INT8_BYTES = 1.0
-# A trained number in float32: value, gradient, two moments.
-TRAINED_BYTES = 16
-# Of a GPU's memory that ``auto`` takes; the rest is for what varies from row to row.
+# Share of a GPU's memory that ``auto`` may fill; the rest is for what varies from row to row.
 SAFE_SHARE = 0.92
-# Tokens of a row that keep a GPU busy: shorter rows are not taken to spare checkpointing.
+# Shortest row that keeps a GPU busy. ``auto`` prefers gradient checkpointing to shorter rows.
 ENOUGH_TOKENS = 4096
-# Positions whose logits exist at once, and what one of them is with its gradients; training.loss.
-LOSS_POSITIONS, LOSS_BYTES = 128, 12
-# What CUDA and its libraries hold.
-CUDA_BYTES = 0.7 * 2**30
-# How many tensors of the attention scores of a head of the SAM tower exist together.
-SCORES = 2.5
-# What a batch of small views takes in a SigLIP tower, about.
-VIEWS_BYTES = 2**27
+
+# Bytes of a parameter. nf4: 4 bits, 8 bits of scale per 64 values, and 32 bits of second scale
+# per 256 first ones.
+_QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+# A trained parameter in float32: value, gradient, and two AdamW moments.
+_TRAINED_BYTES = 16
+# Positions whose logits exist at once, training.loss.CHUNK; bytes of a logit with its gradients.
+LOSS_POSITIONS, _LOGIT_BYTES = 128, 12
+# The CUDA context and the libraries' workspaces.
+_CUDA_BYTES = 0.7 * 2**30
+# Copies of one head's attention scores that the SAM tower holds at its peak.
+_SAM_SCORE_COPIES = 2.5
+# A batch of 384 px views on its way through a SigLIP tower, about.
+_SIGLIP_BATCH_BYTES = 2**27
 
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """What the memory depends on; see the flags of the same names.
+    """The settings that memory depends on, every ``auto`` resolved.
 
     Attributes:
-        width: bytes of a plain weight.
+        weight_bytes: bytes of a frozen parameter that is not quantised.
         quantize: none, nf4 or int8.
-        full: whether the LLM itself trains.
-        targets: of LoRA.
+        full: whether the LLM itself trains, instead of LoRA.
+        targets: as for ``--lora-target-modules``.
         rank: of LoRA.
-        checkpointing: whether activations are recomputed.
-        tokens: of a row.
-        scores: of a head of the SAM tower's attention; 0 without one.
-        cached: whether the towers leave the GPU before step one.
-        cuda: whether it runs on one.
+        checkpointing: whether gradient checkpointing is on.
+        tokens: length of the row.
+        cached: whether image features are cached, so that the towers leave the GPU before step one.
+        cuda: whether training runs on a GPU.
     """
 
-    width: int = 2
-    quantize: str = "none"
-    full: bool = False
-    targets: str = "qkv"
-    rank: int = 8
-    checkpointing: bool = True
-    tokens: int = 8192
-    scores: int = 0
-    cached: bool = True
-    cuda: bool = True
+    weight_bytes: int
+    quantize: str
+    full: bool
+    targets: str
+    rank: int
+    checkpointing: bool
+    tokens: int
+    cached: bool
+    cuda: bool
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a step.
+    """Peak memory of a run, in bytes.
 
     Attributes:
-        weights: of the LLM, its head, and the other parts that stay.
-        trained: values, gradients and moments of what trains.
-        activations: what the backward pass keeps of a row.
-        features: of a row's images, and its embeddings.
-        moment: the largest of what exists only for a moment: logits, one layer's gradients, and
-            with 4 or 8 bit the largest weight unpacked.
-        runtime: of CUDA and its libraries.
-        encoding: at the peak of encoding images, which comes before step one.
+        weights: frozen weights of the LLM, its lm_head, and the other parts unless they leave.
+        trained: trainable weights, their gradients and moments.
+        activations: kept for the backward pass of a row.
+        features: image features and input embeddings of a row.
+        transient: the largest of what exists only for a moment: logits, or the gradients of one
+            layer with, if quantised, its largest weight dequantised.
+        runtime: CUDA context and libraries.
+        encoding: peak of the whole process while images are encoded, before step one.
     """
 
     weights: float
     trained: float
     activations: float
     features: float
-    moment: float
+    transient: float
     runtime: float
     encoding: float
 
     @property
     def step(self) -> float:
-        """At the peak of a step."""
+        """Peak of a training step."""
         held = self.weights + self.trained + self.runtime
-        return held + self.activations + self.features + self.moment
+        return held + self.activations + self.features + self.transient
 
     @property
     def peak(self) -> float:
-        """Of the whole run."""
+        """Peak of the whole run."""
         return max(self.step, self.encoding)
 
 
-def memory(
-    text: TextSizes, others: int, attention_inputs: Collection[str], asked: MemorySpec
-) -> Memory:
-    """What a run takes.
-
-    Args:
-        text: sizes of the LLM.
-        others: numbers in towers, aligner and other parts.
-        attention_inputs: ends of the names that ``qkv`` means.
-        asked: see MemorySpec.
-    """
-    held = _language_bytes(text, asked)
-    towers = asked.width * others
-    trained = TRAINED_BYTES * trained_size(text, attention_inputs, asked)
-    runtime = CUDA_BYTES if asked.cuda else 0.0
-    leaves = asked.cached and asked.cuda
-    largest = max(prod(shape) for shape in language_weights(text, "").values())
-    unpacked = asked.width * largest if asked.quantize != "none" else 0.0
-    attention = _attention_bytes(text, asked)
-    # The last layer's feed-forward part sees the few positions that have a target.
-    layers = [attention + _inner_bytes(text, layer, asked) for layer in range(text.layers - 1)]
-    kept = sum(layers) + attention
-    if asked.checkpointing:
-        kept = text.layers * asked.tokens * text.hidden * asked.width + max([attention, *layers])
-    gradients = asked.width * asked.tokens * (2 * _inner(text) + 2 * text.hidden)
-    logits = LOSS_POSITIONS * LOSS_BYTES * text.vocabulary
+def estimate_memory(model: ModelSizes, spec: MemorySpec) -> Memory:
+    """The memory of a run of this model with these settings."""
+    text = model.text
+    language = _frozen_language_bytes(text, spec)
+    others = spec.weight_bytes * model.other_params
+    trained = _TRAINED_BYTES * trained_params(model, spec)
+    runtime = _CUDA_BYTES if spec.cuda else 0.0
+    images = max(_SAM_SCORE_COPIES * spec.weight_bytes * model.sam_scores, _SIGLIP_BATCH_BYTES)
     return Memory(
-        weights=held + (0.0 if leaves else towers),
+        weights=language + (0.0 if spec.cached and spec.cuda else others),
         trained=trained,
-        activations=kept,
-        features=3.0 * asked.width * asked.tokens * text.hidden,
-        moment=max(logits, gradients + unpacked),
+        activations=_activation_bytes(text, spec),
+        features=3.0 * spec.weight_bytes * spec.tokens * text.hidden_size,
+        transient=_transient_bytes(text, spec),
         runtime=runtime,
-        encoding=held + towers + trained / 4 + runtime + _encoding_bytes(asked),
+        # Of what trains only the values are there: gradients and moments come with step one.
+        encoding=language + others + trained / 4 + runtime + images,
     )
 
 
-def trained_size(text: TextSizes, attention_inputs: Collection[str], asked: MemorySpec) -> int:
-    """How many numbers train."""
-    if asked.full:
+def trained_params(model: ModelSizes, spec: MemorySpec) -> int:
+    """Number of parameters that train: the LLM's, or those of LoRA."""
+    text = model.text
+    if spec.full:
         return language_params(text) + lm_head_params(text)
     shapes = language_weights(text, "language")
     linears = [name for name, shape in shapes.items() if len(shape) == 2]
     experts = [name for name, shape in shapes.items() if len(shape) == 3]
-    chosen = choose_targets(asked.targets, attention_inputs, linears, experts)
+    chosen = choose_targets(spec.targets, model.attention_inputs, linears, experts)
     return sum(
-        asked.rank * sum(shapes[name][-2:]) * prod(shapes[name][:-2])
+        spec.rank * sum(shapes[name][-2:]) * prod(shapes[name][:-2])
         for name in (*chosen.modules, *chosen.parameters)
     )
 
 
-def _encoding_bytes(asked: MemorySpec) -> float:
-    """Of images on their way through the towers."""
-    return max(SCORES * asked.width * asked.scores, VIEWS_BYTES)
-
-
-def _language_bytes(text: TextSizes, asked: MemorySpec) -> float:
-    """Of the LLM's frozen weights; trained ones are counted apart."""
-    if asked.full:
+def _frozen_language_bytes(text: TextSizes, spec: MemorySpec) -> float:
+    """Frozen weights of the LLM and its lm_head; int8 leaves experts unquantised."""
+    if spec.full:
         return 0.0
     total = language_params(text) + lm_head_params(text)
     shapes = language_weights(text, "").values()
-    # 8 bit is for plain linear layers.
-    packed = sum(prod(s) for s in shapes if asked.quantize == "nf4" or len(s) == 2)
-    each = {"nf4": NF4_BYTES, "int8": INT8_BYTES}.get(asked.quantize, asked.width)
-    return asked.width * (total - packed) + each * packed
+    quantized = sum(prod(s) for s in shapes if spec.quantize == "nf4" or len(s) == 2)
+    each = _QUANTIZED_BYTES.get(spec.quantize, spec.weight_bytes)
+    return spec.weight_bytes * (total - quantized) + each * quantized
 
 
-def _attention_bytes(text: TextSizes, asked: MemorySpec) -> float:
-    """What the backward pass keeps of a layer's attention, and of both norms.
+def _activation_bytes(text: TextSizes, spec: MemorySpec) -> float:
+    """What the backward pass of a row needs.
 
-    The norms keep their inputs, in float32; LoRA on the attention's inputs keeps the normalised
-    state; attention keeps queries, keys, values and its result. LoRA on all layers keeps the input
-    of the output projection as well.
+    With gradient checkpointing this is the input of each layer, and all of the layer whose
+    backward pass is running.
     """
-    width, hidden = asked.width, text.hidden
+    attention = _attention_bytes(text, spec)
+    # The last layer's feed-forward part runs at the few positions that have a target alone.
+    layers = [attention + _feed_forward_bytes(text, n, spec) for n in range(text.layers - 1)]
+    if spec.checkpointing:
+        inputs = text.layers * spec.tokens * text.hidden_size * spec.weight_bytes
+        return inputs + max([attention, *layers])
+    return sum(layers) + attention
+
+
+def _attention_bytes(text: TextSizes, spec: MemorySpec) -> float:
+    """What the backward pass needs of a layer's attention and of both norms.
+
+    The norms keep their inputs in float32, LoRA on the attention's inputs the normalised state,
+    attention its queries, keys, values and output. LoRA on all layers keeps the input of the
+    output projection as well.
+    """
+    width, hidden = spec.weight_bytes, text.hidden_size
     norms = 2 * 4 * hidden
     # In 16 bit, LoRA's float32 weights make a copy of their input for each of q, k, v.
     inputs = width * hidden * (1 if width == 4 else 3)
-    attention = width * (2 * text.query + 2 * text.value)
-    if _tunes_all(asked):
-        attention += width * text.value
-    return float(asked.tokens * (norms + inputs + attention))
+    attention = width * (2 * text.query_width + 2 * text.value_width)
+    if _trains_all_layers(spec):
+        attention += width * text.value_width
+    return float(spec.tokens * (norms + inputs + attention))
 
 
-def _inner_bytes(text: TextSizes, layer: int, asked: MemorySpec) -> float:
-    """What the backward pass keeps of a layer's feed-forward part.
+def _feed_forward_bytes(text: TextSizes, layer: int, spec: MemorySpec) -> float:
+    """What the backward pass needs of a layer's feed-forward part.
 
-    A gated layer keeps three of its inner width, routed experts what gate and up give. LoRA on all
-    layers keeps their inputs as well.
+    A gated layer keeps three tensors of its intermediate size, routed experts the outputs of gate
+    and up. LoRA on all layers keeps their inputs as well.
     """
-    every = _tunes_all(asked)
-    share = 4 if every else 3
-    if text.experts is not None and text.is_sparse(layer):
-        experts = text.experts
-        routed = experts.best * (2 * experts.width + (experts.width + text.hidden) * every)
-        numbers = routed + share * experts.width * experts.shared
+    all_layers = _trains_all_layers(spec)
+    tensors = 4 if all_layers else 3
+    if experts := text.experts_of(layer):
+        width = experts.intermediate_size
+        routed = experts.top_k * (2 * width + (width + text.hidden_size) * all_layers)
+        per_token = routed + tensors * width * experts.shared
     else:
-        numbers = share * text.inner
-    return float(asked.width * asked.tokens * (numbers + text.hidden * every))
+        per_token = tensors * text.intermediate_size
+    return float(spec.weight_bytes * spec.tokens * (per_token + text.hidden_size * all_layers))
 
 
-def _tunes_all(asked: MemorySpec) -> bool:
-    return asked.full or asked.targets == "ALL"
+def _transient_bytes(text: TextSizes, spec: MemorySpec) -> float:
+    """See Memory.transient."""
+    widest = text.intermediate_size
+    if experts := text.experts:
+        widest = max(widest, experts.top_k * (experts.intermediate_size + text.hidden_size))
+    gradients = spec.weight_bytes * spec.tokens * (2 * widest + 2 * text.hidden_size)
+    largest = max(prod(shape) for shape in language_weights(text, "").values())
+    dequantized = spec.weight_bytes * largest if spec.quantize != "none" else 0.0
+    logits = LOSS_POSITIONS * _LOGIT_BYTES * text.vocab_size
+    return max(logits, gradients + dequantized)
 
 
-def _inner(text: TextSizes) -> int:
-    """The widest that a layer becomes, per token."""
-    if text.experts is None:
-        return text.inner
-    experts = text.experts
-    return max(text.inner, experts.best * (experts.width + text.hidden))
+def _trains_all_layers(spec: MemorySpec) -> bool:
+    return spec.full or spec.targets == "ALL"

@@ -1,23 +1,23 @@
-"""The published checkpoints. Plain facts, which the tests compare with the models themselves."""
+"""The published checkpoints: plain facts, which the tests compare with the models themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlft.planning.sizes import Experts, Latent, TextSizes
+from vlft.planning.sizes import ExpertSizes, LatentSizes, TextSizes
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedModel:
     """A checkpoint on the hub.
 
     Attributes:
         id: owner/name.
         family: name of its family.
-        billions: parameters that the files hold, in 1e9.
-        image_tokens: least and most tokens that an image becomes.
+        billions: parameters in its files, in 1e9.
+        image_tokens: fewest and most tokens that an image becomes.
         text: sizes of the LLM.
-        scores: of a head of the SAM tower's attention; 0 without one.
+        sam_scores: see planning.sizes.
     """
 
     id: str
@@ -25,41 +25,44 @@ class Known:
     billions: float
     image_tokens: tuple[int, int]
     text: TextSizes
-    scores: int = 0
+    sam_scores: int = 0
 
 
-LLAMA_1B = TextSizes(102400, hidden=2048, inner=5632, layers=24, heads=16, key_heads=16, head=128)
-LLAMA_7B = TextSizes(102400, hidden=4096, inner=11008, layers=30, heads=32, key_heads=32, head=128)
-LATENT = Latent(rank=512, query_rank=0, plain=128, rotary=64, value=128)
-TINY = TextSizes(
-    129280, hidden=1280, inner=6848, layers=12, heads=10, key_heads=10, head=128,
-    experts=Experts(routed=64, best=6, shared=2, width=896, dense=1, corrected=False),
+_LLAMA_1B = TextSizes(102400, 2048, 5632, layers=24, heads=16, kv_heads=16, head_dim=128)
+_LLAMA_7B = TextSizes(102400, 4096, 11008, layers=30, heads=32, kv_heads=32, head_dim=128)
+_LATENT = LatentSizes(
+    kv_lora_rank=512, q_lora_rank=0, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
+)
+_VL2_TINY = TextSizes(
+    129280, 1280, 6848, layers=12, heads=10, kv_heads=10, head_dim=128,
+    experts=ExpertSizes(64, 6, 2, intermediate_size=896, dense_layers=1, router_bias=False),
 )  # fmt: skip
-SMALL = TextSizes(
-    102400, hidden=2048, inner=10944, layers=27, heads=16, key_heads=16, head=128, latent=LATENT,
-    experts=Experts(routed=64, best=6, shared=2, width=1408, dense=1, corrected=False),
+_VL2_SMALL = TextSizes(
+    102400, 2048, 10944, layers=27, heads=16, kv_heads=16, head_dim=128, latent=_LATENT,
+    experts=ExpertSizes(64, 6, 2, intermediate_size=1408, dense_layers=1, router_bias=False),
 )  # fmt: skip
-BASE = TextSizes(
-    129280, hidden=2560, inner=12288, layers=30, heads=32, key_heads=32, head=80, latent=LATENT,
-    experts=Experts(routed=72, best=6, shared=2, width=1536, dense=1, corrected=True),
+_VL2_BASE = TextSizes(
+    129280, 2560, 12288, layers=30, heads=32, kv_heads=32, head_dim=80, latent=_LATENT,
+    experts=ExpertSizes(72, 6, 2, intermediate_size=1536, dense_layers=1, router_bias=True),
 )  # fmt: skip
 
 
-def _known(name: str, family: str, text: TextSizes, billions: float, *tokens: int) -> Known:
-    # 12 heads, 64 x 64 patches.
+def _row(name: str, family: str, text: TextSizes, billions: float, *tokens: int) -> PublishedModel:
+    # Attention over 64 x 64 patches.
     scores = 64**4 if family == "deepseek_vl_hybrid" else 0
-    return Known(f"deepseek-ai/{name}", family, billions, (tokens[0], tokens[-1]), text, scores)
+    hub_id = f"deepseek-ai/{name}"
+    return PublishedModel(hub_id, family, billions, (tokens[0], tokens[-1]), text, scores)
 
 
-KNOWN: tuple[Known, ...] = (
-    _known("deepseek-vl-1.3b-base", "deepseek_vl", LLAMA_1B, 1.98, 576),
-    _known("deepseek-vl-1.3b-chat", "deepseek_vl", LLAMA_1B, 1.98, 576),
-    _known("deepseek-vl-7b-base", "deepseek_vl_hybrid", LLAMA_7B, 7.34, 576),
-    _known("deepseek-vl-7b-chat", "deepseek_vl_hybrid", LLAMA_7B, 7.34, 576),
-    _known("deepseek-vl2-tiny", "deepseek_vl2", TINY, 3.37, 421, 2101),
-    _known("deepseek-vl2-small", "deepseek_vl2", SMALL, 16.15, 421, 2101),
-    _known("deepseek-vl2", "deepseek_vl2", BASE, 27.48, 421, 2101),
-    _known("Janus-1.3B", "janus", LLAMA_1B, 2.09, 576),
-    _known("Janus-Pro-1B", "janus", LLAMA_1B, 2.09, 576),
-    _known("Janus-Pro-7B", "janus", LLAMA_7B, 7.42, 576),
+PUBLISHED_MODELS: tuple[PublishedModel, ...] = (
+    _row("deepseek-vl-1.3b-base", "deepseek_vl", _LLAMA_1B, 1.98, 576),
+    _row("deepseek-vl-1.3b-chat", "deepseek_vl", _LLAMA_1B, 1.98, 576),
+    _row("deepseek-vl-7b-base", "deepseek_vl_hybrid", _LLAMA_7B, 7.34, 576),
+    _row("deepseek-vl-7b-chat", "deepseek_vl_hybrid", _LLAMA_7B, 7.34, 576),
+    _row("deepseek-vl2-tiny", "deepseek_vl2", _VL2_TINY, 3.37, 421, 2101),
+    _row("deepseek-vl2-small", "deepseek_vl2", _VL2_SMALL, 16.15, 421, 2101),
+    _row("deepseek-vl2", "deepseek_vl2", _VL2_BASE, 27.48, 421, 2101),
+    _row("Janus-1.3B", "janus", _LLAMA_1B, 2.09, 576),
+    _row("Janus-Pro-1B", "janus", _LLAMA_1B, 2.09, 576),
+    _row("Janus-Pro-7B", "janus", _LLAMA_7B, 7.42, 576),
 )
