@@ -1,0 +1,98 @@
+"""What a run shows at a terminal of 80 columns and elsewhere, and what it draws."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from vlft import console
+from vlft.training.progress import RunLog
+
+CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
+
+
+def screen(text: str, width: int = 80) -> list[str]:
+    """The lines that a terminal shows after this output; colours are left out."""
+    lines, row, column = [""], 0, 0
+    for number, command, newline, words in CONTROL.findall(text):
+        if newline == "\r":
+            column = 0
+        elif newline == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif command == "A":
+            row = max(row - int(number or 1), 0)
+        elif command == "K":
+            lines[row] = ""
+        for character in words:
+            if column == width:
+                row, column = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
+            lines[row] = lines[row][:column].ljust(column) + character + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """The standard error of a terminal with 80 columns."""
+    err = Console(
+        width=80, force_terminal=True, file=io.StringIO(), soft_wrap=True, highlight=False
+    )
+    monkeypatch.setattr(console, "err", err)
+    return err.file
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Standard error that is a file."""
+    err = Console(file=io.StringIO(), soft_wrap=True, highlight=False)
+    monkeypatch.setattr(console, "err", err)
+    return err.file
+
+
+METRICS = {
+    "loss": 11.5211,
+    "learning_rate": 2.99e-3,
+    "supervised_tokens_per_second": 1635.0,
+    "packed_tokens_per_second": 16584.0,
+    "tokens_saved": 0.55,
+    "memory_gib": 10.53,
+}
+
+
+class TestProgress:
+    def test_the_live_line_keeps_step_bar_loss_and_time_left(self, tmp_path, terminal):
+        with RunLog(tmp_path, 12000, 0, None) as log:
+            log.advance(3)
+            log.step(1000, 1.0, METRICS)
+            log.evaluation(1000, 1.25, is_best=True)
+            log.step(2000, 2.0, METRICS)
+            log.advance(2001)
+            log._live.refresh()
+            shown = screen(terminal.getvalue())
+        assert re.fullmatch(r"step +2001/12000 [━╸╺ ]{20} loss 11\.5211 \d+:\d\d left", shown[-1])
+        history = [
+            "step 1000/12000  loss 11.5211  lr 2.99e-03  16,584 tok/s  saved 55%  10.53 GiB",
+            "step 1000: validation loss 1.2500 (best)",
+            "step 2000/12000  loss 11.5211  lr 2.99e-03  16,584 tok/s  saved 55%  10.53 GiB",
+        ]
+        assert shown[:-1] == history
+        assert [line for line in screen(terminal.getvalue()) if line] == history
+
+    def test_elsewhere_a_line_per_log_step(self, tmp_path, plain):
+        with RunLog(tmp_path, 300, 0, None) as log:
+            log.advance(3)
+            log.step(25, 0.5, METRICS)
+        (line,) = plain.getvalue().splitlines()
+        assert re.fullmatch(
+            r"step 25/300  loss 11\.5211  lr 2\.99e-03  1,635 trained tok/s  16,584 tok/s  "
+            r"saved 55%  10\.53 GiB  \d+:\d\d left",
+            line,
+        )
+        (row,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(row) == {"step": 25, "epoch": 0.5, **METRICS}
