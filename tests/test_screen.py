@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from vlft import console
-from vlft.training.progress import RunLog
+from vlft.training.progress import RunLog, closing_lines
+from vlft.training.state import Position
 
 CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
@@ -96,3 +98,45 @@ class TestProgress:
         )
         (row,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(row) == {"step": 25, "epoch": 0.5, **METRICS}
+
+
+class TestClosingLines:
+    run = Path("output/tiny-vl/v0-20261121-090213")
+
+    def test_best_and_last_checkpoint(self):
+        position = Position(step=300, best_loss=0.05123, best_step=250, finished=True)
+        assert closing_lines(self.run, position, 125.2, 0.0534) == [
+            "done: 300 steps in 2:05",
+            f"best: {self.run}/checkpoint-250  validation loss 0.0512",
+            f"last: {self.run}/checkpoint-300  validation loss 0.0534",
+            f"next: vlft infer --ckpt-dir {self.run}/checkpoint-250 --load-dataset-config",
+        ]
+
+    def test_the_last_is_the_best(self):
+        position = Position(step=300, best_loss=0.05123, best_step=300, finished=True)
+        assert closing_lines(self.run, position, 7325.0)[:2] == [
+            "done: 300 steps in 2:02:05",
+            f"best and last: {self.run}/checkpoint-300  validation loss 0.0512",
+        ]
+
+    def test_without_validation(self):
+        assert closing_lines(self.run, Position(step=4, finished=True), 1.0) == [
+            "done: 4 steps in 0:01",
+            f"last: {self.run}/checkpoint-4",
+            f"next: vlft infer --ckpt-dir {self.run}/checkpoint-4",
+        ]
+
+    def test_no_checkpoint_is_better_than_the_start(self):
+        """A validation loss of the untrained model is at step 0, where there is no checkpoint."""
+        position = Position(step=4, best_loss=0.5, best_step=0, finished=True)
+        assert closing_lines(self.run, position, 1.0, 0.75)[1:] == [
+            f"last: {self.run}/checkpoint-4  validation loss 0.7500",
+            f"next: vlft infer --ckpt-dir {self.run}/checkpoint-4 --load-dataset-config",
+        ]
+
+    def test_an_interrupted_run_says_how_to_go_on(self):
+        run = Path("my output/v0")
+        assert closing_lines(run, Position(step=120), 70.0) == [
+            "stopped after 1:10, saved as my output/v0/checkpoint-120",
+            "go on with: vlft sft --resume 'my output/v0'",
+        ]

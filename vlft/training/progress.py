@@ -1,9 +1,10 @@
-"""What a run shows: a live line at a terminal, a line per log step; metrics.jsonl."""
+"""What a run shows: a live line at a terminal, a line per log step; metrics.jsonl; last lines."""
 
 from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vlft.packing.prefix_tree import PackedBatch
+    from vlft.training.state import Position
 
 
 @dataclass
@@ -162,6 +164,36 @@ class RunLog:
             step = int(row["step"])
             values = {key: value for key, value in row.items() if key != "step"}
             self._trackers.log(values, step=step)
+
+
+def closing_lines(
+    run: Path, position: Position, seconds: float, last_loss: float | None = None
+) -> list[str]:
+    """The last lines of a run: time taken, best and last checkpoint, the command to type next.
+
+    Args:
+        run: the run folder.
+        position: where training stopped.
+        seconds: that training took.
+        last_loss: validation loss at this position, in nats per token; None if not evaluated here.
+    """
+    last = run / f"checkpoint-{position.step}"
+    if not position.finished:
+        return [
+            f"stopped after {_clock(seconds)}, saved as {last}",
+            f"go on with: vlft sft --resume {shlex.quote(str(run))}",
+        ]
+    best = run / f"checkpoint-{position.best_step}" if position.best_step else last
+    shown = [("best", best, position.best_loss), ("last", last, last_loss)]
+    if best == last:
+        shown = [("best and last", best, position.best_loss)] if position.best_step else shown[1:]
+    lines = [f"done: {position.step} steps in {_clock(seconds)}"]
+    for name, checkpoint, loss in shown:
+        lines.append(f"{name}: {checkpoint}")
+        if loss is not None:
+            lines[-1] += f"  validation loss {loss:.4f}"
+    answered = "" if position.best_loss is None else " --load-dataset-config"
+    return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
 
 
 def peak_memory() -> int:
