@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from vlft import console
+from vlft.training import plots
+from vlft.training.plots import POINTS, plot_run
 from vlft.training.progress import RunLog, closing_lines
 from vlft.training.state import Position
 
@@ -140,3 +144,60 @@ class TestClosingLines:
             "stopped after 1:10, saved as my output/v0/checkpoint-120",
             "go on with: vlft sft --resume 'my output/v0'",
         ]
+
+
+# Of training, validation and best, as matplotlib draws them.
+BLUE, ORANGE, RED = (31, 119, 180), (255, 127, 14), (214, 39, 40)
+
+
+class TestPlots:
+    def write(self, run: Path, steps: int, *, validation: bool = True) -> None:
+        with (run / "metrics.jsonl").open("w") as file:
+            for step in range(1, steps + 1):
+                row = {"step": step, "loss": 2 / step, "learning_rate": 1e-3, "grad_norm": 1.0}
+                file.write(json.dumps(row) + "\n")
+                if validation and step % 100 == 0:
+                    file.write(json.dumps({"step": step, "val_loss": 2.5 / step}) + "\n")
+
+    def colours(self, path: Path) -> set[tuple[int, ...]]:
+        return {pixel for _, pixel in Image.open(path).convert("RGB").getcolors(1 << 20)}
+
+    def test_training_and_validation_share_a_plot_and_the_best_is_marked(self, tmp_path):
+        self.write(tmp_path, 300)
+        names = ["loss", "train_loss", "val_loss", "learning_rate", "grad_norm"]
+        assert [path.stem for path in plot_run(tmp_path)] == names
+        images = tmp_path / "images"
+        assert self.colours(images / "loss.png") >= {BLUE, ORANGE, RED}
+        assert BLUE in self.colours(images / "grad_norm.png")
+
+    def test_without_validation(self, tmp_path):
+        self.write(tmp_path, 1, validation=False)
+        assert "val_loss" not in [path.stem for path in plot_run(tmp_path)]
+        found = self.colours(tmp_path / "images" / "loss.png")
+        assert BLUE in found
+        assert not found & {ORANGE, RED}
+
+    def test_no_metrics_yet(self, tmp_path):
+        assert plot_run(tmp_path) == []
+
+    def test_a_line_that_a_kill_cut_off(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+        assert [path.stem for path in plot_run(tmp_path)] == ["loss", "train_loss"]
+
+    def test_few_lines_of_a_long_file_are_parsed(self, tmp_path, monkeypatch):
+        self.write(tmp_path, 20000)
+        parsed, loads = [], json.loads
+        monkeypatch.setattr(plots.json, "loads", lambda line: parsed.append(line) or loads(line))
+        plot_run(tmp_path)
+        assert len(parsed) <= POINTS + 200
+
+    def test_a_save_leaves_no_garbage(self, tmp_path):
+        self.write(tmp_path, 100)
+        plot_run(tmp_path)
+        gc.collect()
+        gc.disable()
+        plot_run(tmp_path)
+        try:
+            assert gc.collect() < 1000
+        finally:
+            gc.enable()
