@@ -9,12 +9,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import SIGLIP
 from PIL import Image
 from rich.console import Console
+from torch import nn
 
 from vlft import console
+from vlft.checkpoints.locate import describe
+from vlft.config import SftConfig
+from vlft.families.base import Parts
 from vlft.training import plots
 from vlft.training.plots import POINTS, plot_run
+from vlft.training.preview import introduce, parts_table
 from vlft.training.progress import RunLog, closing_lines
 from vlft.training.state import Position
 
@@ -102,6 +109,39 @@ class TestProgress:
         )
         (row,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(row) == {"step": 25, "epoch": 0.5, **METRICS}
+
+
+class TestPreview:
+    def model(self) -> nn.Module:
+        """The size of the largest published model, trained fully, frozen parts in 4 bit."""
+        sizes = {"vision": 413_000_000, "aligner": 40_000_000, "language": 26_910_365_696}
+        model = nn.Module()
+        for name, size in sizes.items():
+            part = nn.Module()
+            for number, dtype in enumerate((torch.bfloat16, torch.float32)):
+                weight = nn.Parameter(torch.empty(size, device="meta", dtype=dtype))
+                part.register_parameter(str(number), weight)
+            part.register_parameter("2", nn.Parameter(torch.empty(9, dtype=torch.int8), False))
+            model.add_module(name, part)
+        return model
+
+    def test_the_parts_fit_80_columns(self, terminal):
+        parts = Parts(("vision",), ("aligner",), "language", "head")
+        console.err.print(parts_table(self.model(), parts))
+        shown = screen(terminal.getvalue())
+        assert [line.split()[0] for line in shown if line] == [
+            "Model", "part", "vision", "aligner", "language", "head", "all"
+        ]  # fmt: skip
+        assert "53,820,731,401  53,820,731,392  bfloat16, float32, int8" in shown[4]
+
+    def test_a_sample_breaks_between_words_at_a_terminal(self, terminal):
+        folder = describe(SIGLIP.folder)
+        processor = folder.processor()
+        sample = processor.encode({"query": "What is this?", "response": "A cat."})
+        data = ([sample], [])
+        introduce(SftConfig(dataset=("a.jsonl",)), nn.Module(), folder, processor, data)
+        shown = " ".join(" ".join(screen(terminal.getvalue())).split())
+        assert " ".join(sample.text.split()) in shown
 
 
 class TestClosingLines:
