@@ -6,10 +6,15 @@ import gc
 import io
 import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import SIGLIP
 from PIL import Image
 from rich.console import Console
@@ -24,6 +29,7 @@ from vlft.training.plots import POINTS, plot_run
 from vlft.training.preview import introduce, parts_table
 from vlft.training.progress import RunLog, closing_lines
 from vlft.training.state import Position
+from vlft.training.trackers import start_trackers
 
 CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
@@ -241,3 +247,43 @@ class TestPlots:
             assert gc.collect() < 1000
         finally:
             gc.enable()
+
+
+class TestTrackers:
+    @pytest.fixture
+    def run(self, tmp_path):
+        folder = tmp_path / "tiny-vl" / "v0-20261121-090213"
+        folder.mkdir(parents=True)
+        yield folder
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def start(self, run: Path, name: str) -> Accelerator:
+        config = SftConfig(dataset=("a.jsonl", "b.jsonl"), learning_rate=3e-3, report_to=name)
+        accelerator = Accelerator(cpu=True, project_dir=str(run))
+        # Given to the constructor, the name of a package that is not installed would be dropped.
+        accelerator.log_with = [name]
+        start_trackers(accelerator, config, run)
+        return accelerator
+
+    def test_tensorboard_has_settings_and_metrics_in_the_run_folder(self, run):
+        accelerator = self.start(run, "tensorboard")
+        accelerator.log({"loss": 1.5}, step=1)
+        accelerator.end_training()
+        (settings,) = run.rglob("hparams.yml")
+        saved = yaml.safe_load(settings.read_text())
+        assert saved["learning_rate"] == 3e-3
+        assert json.loads(saved["dataset"]) == ["a.jsonl", "b.jsonl"]
+        assert len(list(run.rglob("events.out.tfevents.*"))) == 2
+
+    def test_wandb_has_settings_name_and_folder(self, run, monkeypatch):
+        """A stub in the place of wandb, which is not installed with the tests."""
+        started, settings = {}, {}
+        stub = types.ModuleType("wandb")
+        stub.init = lambda **given: started.update(given) or types.SimpleNamespace()
+        stub.config = types.SimpleNamespace(update=lambda values, **_: settings.update(values))
+        monkeypatch.setitem(sys.modules, "wandb", stub)
+        self.start(run, "wandb")
+        name = "tiny-vl/v0-20261121-090213"
+        assert started == {"project": "vlft", "name": name, "dir": str(run)}
+        assert settings["learning_rate"] == 3e-3
+        assert settings["lora_rank"] == 8
