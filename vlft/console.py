@@ -1,13 +1,19 @@
-"""The one rich Console of each stream. Results go to stdout, everything else to stderr."""
+"""The rich Console of each stream. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from rich.console import RenderableType
 
 Item = TypeVar("Item")
 
@@ -16,27 +22,89 @@ err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
 
 def reply(text: str) -> None:
-    """Writes a model's words to stdout as they are: no wrapping, no markup, no tabs replaced."""
+    """Writes a model's reply to stdout unchanged: no wrapping, no markup, tabs kept."""
     out.file.write(text)
     out.file.flush()
 
 
 def info(message: str) -> None:
-    """Prints a line of what the command is doing."""
+    """Prints a line about what the command is doing."""
     err.print(message, markup=False)
 
 
 def warn(message: str) -> None:
-    """Prints a warning: the command goes on, the user should know."""
+    """Prints a warning: the command goes on, but the user should know."""
     err.print("warning: ", style="yellow", end="")
     err.print(message, markup=False)
 
 
+@contextmanager
+def working(what: str, after: float = 1.0) -> Iterator[None]:
+    """Shows what the block is busy with, once it has taken ``after`` seconds.
+
+    On a terminal this is a spinner that disappears with the block; otherwise one line. Blocks may
+    be nested and may hold progress bars, but must not print to stdout. Of the processes of a
+    distributed run only the first shows anything.
+
+    Args:
+        what: e.g. ``loading the model``.
+        after: seconds; 0 shows it at once.
+    """
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        yield
+    elif err.is_terminal:
+        with _spinner(what, after):
+            yield
+    else:
+        timer = threading.Timer(after, info, [what])
+        timer.daemon = True
+        if after > 0:
+            timer.start()
+        else:
+            info(what)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _spinner(what: str, after: float) -> Iterator[None]:
+    """A spinner from ``after`` seconds on, until the block ends."""
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    text = Text(what)
+    # A line that wraps could not be erased.
+    text.truncate(err.width - 4, overflow="ellipsis")
+    spinner = Spinner("dots", text)
+    begin = time.monotonic() + after
+
+    def shown() -> RenderableType:
+        return spinner if time.monotonic() >= begin else ""
+
+    live = Live(
+        get_renderable=shown,
+        console=err,
+        transient=True,
+        # A library that is imported meanwhile must not keep rich's stand-ins for these streams.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with live:
+        yield
+
+
 def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """The items, one by one, with a bar of how far it is where somebody looks on."""
+    """The items one by one, with a progress bar on a terminal and a line elsewhere."""
     from rich.progress import Progress
 
-    with Progress(console=err, disable=not err.is_terminal, transient=True) as live:
+    if not err.is_terminal:
+        with working(what):
+            yield from items
+        return
+    with Progress(console=err, transient=True) as live:
         yield from live.track(items, total=total, description=what)
 
 
