@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -308,6 +310,17 @@ class TestApi:
         together = vlft.generate(model, processor, rows, 8, image_root=GOLDEN)
         alone = [vlft.generate(model, processor, [r], 8, image_root=GOLDEN)[0] for r in rows]
         assert together == alone
+
+    def test_the_defaults_are_those_of_the_command(self):
+        config = vlft.InferConfig()
+        parameters = inspect.signature(vlft.generate).parameters
+        for name, default in asdict(Sampling()).items():
+            assert default == getattr(config, name) == parameters[name].default, name
+
+    def test_sampling_settings_of_greedy_decoding(self):
+        model, processor = load()
+        with pytest.raises(ConfigError, match=r"found temperature 0 \(greedy\)"):
+            vlft.generate(model, processor, [{"query": "Hi."}], top_p=0.5)
 
     def test_no_rows(self):
         model, processor = load()
