@@ -29,7 +29,7 @@ HELP = """\
 
 
 @dataclass
-class Dialogue:
+class _Dialogue:
     """The state of a chat.
 
     Attributes:
@@ -89,7 +89,7 @@ class Dialogue:
         )
 
 
-class ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
+class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
     """Prints a reply as it is generated, each character once all of its bytes are there.
 
     Args:
@@ -135,7 +135,7 @@ def chat(
     lines: TextIO,
 ) -> None:
     """Answers each line until the last or ``/exit``; an error is shown and the chat goes on."""
-    dialogue = Dialogue(system)
+    dialogue = _Dialogue(system)
     interactive = lines.isatty()
     if interactive:
         console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
@@ -162,7 +162,7 @@ def _stream_reply(
     interactive: bool,
 ) -> str | None:
     """The reply, printed as it grows; at a terminal Ctrl-C ends it: what was printed, or None."""
-    streamer = ConsoleStreamer(processor)
+    streamer = _ConsoleStreamer(processor)
     try:
         prompt = processor.encode_conversation(conversation)
         return generate_replies(model, processor, [prompt], sampling, streamer)[0].text
