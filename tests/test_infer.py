@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
+from PIL import Image
 
 import vlft
+from vlft import console
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.console import out
 from vlft.data.encode import EncodedSample
@@ -36,15 +40,20 @@ def run(tmp_path_factory):
             batch_size=4,
             learning_rate=1e-2,
             show_sample=False,
+            device="cpu",
         )
     )
     return result.run
 
 
 def answer(run, **settings):
-    return vlft.infer(
-        vlft.InferConfig(ckpt_dir=run, **{"max_new_tokens": 8, "show_samples": 0, **settings})
-    )
+    given = {"max_new_tokens": 8, "show_samples": 0, "device": "cpu", **settings}
+    return vlft.infer(vlft.InferConfig(ckpt_dir=run, **given))
+
+
+def load(**settings):
+    """The base model on the CPU; ``auto`` would choose a GPU where there is one, and bfloat16."""
+    return vlft.load(CASE.folder, device="cpu", **settings)
 
 
 class TestDatasets:
@@ -125,7 +134,7 @@ class TestDatasets:
         file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hello! What can you do for me?"}])
         config = vlft.InferConfig(
             model=str(CASE.folder), dataset=(str(file),), output=tmp_path / "o.jsonl",
-            max_new_tokens=3, show_samples=0,
+            max_new_tokens=3, show_samples=0, device="cpu",
         )  # fmt: skip
         assert len(vlft.infer(config).rows) == 1
 
@@ -165,14 +174,14 @@ class TestDatasets:
 
 class TestChat:
     def talk(self, lines, monkeypatch):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         buffer = io.StringIO()
         monkeypatch.setattr(out, "_file", buffer)
         chat(model, processor, Sampling(6), system=None, lines=io.StringIO("\n".join(lines)))
         return buffer.getvalue().splitlines()
 
     def replies(self, rows):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         return [r.text for r in vlft.generate(model, processor, rows, 6, image_root=GOLDEN)]
 
     def test_history_images_and_commands(self, monkeypatch):
@@ -193,11 +202,59 @@ class TestChat:
     def test_a_mistake_does_not_end_it(self, monkeypatch, capsys):
         spoken = self.talk(["/image no.png", "/nothing", "Hi."], monkeypatch)
         assert "\n".join(spoken) == self.replies([{"query": "Hi."}])[0]
+        errors = capsys.readouterr().err.splitlines()
+        assert errors[0] == "error: no.png: no such image"
+        assert errors[1:] == [
+            " hint: relative paths start at the working directory",
+            "error: no command /nothing",
+            " hint: /help lists the commands",
+        ]
+
+    def test_help_lists_the_commands(self, monkeypatch, capsys):
+        assert self.talk(["/help"], monkeypatch) == []
+        text = capsys.readouterr().err
+        for command in ("/image PATH", "/system TEXT", "/clear", "/help", "/exit", "Ctrl-C"):
+            assert command in text
+
+    def test_image_says_what_it_attached(self, monkeypatch, capsys, tmp_path):
+        Image.new("RGB", (640, 48)).save(tmp_path / "my photo.png")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        self.talk(["/image ~/my photo.png", f"/image '{tmp_path}/my photo.png'"], monkeypatch)
+        attached = "attached my photo.png, 640 x 48 pixels; images of the next message:"
+        assert capsys.readouterr().err.splitlines() == [f"{attached} 1", f"{attached} 2"]
+
+    def test_ctrl_c_ends_a_reply_and_then_the_chat(self, monkeypatch):
+        """At a terminal: first within a reply, whose start is remembered, then at the prompt."""
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        typed = iter(["Hi.", "What?"])
+        printed = []
+
+        def read_line(_):
+            line = next(typed, None)
+            if line is None:
+                raise KeyboardInterrupt
+            return line
+
+        def print_reply(text):
+            printed.append(text)
+            if len(printed) == 1:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(console.err, "input", read_line)
+        monkeypatch.setattr(console, "reply", print_reply)
+        model, processor = load()
+        chat(model, processor, Sampling(6), system=None, lines=terminal)
+        cut = printed[0]
+        assert printed[1:3] == ["", "\n"]
+        assert "".join(printed[3:]).strip() == self.replies(
+            [{"query": "What?", "history": [["Hi.", cut]]}]
+        )[0]  # fmt: skip
 
 
 class TestApi:
     def test_load_encode_collate(self):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         row = {"query": "<image>What?", "response": "A cat.", "images": ["images/photo_a.jpg"]}
         sample = processor.encode(row, image_root=GOLDEN)
         assert isinstance(sample, EncodedSample)
@@ -209,7 +266,7 @@ class TestApi:
         assert logits.shape == (*inputs["input_ids"].shape, model.config.text_config.vocab_size)
 
     def test_trained_tokens_decode_to_the_replies(self):
-        _, processor = vlft.load(CASE.folder)
+        _, processor = load()
         row = {"query": "b", "response": "It is 12.", "history": [["a", "是 of 3."]]}
         sample = processor.encode(row)
         trained = sample.labels[sample.labels != -100].tolist()
@@ -219,7 +276,7 @@ class TestApi:
 
     def test_a_prompt_is_the_start_of_its_answer(self):
         """What is generated after is what was trained after."""
-        _, processor = vlft.load(CASE.folder)
+        _, processor = load()
         for reply in ("It is.", "你好", "(x)", "123", "\u00e9t\u00e9", "<b>"):
             prompt = processor.encode({"query": "What?"}).input_ids
             whole = processor.encode({"query": "What?", "response": reply})
@@ -228,7 +285,7 @@ class TestApi:
             assert (whole.labels[len(prompt) :] != -100).all()
 
     def test_system_prompts(self):
-        _, processor = vlft.load(CASE.folder)
+        _, processor = load()
         texts = [
             processor.encode({"query": "Hi.", **extra}).text
             for extra in ({}, {"system": ""}, {"system": "Be brief."}, {"system": None})
@@ -239,23 +296,34 @@ class TestApi:
         assert texts[0].startswith("You are a helpful language and vision assistant.")
 
     def test_an_adapter(self, run):
-        model, processor = vlft.load(CASE.folder, adapter=find_checkpoint(run))
+        model, processor = load(adapter=find_checkpoint(run))
         row = {"query": "<image>What is number 1?", "images": ["images/photo_b.jpg"]}
-        base, _ = vlft.load(CASE.folder)
+        base, _ = load()
         tuned = vlft.generate(model, processor, [row], 8, image_root=GOLDEN)[0]
         plain = vlft.generate(base, processor, [row], 8, image_root=GOLDEN)[0]
         assert tuned.text.startswith("It is")
         assert tuned.token_ids != plain.token_ids
 
     def test_replies_do_not_depend_on_their_neighbours(self):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         rows = [{"query": "Hi there."}, {"query": "<image>?", "images": ["images/chart.png"]}]
         together = vlft.generate(model, processor, rows, 8, image_root=GOLDEN)
         alone = [vlft.generate(model, processor, [r], 8, image_root=GOLDEN)[0] for r in rows]
         assert together == alone
 
+    def test_the_defaults_are_those_of_the_command(self):
+        config = vlft.InferConfig()
+        parameters = inspect.signature(vlft.generate).parameters
+        for name, default in asdict(Sampling()).items():
+            assert default == getattr(config, name) == parameters[name].default, name
+
+    def test_sampling_settings_of_greedy_decoding(self):
+        model, processor = load()
+        with pytest.raises(ConfigError, match=r"found temperature 0 \(greedy\)"):
+            vlft.generate(model, processor, [{"query": "Hi."}], top_p=0.5)
+
     def test_no_rows(self):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         assert generate_replies(model, processor, [], Sampling()) == []
 
     @pytest.mark.parametrize("name", vlft.__all__)
@@ -268,13 +336,13 @@ class TestApi:
             vlft.nothing  # noqa: B018
 
     def test_a_prompt_without_room(self):
-        model, processor = vlft.load(CASE.folder)
+        model, processor = load()
         with pytest.raises(DataError, match="less than 16384 are allowed"):
             vlft.generate(model, processor, [{"query": "word " * 9000}], 8)
 
     def test_no_adapter_there(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
-            vlft.load(CASE.folder, adapter=tmp_path)
+            load(adapter=tmp_path)
 
     def test_a_gpu_that_is_not_there(self):
         if torch.cuda.is_available():

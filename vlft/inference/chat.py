@@ -15,89 +15,116 @@ from vlft.errors import DataError, VlftError
 from vlft.inference.generate import Sampling, generate_replies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+    from typing import TextIO
 
     from vlft.families.processor import Processor
 
-HELP = "/image PATH adds an image to the next message; /clear, /system TEXT, /exit"
+HELP = """\
+/image PATH   attach an image to the next message
+/system TEXT  start a new dialogue with this system prompt
+/clear        start a new dialogue
+/help         show these lines
+/exit         leave (Ctrl-D does too); Ctrl-C ends a reply"""
 
 
 @dataclass
-class Session:
-    """What the chat remembers.
+class _Dialogue:
+    """The state of a chat.
 
     Attributes:
-        system: None for the family's default.
-        turns: of the dialogue so far.
-        images: for the next message.
+        system: system prompt; None for the family's default.
+        turns: messages and replies so far.
+        images: attached to the next message.
     """
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
 
-    def command(self, line: str) -> bool:
-        """Carries a /command out; returns False to end the chat.
+    def run_command(self, line: str) -> bool:
+        """Carries out a /command; returns whether the chat goes on.
 
         Raises:
             DataError: there is no such command or image.
         """
-        name, _, rest = line.partition(" ")
-        rest = rest.strip()
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
         if name == "/exit":
             return False
-        if name == "/clear":
+        if name == "/help":
+            console.info(HELP)
+        elif name == "/clear":
             self.turns, self.images = [], []
         elif name == "/system":
-            self.system, self.turns = rest, []
+            self.system, self.turns = argument, []
         elif name == "/image":
-            self.images.append(ImageRef(Path(rest), rest, inspect_image(Path(rest))))
+            self._attach(argument)
         else:
-            raise DataError(f"no command {name}", hint=HELP)
+            raise DataError(f"no command {name}", hint="/help lists the commands")
         return True
 
-    def ask(self, text: str) -> Conversation:
-        """The dialogue with the next message."""
+    def with_message(self, text: str) -> Conversation:
+        """The dialogue with the next message and its images."""
         parts: tuple[Part, ...] = (*self.images, text)
         return Conversation((*self.turns, Turn("user", parts)), self.system)
 
-    def remember(self, asked: Conversation, reply: str) -> None:
-        """Adds the message and its reply to the dialogue."""
-        self.turns = [*asked.turns, Turn("assistant", (reply,))]
+    def remember(self, conversation: Conversation, reply: str) -> None:
+        """Continues from a conversation and the reply to it."""
+        self.turns = [*conversation.turns, Turn("assistant", (reply,))]
         self.images = []
 
+    def _attach(self, given: str) -> None:
+        # A terminal puts quotes around a file that is dropped into it.
+        path = Path(given.strip("'\"")).expanduser()
+        try:
+            facts = inspect_image(path)
+        except DataError as error:
+            hint = "relative paths start at the working directory"
+            raise DataError(error.message, place=error.place, hint=hint) from None
+        self.images.append(ImageRef(path, given, facts))
+        width, height = facts.size
+        console.info(
+            f"attached {path.name}, {width} x {height} pixels; "
+            f"images of the next message: {len(self.images)}"
+        )
 
-class ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
-    """Prints a reply while it grows; text appears once its characters are whole.
+
+class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
+    """Prints a reply as it is generated, each character once all of its bytes are there.
 
     Args:
-        processor: decodes.
+        processor: decodes the tokens.
+
+    Attributes:
+        text: printed so far.
     """
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
         self._ids: list[int] = []
-        self._shown = ""
+        self.text = ""
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Takes the prompt first, then one token at a time."""
+        """Takes the prompt in the first call, then one token per call."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
         self._ids += value.flatten().tolist()
-        # A trailing replacement mark is a character whose other bytes are still to come.
+        # A replacement character at the end stands for bytes whose successors are still to come.
         self._show(self._processor.decode(self._ids).rstrip("\ufffd"))
 
     def end(self) -> None:
-        """Shows what was held back and ends the line."""
+        """Prints the bytes held back and ends the line."""
         self._show(self._processor.decode(self._ids))
         console.reply("\n")
 
     def _show(self, text: str) -> None:
-        if text.startswith(self._shown):
-            console.reply(text[len(self._shown) :])
-            self._shown = text
+        if text.startswith(self.text):
+            new = text[len(self.text) :]
+            self.text = text
+            console.reply(new)
 
 
 def chat(
@@ -106,38 +133,57 @@ def chat(
     sampling: Sampling,
     *,
     system: str | None,
-    lines: Any,
+    lines: TextIO,
 ) -> None:
-    """Answers line after line until they end or ``/exit``; a mistake is said and left behind."""
-    session = Session(system)
-    interactive = bool(getattr(lines, "isatty", lambda: False)())
+    """Answers each line until the last or ``/exit``; an error is shown and the chat goes on."""
+    dialogue = _Dialogue(system)
+    interactive = lines.isatty()
     if interactive:
-        console.info(HELP)
+        console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
     for line in _prompts(lines, interactive=interactive):
         try:
             if line.startswith("/"):
-                if not session.command(line):
+                if not dialogue.run_command(line):
                     return
                 continue
-            asked = session.ask(line)
-            prompt = processor.encode_conversation(asked)
-            replies = generate_replies(
-                model, processor, [prompt], sampling, ConsoleStreamer(processor)
-            )
-            session.remember(asked, replies[0].text)
+            conversation = dialogue.with_message(line)
+            reply = _stream_reply(model, processor, sampling, conversation, interactive=interactive)
+            if reply is not None:
+                dialogue.remember(conversation, reply)
         except VlftError as error:
             console.show_error(str(error))
 
 
-def _prompts(lines: Iterable[str], *, interactive: bool) -> Iterator[str]:
-    """The lines that are not blank; at a terminal with a prompt before each."""
+def _stream_reply(
+    model: Any,
+    processor: Processor,
+    sampling: Sampling,
+    conversation: Conversation,
+    *,
+    interactive: bool,
+) -> str | None:
+    """The reply, printed as it grows; at a terminal Ctrl-C ends it: what was printed, or None."""
+    streamer = _ConsoleStreamer(processor)
+    try:
+        prompt = processor.encode_conversation(conversation)
+        return generate_replies(model, processor, [prompt], sampling, streamer)[0].text
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        streamer.end()
+        return streamer.text or None
+
+
+def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str]:
+    """The lines that are not blank; at a terminal after a prompt, until Ctrl-C or Ctrl-D."""
     if not interactive:
         yield from (line.strip() for line in lines if line.strip())
         return
     while True:
         try:
             line = console.err.input("[bold]> [/bold]").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            console.info("")
             return
         if line:
             yield line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
+from vlft.config import InferConfig
 from vlft.errors import ConfigError, DataError
 from vlft.vision.encode import moved
 
@@ -23,22 +24,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy."""
+    """How replies are generated; see the flags of the same names.
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    Raises:
+        ConfigError: a setting of sampling together with temperature 0, which is greedy decoding.
+    """
+
+    max_new_tokens: int = InferConfig.max_new_tokens
+    temperature: float = InferConfig.temperature
+    top_p: float = InferConfig.top_p
+    top_k: int = InferConfig.top_k
+    repetition_penalty: float = InferConfig.repetition_penalty
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k != 0):
+            raise ConfigError(
+                "top-p and top-k choose among samples, found temperature 0 (greedy)",
+                place="--temperature",
+                hint="add e.g. --temperature 0.7",
+            )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote.
+    """What the model generated.
 
     Attributes:
-        text: special tokens dropped, white space around it stripped.
-        token_ids: up to and with the end-of-sentence token, if it came.
+        text: without special tokens and surrounding white space.
+        token_ids: up to and including the end-of-sentence token, if there is one.
     """
 
     text: str
@@ -48,15 +61,15 @@ class Reply:
 def load(
     path: str | Path,
     adapter: str | Path | None = None,
-    dtype: str = "auto",
+    dtype: str = InferConfig.dtype,
     quantize: str = "none",
-    device: str = "auto",
+    device: str = InferConfig.device,
 ) -> tuple[Any, Processor]:
-    """A model ready to run, and its processor.
+    """A model in evaluation mode, and its processor.
 
     Args:
         path: model folder or hub id.
-        adapter: folder of an adapter to put into it.
+        adapter: folder of an adapter to load into it.
         dtype: auto, float32, bfloat16 or float16.
         quantize: none, nf4 or int8.
         device: auto, cpu or cuda.
@@ -80,18 +93,19 @@ def generate(
     model: Any,
     processor: Processor,
     rows: Sequence[Mapping[str, Any]],
-    max_new_tokens: int = 64,
+    max_new_tokens: int = InferConfig.max_new_tokens,
     *,
     image_root: str | Path | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
+    temperature: float = InferConfig.temperature,
+    top_p: float = InferConfig.top_p,
+    top_k: int = InferConfig.top_k,
+    repetition_penalty: float = InferConfig.repetition_penalty,
 ) -> list[Reply]:
-    """Replies to rows of the native layout, in one batch; a row's ``response`` is left out.
+    """Replies to rows of the native layout, in one batch; a ``response`` in them is ignored.
 
     Raises:
         DataError: a row cannot be used.
+        ConfigError: see ``Sampling``.
     """
     prompts = [
         processor.encode({k: v for k, v in row.items() if k != "response"}, image_root)
@@ -120,34 +134,21 @@ def generate_replies(
     if room < 1:
         raise DataError(
             f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
-            hint="shorten the history, or use fewer images",
+            hint="shorten the history (in a chat: /clear), or use fewer images",
         )
     inputs = processor.collate(prompts)
     del inputs["labels"]
     batch = moved(inputs, model.get_input_embeddings().weight)
     with torch.inference_mode():
         output = model.generate(
-            **batch, generation_config=_generation(processor, sampling, room), streamer=streamer
+            **batch,
+            generation_config=_generation_config(processor, sampling, room),
+            streamer=streamer,
         )
     return [_reply(ids, processor) for ids in output[:, longest:].tolist()]
 
 
-def settings_of(sampling: Sampling, seed: int) -> dict[str, Any]:
-    """The generation settings as they are recorded with a reply."""
-    return {**asdict(sampling), "seed": seed}
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises ConfigError if a setting of sampling is given for greedy decoding."""
-    if sampling.temperature == 0 and (sampling.top_p != 1 or sampling.top_k != 0):
-        raise ConfigError(
-            "top-p and top-k choose among samples, found temperature 0 (greedy)",
-            place="--temperature",
-            hint="add e.g. --temperature 0.7",
-        )
-
-
-def _generation(processor: Processor, sampling: Sampling, room: int) -> Any:
+def _generation_config(processor: Processor, sampling: Sampling, room: int) -> Any:
     from transformers import GenerationConfig
 
     chat = processor.chat

@@ -1,4 +1,4 @@
-"""The result file of ``vlft infer``: one JSON line per record, written as it goes, continued."""
+"""The result file of ``vlft infer``: a JSON line per record, appended batch by batch, continued."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# How every result line begins: tells one cut off by a kill from another file's.
+# The start of every result line. It tells a line that a kill cut off from a line of another file.
 START = b'{"query": '
 
 
 class ResultFile:
-    """Lines for the records of a data set, in their order.
+    """A line per record of a data set, in the order of the records.
 
     Args:
-        path: the file; made with its folders.
-        settings: how the replies are generated; recorded with each line.
-        overwrite: start anew.
+        path: the file; its folders are made.
+        settings: generation settings, recorded in each line.
+        overwrite: whether to replace an existing file instead of continuing it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -36,7 +36,7 @@ class ResultFile:
         self._overwrite = overwrite
 
     def done(self, conversations: Sequence[Conversation]) -> int:
-        """How many records the file answers already; a line cut off by a kill is removed.
+        """Number of records that the file answers; a line that a kill cut off is removed from it.
 
         Raises:
             CheckpointError: the file answers other records, or was made with other settings.
@@ -50,7 +50,7 @@ class ResultFile:
         for number, (line, conversation) in enumerate(
             zip(lines, conversations, strict=False), start=1
         ):
-            expected = describe_record(conversation)
+            expected = _describe_record(conversation)
             if any(line.get(key) != value for key, value in expected.items()):
                 raise self._other(f"line {number} answers another record")
             if line.get("generation") != self._settings:
@@ -58,7 +58,7 @@ class ResultFile:
         return len(lines)
 
     def append(self, conversations: Sequence[Conversation], replies: Sequence[str]) -> None:
-        """Writes the lines of some records and flushes them; replaces the file if asked, once."""
+        """Appends and flushes the lines of a batch; with ``overwrite`` the first call replaces."""
         if self._overwrite:
             self.path.unlink(missing_ok=True)
             self._overwrite = False
@@ -66,14 +66,14 @@ class ResultFile:
             for conversation, reply in zip(conversations, replies, strict=True):
                 file.write(
                     {
-                        **describe_record(conversation),
+                        **_describe_record(conversation),
                         "response": reply,
                         "generation": self._settings,
                     }
                 )
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines."""
+        """All lines of the file."""
         return _whole_lines(self.path)
 
     def _other(self, found: str) -> CheckpointError:
@@ -84,8 +84,8 @@ class ResultFile:
         )
 
 
-def describe_record(conversation: Conversation) -> dict[str, Any]:
-    """The record as its result line states it: query, label, images, and history, system if any."""
+def _describe_record(conversation: Conversation) -> dict[str, Any]:
+    """The record in its result line: query, label, images; history and system if there are any."""
     prompt = conversation.without_reply()
     texts = [flat_text(turn, COMMON_TAG) for turn in prompt.turns]
     row: dict[str, Any] = {
@@ -101,10 +101,10 @@ def describe_record(conversation: Conversation) -> dict[str, Any]:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The result lines; a last one that a kill cut off is removed from the file.
+    """The result lines of the file; a last line that a kill cut off is removed from it.
 
     Raises:
-        CheckpointError: the file holds something else; it is left as it is.
+        CheckpointError: a line is no result line; the file is not changed.
     """
     whole: list[dict[str, Any]] = []
     size = 0

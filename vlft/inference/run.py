@@ -1,14 +1,13 @@
-"""``vlft infer``: a checkpoint or a model -> answers to a data set, or a chat."""
+"""``vlft infer``: answers of a checkpoint or a model to a data set, or a chat with it."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import Progress
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
@@ -20,7 +19,7 @@ from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
 from vlft.errors import ConfigError
 from vlft.inference.chat import chat
-from vlft.inference.generate import Sampling, check_sampling, generate_replies, settings_of
+from vlft.inference.generate import Sampling, generate_replies
 from vlft.inference.results import ResultFile
 from vlft.settings import check
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferResult:
-    """What answering a data set leaves.
+    """The result of answering a data set.
 
     Attributes:
         output: the result file.
@@ -44,7 +43,7 @@ class InferResult:
 
 
 def run_infer(config: InferConfig) -> InferResult | None:
-    """Answers a data set; with none, chats at the terminal and returns None.
+    """Answers a data set; without one, chats at the terminal and returns None.
 
     Raises:
         VlftError: bad input.
@@ -57,7 +56,6 @@ def run_infer(config: InferConfig) -> InferResult | None:
         config.top_k,
         config.repetition_penalty,
     )
-    check_sampling(sampling)
     tuned: Tuned | None = None
     if config.ckpt_dir is not None:
         tuned = open_tuned(
@@ -70,11 +68,12 @@ def run_infer(config: InferConfig) -> InferResult | None:
     data = _load_data(config, tuned, processor)
     torch.manual_seed(config.seed)
     if data is None:
-        model = load_for_inference(config, folder, tuned, processor)
+        model = _load_for_inference(config, folder, tuned, processor)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
     settings = {
-        **settings_of(sampling, config.seed),
+        **asdict(sampling),
+        "seed": config.seed,
         "model": folder.name,
         "adapter": str(tuned.adapter) if tuned and tuned.adapter else None,
         "merged": config.merge_lora,
@@ -87,18 +86,19 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if done:
         console.info(f"{results.path} answers {done} of {len(data)} records already")
     if done < len(data):
-        model = load_for_inference(config, folder, tuned, processor)
+        model = _load_for_inference(config, folder, tuned, processor)
         _answer(model, processor, data.conversations[done:], sampling, results, config.batch_size)
     rows = results.rows()
-    show_rows(rows[: config.show_samples])
+    _show_rows(rows[: config.show_samples])
     console.info(f"{len(rows)} replies in {results.path}")
     return InferResult(results.path, rows)
 
 
-def load_for_inference(
+@console.working("loading the model")
+def _load_for_inference(
     config: InferConfig, folder: ModelFolder, tuned: Tuned | None, processor: Processor
 ) -> Any:
-    """The model as in training (dtype, quantisation), with its adapter, merged if asked."""
+    """The model in the dtype and quantisation of its training; with its adapter, or merged."""
     dtype, quantize = config.dtype, config.quantize
     if tuned is not None:
         dtype = tuned.settings.dtype if dtype == "auto" else dtype
@@ -121,8 +121,8 @@ def load_for_inference(
     return merged.to(placement.dtype)
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """Prints some answers: prompt, output, label, images."""
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    """Prints prompt, output, label and images of result lines to stdout."""
     for row in rows:
         for name, key in (
             ("prompt", "query"),
@@ -137,7 +137,7 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def _weights_stamp(folder: Path) -> list[list[str | int]]:
-    """Name, size and time of the weight files: replies of other weights are not continued."""
+    """Name, size and modification time of each weight file: other weights, another result file."""
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(files)]
 
@@ -150,18 +150,16 @@ def _answer(
     results: ResultFile,
     batch_size: int,
 ) -> None:
-    with Progress(console=console.err, disable=not console.err.is_terminal) as progress:
-        task = progress.add_task("answering", total=len(conversations))
-        for start in range(0, len(conversations), batch_size):
-            batch = conversations[start : start + batch_size]
-            prompts = [processor.encode_conversation(item.without_reply()) for item in batch]
-            replies = generate_replies(model, processor, prompts, sampling)
-            results.append(batch, [reply.text for reply in replies])
-            progress.advance(task, len(batch))
+    starts = range(0, len(conversations), batch_size)
+    for start in console.tracked(starts, "answering", len(starts)):
+        batch = conversations[start : start + batch_size]
+        prompts = [processor.encode_conversation(item.without_reply()) for item in batch]
+        replies = generate_replies(model, processor, prompts, sampling)
+        results.append(batch, [reply.text for reply in replies])
 
 
 def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
-    """The records to answer, None for a chat."""
+    """The records to answer; None for a chat."""
     encode = processor.encode_conversation
     if config.load_dataset_config and tuned is not None:
         run = tuned.settings
@@ -199,7 +197,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
 
 
 def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:
-    """The result file: as asked, or in the run folder, named after checkpoint and data."""
+    """The result file: --output, or a file in the run folder named after checkpoint and data."""
     if config.output is not None:
         return config.output
     data = "val" if config.load_dataset_config else Path(config.dataset[0]).name.split(".")[0]

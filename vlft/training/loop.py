@@ -37,6 +37,8 @@ def train(job: Job, position: Position, checkpointer: Checkpointer, log: RunLog)
     encoded = 0
     window = Window(started=time.perf_counter())
     with Interrupt() as interrupt, log:
+        if position.step == 0 and len(job.val) > 0:
+            log.evaluation(0, evaluate(job), is_best=False)
         for plans in job.planner.steps(position.step):
             if position.finished or _stop_requested(job, interrupt):
                 break
@@ -56,6 +58,8 @@ def train(job: Job, position: Position, checkpointer: Checkpointer, log: RunLog)
                 epoch = position.step / job.planner.schedule.steps_per_epoch
                 log.step(position.step, epoch, {**window.metrics(), **metrics})
                 window = Window(started=time.perf_counter())
+            else:
+                log.advance(position.step)
             paused = time.perf_counter()
             is_best = now.evaluate and _evaluate_and_note(job, position, log)
             if now.save or is_best or position.finished:
@@ -215,6 +219,7 @@ def evaluate(job: Job) -> float:
 def _evaluate_and_note(job: Job, position: Position, log: RunLog) -> bool:
     """Evaluates and notes the result in the position; returns whether it is the best so far."""
     loss = evaluate(job)
+    position.last_loss, position.evaluated_step = loss, position.step
     is_best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if is_best:
         position.best_loss, position.best_step = loss, position.step

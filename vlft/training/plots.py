@@ -2,39 +2,131 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CURVES = {
-    "train_loss": ("loss", "training loss, nats per token"),
-    "val_loss": ("val_loss", "validation loss, nats per token"),
-    "learning_rate": ("learning_rate", "learning rate"),
+    Points = list[tuple[int, float]]
+
+# At most so many points of a curve are drawn; a figure is 768 pixels wide.
+POINTS = 1000
+
+# File name -> label of the y axis, curves.
+FIGURES = {
+    "loss": ("loss, nats per token", ("loss", "smoothed", "val_loss", "best")),
+    "train_loss": ("training loss, nats per token", ("loss", "smoothed")),
+    "val_loss": ("validation loss, nats per token", ("val_loss", "best")),
+    "learning_rate": ("learning rate", ("learning_rate",)),
+    "grad_norm": ("gradient norm before clipping", ("grad_norm",)),
+}
+LOGGED = ("loss", "val_loss", "learning_rate", "grad_norm")
+STYLES: dict[str, dict[str, Any]] = {
+    "loss": {"label": "training", "color": "C0", "alpha": 0.35, "linewidth": 1},
+    "smoothed": {"label": "training, smoothed", "color": "C0"},
+    "val_loss": {"label": "validation", "color": "C1"},
+    "best": {"label": "best validation", "color": "C3", "ls": "", "markersize": 12},
+    "learning_rate": {"color": "C0"},
+    "grad_norm": {"color": "C0"},
 }
 
 
 def plot_run(run: Path) -> list[Path]:
-    """Writes images/<curve>.png for every curve that has points; returns the files."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Writes images/<figure>.png for every figure that has points; returns the files."""
+    curves = _read_curves(run / "metrics.jsonl")
+    (run / "images").mkdir(exist_ok=True)
+    figures = _figures(run)
+    return [path for name in FIGURES if (path := figures[name].save(curves)) is not None]
 
-    metrics = run / "metrics.jsonl"
+
+class _Figure:
+    """A figure that is drawn anew at every save, with new data in the same artists.
+
+    Args:
+        path: of the PNG file.
+        label: of the y axis.
+        names: of the curves.
+    """
+
+    def __init__(self, path: Path, label: str, names: tuple[str, ...]) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._path = path
+        self._figure = Figure(figsize=(6.4, 3.6), dpi=120)
+        # Fixed margins: matplotlib's layout engines draw twice.
+        self._figure.subplots_adjust(left=0.14, right=0.98, bottom=0.13, top=0.92)
+        FigureCanvasAgg(self._figure)
+        self._axes = self._figure.add_subplot(xlabel="step", ylabel=label)
+        self._axes.grid(alpha=0.3)
+        self._names = names
+        self._lines: dict[str, Any] = {}
+
+    def save(self, curves: dict[str, Points]) -> Path | None:
+        """Writes the file; None if there are no points."""
+        drawn = [name for name in self._names if curves[name]]
+        if not drawn:
+            return None
+        for name in drawn:
+            if name not in self._lines:
+                (self._lines[name],) = self._axes.plot([], [], **STYLES[name])
+                if "label" in STYLES[name]:
+                    self._axes.legend()
+            self._lines[name].set_data(*zip(*curves[name], strict=True))
+            few = len(curves[name]) < 40
+            self._lines[name].set_marker("*" if name == "best" else "." if few else "")
+        if "best" in drawn:
+            step, loss = curves["best"][0]
+            self._axes.set_title(f"best validation loss {loss:.4f}, step {step}", size="medium")
+        self._axes.relim()
+        self._axes.autoscale_view()
+        self._figure.savefig(self._path)
+        return self._path
+
+
+@functools.lru_cache(maxsize=1)
+def _figures(run: Path) -> dict[str, _Figure]:
+    """The figures of a run. New ones at each save would leave megabytes of cyclic garbage."""
+    return {
+        name: _Figure(run / "images" / f"{name}.png", label, names)
+        for name, (label, names) in FIGURES.items()
+    }
+
+
+def _read_curves(metrics: Path) -> dict[str, Points]:
+    """(step, value) of each curve, at most POINTS: few lines of a long file are parsed."""
+    curves: dict[str, Points] = {name: [] for name in STYLES}
     # A run that is stopped early saves before it has logged a step.
-    lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    folder = run / "images"
-    folder.mkdir(exist_ok=True)
-    written = []
-    for name, (key, label) in CURVES.items():
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
-            FigureCanvasAgg(figure)
-            axes = figure.add_subplot(xlabel="step", ylabel=label)
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "")
-            axes.grid(alpha=0.3)
-            figure.savefig(folder / f"{name}.png")
-            written.append(folder / f"{name}.png")
-    return written
+    if not metrics.exists():
+        return curves
+    with metrics.open("rb") as file:
+        lines = sum(1 for _ in file)
+    stride = lines // POINTS + 1
+    with metrics.open("rb") as file:
+        for number, line in enumerate(file):
+            if (lines - 1 - number) % stride and b'"val_loss"' not in line:
+                continue
+            # A kill may have cut a line off.
+            row = json.loads(line) if line.endswith(b"}\n") else {}
+            for name in LOGGED:
+                if name in row:
+                    curves[name].append((row["step"], row[name]))
+    finite = [point for point in curves["val_loss"] if math.isfinite(point[1])]
+    curves["best"] = [min(finite, key=lambda point: point[1])] if finite else []
+    curves["val_loss"] = curves["val_loss"][:: len(curves["val_loss"]) // POINTS + 1]
+    curves["smoothed"] = _smooth(curves["loss"])
+    return curves
+
+
+def _smooth(points: Points) -> Points:
+    """Exponential moving average over a twentieth of the curve, without bias at its start."""
+    decay = 1 - 1 / max(1.0, len(points) / 20)
+    total = weight = 0.0
+    smooth = []
+    for step, value in points:
+        total, weight = decay * total + value, decay * weight + 1
+        smooth.append((step, total / weight))
+    return smooth

@@ -1,4 +1,4 @@
-"""What a run shows before step one: one encoded sample, and the model by parts."""
+"""What a run shows before step one: the model by parts, and one encoded sample."""
 
 from __future__ import annotations
 
@@ -28,27 +28,32 @@ def introduce(
     processor: Processor,
     data: tuple[Dataset, Dataset],
 ) -> None:
-    """Shows the model by parts, the data, and one encoded sample."""
+    """Shows the model by parts, the size of the data, and one encoded sample."""
     console.info(f"{folder.family.title} from {folder.path} ({folder.layout} layout)")
     console.err.print(parts_table(model, folder.family.parts))
     console.info(f"{len(data[0])} training samples, {len(data[1])} validation samples")
     if config.show_sample:
         colour = console.err.is_terminal
         console.info(f"one encoded sample, trained tokens {'in green' if colour else 'in ⟦ ⟧'}:")
-        console.err.print(sample_text(data[0][0], processor, marks=not colour))
+        # A terminal gets whole words in its width; a log file gets the text's own lines.
+        text = sample_text(data[0][0], processor, marks=not colour)
+        console.err.print(text, soft_wrap=not colour)
 
 
 def sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:
-    """The tokens of a sample as the model sees them.
+    """The decoded tokens of a sample, trained ones in green, an image as its tag and token count.
 
-    Trained ones are green, and in double brackets if ``marks``; an image is its tag and its length.
+    Args:
+        sample: one encoded sample.
+        processor: decodes the tokens.
+        marks: whether double brackets mark the trained tokens, for output without colours.
     """
     chat = processor.chat
     text = Text()
     ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
     start = 0
     while start < len(ids):
-        # Runs of one kind are decoded together: a character may take several tokens.
+        # Neighbours of one kind are decoded together, as a character may take several tokens.
         kind = _kind(ids[start], labels[start], chat.image_token_id)
         end = start
         while end < len(ids) and _kind(ids[end], labels[end], chat.image_token_id) == kind:
@@ -72,7 +77,7 @@ def _kind(token: int, label: int, image_token_id: int) -> str:
 
 
 def parts_table(model: nn.Module, parts: Parts) -> Table:
-    """Parameters by part: total, trained, dtype, memory in MiB."""
+    """A row per part of the model: parameters, trained ones, dtypes, memory."""
     table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
     for column in ("part", "parameters", "trained", "dtype", "memory"):
         table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
@@ -94,7 +99,7 @@ def parts_table(model: nn.Module, parts: Parts) -> Table:
 
 
 def parameter_count(parameter: nn.Parameter) -> int:
-    """Numbers that the parameter stands for; a 4 bit byte holds two."""
+    """Weights of the parameter; in 4 bit, a byte holds two of them."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 

@@ -1,16 +1,17 @@
-"""What a run shows: a live line at a terminal, plain lines elsewhere, and metrics.jsonl always."""
+"""What a run shows: a live line at a terminal, a line per log step; metrics.jsonl; last lines."""
 
 from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from vlft import console
 
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vlft.packing.packer import RowPlan
+    from vlft.training.state import Position
 
 
 @dataclass
 class Window:
-    """What happened since the last log line.
+    """Sums over the steps since the last log line.
 
     Attributes:
-        loss_sum: weighted, in nats.
+        loss_sum: weighted cross-entropy, in nats.
         weight: supervised tokens.
-        packed: tokens run.
-        unshared: tokens that the samples have in all.
+        packed: tokens in the rows.
+        unshared: tokens of the samples, shared prefixes counted once per sample.
         steps: optimiser steps.
-        started: clock at the start, in seconds.
+        started: time.perf_counter() at the start, in seconds.
     """
 
     loss_sum: float = 0.0
@@ -43,7 +45,7 @@ class Window:
     started: float = 0.0
 
     def add(self, loss_sum: float, rows: Sequence[RowPlan]) -> None:
-        """Counts one step."""
+        """Counts one optimiser step."""
         self.loss_sum += loss_sum
         self.weight += sum(row.targets for row in rows)
         self.packed += sum(row.tokens for row in rows)
@@ -51,7 +53,7 @@ class Window:
         self.steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Means and rates of the window."""
+        """Mean loss and rates of the window."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
             "loss": self.loss_sum / max(self.weight, 1.0),
@@ -64,14 +66,14 @@ class Window:
 
 
 class RunLog:
-    """Writes metrics.jsonl and shows how the run goes. Use it as a context.
+    """Writes metrics.jsonl and shows the progress of a run. A context manager.
 
     Args:
         run: the run folder.
-        total_steps: of the whole run.
-        first_step: steps already done.
-        trackers: Accelerate's, to log to as well.
-        writes: whether this process writes; of several only the first does.
+        total_steps: optimiser steps of the whole run.
+        first_step: steps done before, by the run that is resumed.
+        trackers: the Accelerator whose trackers get the metrics too, or None.
+        writes: whether this rank writes and shows; only rank zero does.
     """
 
     def __init__(
@@ -85,15 +87,19 @@ class RunLog:
         self._first = first_step
         self._live: Progress | None = None
         if console.err.is_terminal and writes:
+            # The time left is our own: rich forgets steps after 30 s and then shows none.
             self._live = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[loss]}"),
+                TextColumn("{task.fields[left]}"),
                 console=console.err,
+                transient=True,
             )
-            self._task = self._live.add_task("", total=total_steps, completed=first_step, text="")
+            self._task = self._live.add_task(
+                "", total=total_steps, completed=first_step, loss="", left=""
+            )
 
     def __enter__(self) -> RunLog:
         """Starts the live line."""
@@ -107,34 +113,48 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leaves the terminal as it was."""
+        """Removes the live line; the log lines stay."""
         if self._live is not None:
             self._live.stop()
 
-    def step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Records the metrics of a window that ends with this step."""
-        self._write({"step": step, "epoch": round(epoch, 4), **metrics})
-        text = (
-            f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-            f"{metrics['supervised_tokens_per_second']:,.0f} trained tok/s  "
-            f"{metrics['packed_tokens_per_second']:,.0f} tok/s  "
-            f"saved {metrics['tokens_saved']:.0%}  {metrics['memory_gib']:.2f} GiB"
-        )
+    def advance(self, step: int) -> None:
+        """Moves the live line to a step; steps between two log lines need no more."""
         if self._live is not None:
-            self._live.update(self._task, completed=step, text=text)
+            self._live.update(self._task, completed=step, left=self._time_left(step))
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Records and shows the metrics of a window that ends with this step."""
+        self._write({"step": step, "epoch": round(epoch, 4), **metrics})
+        loss = f"loss {metrics['loss']:.4f}"
+        parts = [
+            f"step {step}/{self._total}",
+            loss,
+            f"lr {metrics['learning_rate']:.2e}",
+            f"{metrics['packed_tokens_per_second']:,.0f} tok/s",
+            f"saved {metrics['tokens_saved']:.0%}",
+            f"{metrics['memory_gib']:.2f} GiB",
+        ]
+        if self._live is None:
+            parts.insert(3, f"{metrics['supervised_tokens_per_second']:,.0f} trained tok/s")
+            parts.append(self._time_left(step))
         else:
-            done = max(step - self._first, 1)
-            left = (time.perf_counter() - self._started) / done * (self._total - step)
-            console.info(f"step {step}/{self._total}  {text}  {_clock(left)} left")
+            self._live.update(self._task, loss=loss)
+            self.advance(step)
+        console.info("  ".join(parts))
 
     def evaluation(self, step: int, loss: float, *, is_best: bool) -> None:
-        """Records a validation loss."""
+        """Records and shows a validation loss."""
         self._write({"step": step, "val_loss": loss})
         console.info(f"step {step}: validation loss {loss:.4f}{' (best)' if is_best else ''}")
 
     def note(self, text: str) -> None:
-        """Shows a line without breaking the live one."""
+        """Shows a line above the live one."""
         console.info(text)
+
+    def _time_left(self, step: int) -> str:
+        done = max(step - self._first, 1)
+        seconds = (time.perf_counter() - self._started) / done * (self._total - step)
+        return f"{_clock(seconds)} left"
 
     def _write(self, row: dict[str, float]) -> None:
         if not self._writes:
@@ -147,8 +167,36 @@ class RunLog:
             self._trackers.log(values, step=step)
 
 
+def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
+    """The last lines of a run: time taken, best and last checkpoint, the command to type next.
+
+    Args:
+        run: the run folder.
+        position: where training stopped.
+        seconds: that training took.
+    """
+    last = run / f"checkpoint-{position.step}"
+    if not position.finished:
+        return [
+            f"stopped after {_clock(seconds)}, saved as {last}",
+            f"go on with: vlft sft --resume {shlex.quote(str(run))}",
+        ]
+    last_loss = position.last_loss if position.evaluated_step == position.step else None
+    best = run / f"checkpoint-{position.best_step}" if position.best_step else last
+    shown = [("best", best, position.best_loss), ("last", last, last_loss)]
+    if best == last:
+        shown = [("best and last", best, position.best_loss)] if position.best_step else shown[1:]
+    lines = [f"done: {position.step} steps in {_clock(seconds)}"]
+    for name, checkpoint, loss in shown:
+        lines.append(f"{name}: {checkpoint}")
+        if loss is not None:
+            lines[-1] += f"  validation loss {loss:.4f}"
+    answered = "" if position.best_loss is None else " --load-dataset-config"
+    return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
+
+
 def peak_memory() -> int:
-    """Bytes: the GPU's peak where there is one, else the process's."""
+    """Peak memory in bytes: allocated on the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,13 @@ from vlft.training.loss import PackedLoss
 from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.preview import introduce
-from vlft.training.progress import RunLog
+from vlft.training.progress import RunLog, closing_lines
 from vlft.training.provenance import provenance
 from vlft.training.resume import drop_later_checkpoints
 from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 from vlft.training.setup import check_settings
 from vlft.training.state import Position, cut_metrics, read_state
+from vlft.training.trackers import start_trackers
 from vlft.vision.cache import Images, fill, release_towers
 from vlft.vision.cache_plan import plan_cache
 
@@ -115,6 +117,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
         config, job = autotune(config, job)
     run = _open_run(setup, config, position, backend)
     checkpointer = Checkpointer(run, config, setup.folder, setup.processor, model, backend)
+    started = time.perf_counter()
     try:
         position = train(job, position, checkpointer, _open_log(job, run, position))
     except OSError as error:
@@ -124,7 +127,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
             place=str(error.filename or run),
             hint=f"{remedy}, then go on with: vlft sft --resume {run}",
         ) from error
-    return _close(run, position)
+    return _close(run, position, time.perf_counter() - started)
 
 
 def _prepare_images(
@@ -184,9 +187,7 @@ def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Back
 
     backend.world.on_rank_zero(prepare)
     run = backend.world.broadcast(run)
-    if config.report_to != "none":
-        backend.accelerator.project_configuration.logging_dir = str(run)
-        backend.accelerator.init_trackers("vlft")
+    start_trackers(backend.accelerator, config, run)
     return run
 
 
@@ -197,10 +198,8 @@ def _open_log(job: Job, run: Path, position: Position) -> RunLog:
     return RunLog(run, job.options.total_steps, position.step, trackers, writes=writes)
 
 
-def _close(run: Path, position: Position) -> SftResult:
+def _close(run: Path, position: Position, seconds: float) -> SftResult:
+    for line in closing_lines(run, position, seconds):
+        console.info(line)
     checkpoint = run / f"checkpoint-{position.step}"
-    if position.finished:
-        console.info(f"done: {checkpoint}")
-    else:
-        console.info(f"stopped at step {position.step}; go on with: vlft sft --resume {run}")
     return SftResult(run, checkpoint, position.step, position.finished, position.best_loss)

@@ -34,6 +34,8 @@ class Position:
         best_loss: lowest validation loss so far, in nats per token.
         best_step: the step at which it was measured.
         evaluations_without_best: evaluations since then.
+        last_loss: validation loss of the last evaluation.
+        evaluated_step: the step at which it was measured.
         finished: whether the run ends here.
         scheduler: state of the learning rate scheduler.
         scaler: state of the gradient scaler; empty without one.
@@ -43,6 +45,8 @@ class Position:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0
+    last_loss: float | None = None
+    evaluated_step: int | None = None
     finished: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
