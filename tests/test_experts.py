@@ -387,7 +387,7 @@ class TestInAModel:
         ],
     )
     def test_what_lora_on_experts_lacks_is_refused(self, model, folder, options):
-        with pytest.raises(ConfigError, match="LoRA on experts does not have it"):
+        with pytest.raises(ConfigError, match="not supported by LoRA on experts"):
             resolve_targets(model, folder.family, options)
 
     def test_the_adapters_keys(self, model, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""A row's exits -> its trees and masks: token j sees token i iff i <= j < exit[i]."""
+"""A row's exits -> its trees and masks: token j attends to token i iff i <= j < exit[i]."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
-# Branches are taken together up to so many tokens.
+# Branches are computed together up to this many tokens.
 PIECE = 256
-# Rows of a mask start at multiples of so many elements: fused kernels copy it otherwise.
+# Fused kernels copy a mask whose rows do not start at a multiple of this many elements.
 ALIGNMENT = 16
-# Tokens of a side of a block.
+# Side of a FlexAttention block in tokens.
 BLOCK = 128
 
 
@@ -46,7 +46,7 @@ def find_trees(exits: Sequence[int]) -> tuple[Tree, ...]:
 
 
 def row_attention(trees: tuple[Tree, ...], exit: Tensor, dtype: torch.dtype) -> RowAttention:
-    """The masks of a row's pieces.
+    """Trees and masks of a row, for all layers.
 
     Args:
         trees: of the row.
@@ -67,20 +67,20 @@ def row_attention(trees: tuple[Tree, ...], exit: Tensor, dtype: torch.dtype) -> 
 
 
 def _piece_mask(exit: Tensor, trunk: int, dtype: torch.dtype) -> Tensor:
-    """(q, trunk + q): the trunk is seen, the rest by the rule.
+    """(q, trunk + q) additive mask: 0 for the trunk and for a token's own path.
 
-    In the scores' dtype and aligned, attention of every layer keeps this one tensor; of a mask of
-    bools, or of one out of line, each layer would make and keep a copy.
+    It has the scores' dtype and aligned rows, so that all layers share this tensor. From a bool or
+    unaligned mask every layer would make a copy and keep it for the backward pass.
     """
     length = len(exit)
-    room = torch.zeros((length, _aligned(trunk + length)), dtype=dtype, device=exit.device)
-    mask = room[:, : trunk + length]
+    padded = torch.zeros((length, _aligned(trunk + length)), dtype=dtype, device=exit.device)
+    mask = padded[:, : trunk + length]
     mask[:, trunk:].masked_fill_(~tree_mask(exit)[0, 0], torch.finfo(dtype).min)
     return mask
 
 
 def tree_mask(exit: Tensor) -> Tensor:
-    """(1, 1, N, N) bool, True where the query (row) may see the key (column).
+    """(1, 1, N, N) bool, True where the query (row) may attend to the key (column).
 
     Args:
         exit: (N,), see packing.prefix_tree.
@@ -91,9 +91,7 @@ def tree_mask(exit: Tensor) -> Tensor:
 
 
 def additive_mask(exit: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, 1, N, N) numbers to add to the scores: 0 where the query may see the key.
-
-    For attention that takes nothing else.
+    """(1, 1, N, N) additive mask, for attention implementations that take no other form.
 
     Args:
         exit: (N,), see packing.prefix_tree.
@@ -108,10 +106,11 @@ def _aligned(length: int) -> int:
 
 
 def block_mask(exit: Tensor) -> BlockMask:
-    """The mask for FlexAttention, without ever making it dense.
+    """The mask for FlexAttention, made without the dense (N, N) mask.
 
-    The keys of a block are seen by the queries of the blocks from itself to that of its last exit;
-    in the blocks before its first exit by all of them, so that nothing need be compared there.
+    A block of keys is attended to by the query blocks from itself up to that of its last exit. All
+    queries of a later block that ends before the first exit see the whole block, so that no element
+    of the mask is evaluated there.
 
     Args:
         exit: (N,), see packing.prefix_tree.
@@ -120,30 +119,30 @@ def block_mask(exit: Tensor) -> BlockMask:
 
     length = len(exit)
     blocks = -(-length // BLOCK)
-    # Beyond the row nobody is seen.
+    # Padding attends to nothing.
     ends = torch.zeros(blocks * BLOCK, dtype=exit.dtype, device=exit.device)
     ends[:length] = exit
-    # What is beyond the row does not keep a block from being whole.
+    # Padding keys do not keep a block from being complete.
     starts = torch.full_like(ends, blocks * BLOCK)
     starts[:length] = exit
     last = ends.view(blocks, BLOCK).amax(1)
     first = starts.view(blocks, BLOCK).amin(1)
     index = torch.arange(blocks, device=exit.device)
     query, key = index.unsqueeze(1), index.unsqueeze(0)
-    seen = (key <= query) & (query * BLOCK < last)
-    whole = (key < query) & ((query + 1) * BLOCK <= first)
+    attended = (key <= query) & (query * BLOCK < last)
+    complete = (key < query) & ((query + 1) * BLOCK <= first)
 
     def rule(_batch: Any, _head: Any, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends[key])
 
     return BlockMask.from_kv_blocks(
-        *_listed(seen & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=rule,
+        *_indexed(attended & ~complete), *_indexed(complete), BLOCK_SIZE=BLOCK, mask_mod=rule,
         seq_lengths=(length, length),
     )  # fmt: skip
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, 1, Q) how many key blocks each query block has, and (1, 1, Q, K) which come first."""
+def _indexed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, 1, Q) number of key blocks per query block; (1, 1, Q, K) their indices, these first."""
     counts = blocks.sum(1, dtype=torch.int32)
-    places = blocks.to(torch.int32).argsort(dim=1, descending=True, stable=True).to(torch.int32)
-    return counts[None, None].contiguous(), places[None, None].contiguous()
+    indices = blocks.to(torch.int32).argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return counts[None, None].contiguous(), indices[None, None].contiguous()

@@ -1,4 +1,4 @@
-"""Samples -> one row that holds every distinct prefix once.
+"""Samples -> one row that stores every distinct prefix once.
 
 Three samples "s a b", "s a c", "s d" (one letter a token) become a tree and its depth-first row:
 
@@ -7,14 +7,15 @@ Three samples "s a b", "s a c", "s d" (one letter a token) become a tree and its
        └─ d                depth   0  1  2  2  1     position_ids
                            exit    5  4  3  4  5     one past the last descendant
 
-Token j may attend to token i iff i <= j < exit[i]: i is j or one of its ancestors. Samples without
-a common first token are separate trees, and the same rule keeps them apart. Each sample sees the
-tokens and positions that it would have alone, so its losses are those it would have alone.
+Token j may attend to token i iff i <= j < exit[i], that is if i is j or one of its ancestors.
+Samples without a common first token are separate trees, which the same rule keeps apart. Each
+sample has the context and the positions that it would have alone, hence the same losses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
 from vlft.packing.attention import find_trees
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlft.models.tree_attention import Tree
 
@@ -39,15 +40,15 @@ class PackedBatch:
         input_ids: (1, N) int64.
         position_ids: (1, N) int64, depth of the token on its own path.
         exit: (N,) int64, index one past the last descendant.
-        trees: that the row is a sequence of.
+        trees: the trees of the row, in order.
         source: (S,) int64, index of the token whose successor is predicted.
         target: (S,) int64, id of that successor.
-        weight: (S,) float32, how many samples train that very successor there.
-        image_positions: (M,) int64, where image features go in the row.
-        feature_rows: (M,) int64, which row of the features of all distinct images, laid end to end.
-        images: I distinct images; each is encoded once.
-        samples: how many samples the row holds.
-        sample_tokens: their tokens before sharing.
+        weight: (S,) float32, how many samples train that successor there.
+        image_positions: (M,) int64, index of each image token in the row.
+        feature_rows: (M,) int64, its row in the concatenated features of all distinct images.
+        images: I distinct images, in the order of their features.
+        samples: number of samples in the row.
+        sample_tokens: length of these samples before sharing.
     """
 
     input_ids: Tensor
@@ -67,7 +68,7 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same row with its tensors on a device."""
+        """A copy with its tensors on a device."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
@@ -77,12 +78,12 @@ class PackedBatch:
 
 
 @dataclass(frozen=True)
-class Path:
+class TokenPath:
     """A sample as a path of the tree.
 
     Attributes:
-        keys: one integer per token; equal prefixes of keys are equal prefixes of sight: the id of
-            a text token, and for an image token a negative number that names image and place.
+        keys: one integer per token; samples share a prefix of their paths if its keys are equal. A
+            text token's key is its id, an image token's is negative and stands for image and place.
         tokens: ids.
         labels: as in EncodedSample.
     """
@@ -100,37 +101,38 @@ def pack(
     Args:
         samples: at least one.
         image_token_id: marks the tokens that are images.
-        share: whether equal prefixes are held once; if not, every sample is a tree of its own.
+        share: whether equal prefixes are stored once; if not, every sample is a tree of its own.
     """
-    paths = to_paths(samples, image_token_id)
+    images = _distinct_images(samples)
+    paths = _token_paths(samples, images, image_token_id)
     if share:
-        paths = sorted(paths, key=lambda path: path.keys)
+        paths.sort(key=lambda path: path.keys)
     row = _Row()
     for path in paths:
         row.add(path, share=share)
-    return row.finish(tuple(_distinct_images(samples).values()))
+    return row.finish(tuple(images.values()))
 
 
-def to_paths(samples: Sequence[EncodedSample], image_token_id: int) -> list[Path]:
-    """The samples as paths, in their order.
+def _token_paths(
+    samples: Sequence[EncodedSample], images: Mapping[str, EncodedImage], image_token_id: int
+) -> list[TokenPath]:
+    """The samples as paths, in order.
 
-    The key of an image token is -1 less its row in the features of all distinct images.
+    The key of an image token is -1 minus its row in the concatenated features of all images.
     """
-    first_row: dict[str, int] = {}
-    rows = 0
-    for key, image in _distinct_images(samples).items():
-        first_row[key] = rows
-        rows += image.tokens
+    first_rows = dict(
+        zip(images, accumulate((i.tokens for i in images.values()), initial=0), strict=False)
+    )
     paths = []
     for sample in samples:
         tokens = tuple(sample.input_ids.tolist())
-        names = iter(
-            -1 - first_row[image.key] - place
+        image_keys = iter(
+            -1 - first_rows[image.key] - place
             for image in sample.images
             for place in range(image.tokens)
         )
-        keys = tuple(next(names) if token == image_token_id else token for token in tokens)
-        paths.append(Path(keys, tokens, tuple(sample.labels.tolist())))
+        keys = tuple(next(image_keys) if token == image_token_id else token for token in tokens)
+        paths.append(TokenPath(keys, tokens, tuple(sample.labels.tolist())))
     return paths
 
 
@@ -144,7 +146,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class _Row:
-    """The row while it grows, in depth-first order. ``open`` is the path to the newest token."""
+    """A row while it grows in depth-first order. ``open`` is the path to the newest token."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -156,7 +158,7 @@ class _Row:
         self.samples = 0
         self.sample_tokens = 0
 
-    def add(self, path: Path, *, share: bool) -> None:
+    def add(self, path: TokenPath, *, share: bool) -> None:
         shared = common_prefix([self.keys[i] for i in self.open], path.keys) if share else 0
         self._close(shared)
         for depth in range(shared, len(path.keys)):
@@ -193,7 +195,7 @@ class _Row:
         )
 
     def _close(self, depth: int) -> None:
-        """Ends every open token at this depth and below."""
+        """Sets the exit of every open token from this depth on."""
         for index in self.open[depth:]:
             self.exits[index] = len(self.tokens)
         del self.open[depth:]

@@ -1,4 +1,4 @@
-"""A clean stop: the step that runs is finished and saved."""
+"""A clean stop: the current step is finished and saved."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks for an end after the step, the second ends at once."""
+    """The first Ctrl-C or SIGTERM requests a stop after the step, the second stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        """Takes the signals over; only a main thread can."""
+        """Installs the signal handlers, which only the main thread can."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -35,4 +35,4 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        console.info("stopping after this step; once more stops at once")
+        console.info("stopping after this step; press Ctrl-C again to stop at once")

@@ -1,4 +1,4 @@
-"""What is trained: LoRA targets by name, the trained parts of a full run.
+"""LoRA layers on their targets, and the trained parts of full tuning.
 
 LoRA (https://arxiv.org/abs/2106.09685) adds to a frozen weight W of shape (out, in) the product of
 two small trained matrices:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """See the flags of the same names."""
+    """LoRA settings; see the flags of the same names."""
 
     target_modules: str = "qkv"
     rank: int = 8
@@ -46,20 +46,20 @@ class LoraOptions:
 
 
 def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
-    """Puts LoRA layers into the model, in place.
+    """Adds LoRA layers to the model, in place.
 
     Returns:
-        peft's model around it. Its adapter weights are float32 and the only ones that train.
+        peft's model around it. Only the adapter weights train; they are float32.
 
     Raises:
-        ConfigError: a target that matches nothing.
+        ConfigError: a target matches nothing.
     """
     from peft import LoraConfig, get_peft_model
 
     targets = resolve_targets(model, family, options)
     config = LoraConfig(
         r=options.rank,
-        # Readers of the file expect a whole number where it is one.
+        # Other readers of adapter_config.json expect an integer where there is one.
         lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,
         lora_dropout=options.dropout,
         target_modules=targets_pattern(targets.modules) if targets.modules else None,
@@ -74,13 +74,13 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
 
 
 def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool) -> None:
-    """Makes the LLM and the asked parts trainable, in float32."""
+    """Makes the LLM and the requested parts trainable, in float32."""
     parts = family.parts
     trained = [parts.language, parts.head]
     trained += parts.aligner if aligner else ()
     trained += parts.vision if vision else ()
     for name, parameter in model.named_parameters():
-        # What only chooses gets no gradient.
+        # Tensors that keep their dtype, like a router bias, only select and get no gradient.
         if is_in(name, trained) and not keeps_dtype(name, family):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
@@ -90,8 +90,8 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> T
     """The full names of what gets LoRA.
 
     Raises:
-        ConfigError: a name or expression that matches nothing, with what exists; or an option
-            that LoRA on experts does not have.
+        ConfigError: a name or expression matches nothing, or an option is not supported by LoRA on
+            experts.
     """
     parts = family.parts
     language = _linears(model, [parts.language])
@@ -107,7 +107,7 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> T
 
 
 def _check_for_experts(options: LoraOptions) -> None:
-    """Raises ConfigError for what peft's LoRA on parameters does not have."""
+    """Raises ConfigError for options that peft's LoRA on parameters does not support."""
     refused = [
         (options.use_dora, "--use-dora", "--no-use-dora"),
         (options.dropout > 0, f"--lora-dropout {options.dropout}", "--lora-dropout 0"),
@@ -120,16 +120,16 @@ def _check_for_experts(options: LoraOptions) -> None:
     for wrong, place, allowed in refused:
         if wrong:
             raise ConfigError(
-                f"LoRA on experts does not have it; allowed: {allowed}",
+                f"not supported by LoRA on experts; allowed: {allowed}",
                 place=place,
                 hint="change it, or leave the experts out: --lora-target-modules qkv",
             )
 
 
 def targets_pattern(names: Sequence[str]) -> str:
-    """One regular expression that fully matches these module names and no other layer's.
+    """One regular expression that fully matches exactly these module names.
 
-    Layer numbers are gathered: ``layers.(0|1|2).self_attn.(k_proj|q_proj)``.
+    Layer numbers and leaf names are grouped: ``layers.(0|1|2).self_attn.(k_proj|q_proj)``.
     """
     numbers: dict[str, set[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate."""
+"""Optimiser and learning rate schedule."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-# The names that transformers gives to what comes after the warm-up.
+# --lr-scheduler -> transformers' name of the schedule.
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def make_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over what trains; no decay on vectors (biases, norms, magnitudes)."""
+    """AdamW over the trained parameters; no weight decay on vectors (biases, norms, magnitudes)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -27,7 +27,7 @@ def make_optimizer(
 def make_scheduler(
     optimizer: torch.optim.Optimizer, name: str, steps: int, warmup_ratio: float
 ) -> Any:
-    """The learning rate of each of ``steps`` steps: a linear warm-up, then the named shape."""
+    """A learning rate schedule over ``steps`` steps: linear warm-up, then the named shape."""
     return get_scheduler(
         SCHEDULERS[name],
         optimizer,

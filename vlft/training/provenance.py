@@ -1,4 +1,4 @@
-"""What a run was made from, for whoever repeats it."""
+"""What a run was made from, so that it can be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--resume``: the settings of the saved run, unless what is given contradicts them."""
+"""``--resume``: the settings of the saved run, with those that may change taken from the user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resumed_config(
     """The saved run's settings and the checkpoint to go on from.
 
     Args:
-        given: what the user asked for; ``resume`` is set.
+        given: settings of this command; ``resume`` is set.
         explicit: names of the settings that the user wrote; None takes those that differ from
             their defaults.
 
@@ -46,7 +46,7 @@ def resumed_config(
         if spec.metadata["resumable"]:
             changes[spec.name] = getattr(given, spec.name)
         elif spec.metadata["auto"] and given_json[spec.name] is None:
-            continue  # What it came to is in the saved settings.
+            continue  # The saved settings hold its resolved value.
         elif _differs(given_json[spec.name], to_json(saved)[spec.name]):
             problems.append(
                 ConfigError(
@@ -57,7 +57,7 @@ def resumed_config(
                 )
             )
     raise_all(problems)
-    # Never out of the saved settings: it removes checkpoints.
+    # Never taken from saved settings, because it removes checkpoints.
     changes["overwrite"] = given.overwrite
     return dataclasses.replace(saved, **changes), checkpoint
 
@@ -80,7 +80,7 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
 
 
 def _differs(given: object, saved: object) -> bool:
-    """Whether two settings differ; ``auto`` agrees with all, a path is one however written."""
+    """Whether two settings differ; ``auto`` equals anything, and paths are compared absolute."""
     if given == "auto":
         return False
     if isinstance(given, str) and isinstance(saved, str):

@@ -1,4 +1,4 @@
-"""Which weights get LoRA: names in, names out."""
+"""``--lora-target-modules`` -> the full names of the modules and parameters that get LoRA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Targets:
 
     Attributes:
         modules: linear layers.
-        parameters: weights of experts.
+        parameters: stacked weights of experts.
     """
 
     modules: tuple[str, ...]
@@ -34,14 +34,14 @@ def choose_targets(
     experts: list[str],
     extra: Sequence[str] = (),
 ) -> Targets:
-    """What ``--lora-target-modules`` means.
+    """The targets that ``--lora-target-modules`` asks for.
 
     Args:
-        spec: qkv, ALL, names with commas between, or a regular expression.
-        attention_inputs: ends of the names that qkv means.
+        spec: qkv, ALL, comma-separated names, or a regular expression.
+        attention_inputs: last name components of the layers that qkv stands for.
         language: linear layers of the LLM.
-        experts: weights of its experts.
-        extra: linear layers of other parts, which are all taken.
+        experts: stacked weights of its experts.
+        extra: linear layers of other trained parts; all of them become targets.
 
     Raises:
         ConfigError: a name or expression that matches nothing, with what exists.
@@ -57,10 +57,10 @@ def choose_targets(
 
 
 def _match(spec: str, linears: list[str], experts: list[str]) -> list[str]:
-    """Names by their ends, or by a regular expression.
+    """The names that end in one of the given names, or that match a regular expression.
 
-    Experts have one weight for all; ``down_proj`` alone means linear layers, ``experts`` and
-    ``experts.down_proj`` mean theirs.
+    ``down_proj`` stands for linear layers only; ``experts`` and ``experts.down_proj`` stand for the
+    stacked weights of experts.
     """
     names = linears + experts
     leaves = {name.split(".")[-1] for name in experts}
