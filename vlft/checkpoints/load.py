@@ -26,6 +26,7 @@ from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import understandable
+from vlft.models.adaptations import prepare_for_inference
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -147,7 +148,7 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
         ) from None
     with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
         model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
-    folder.family.adapt(model)
+    prepare_for_inference(model)
     return model
 
 

@@ -20,6 +20,7 @@ from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
 from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError
+from vlft.models.adaptations import restore
 from vlft.settings import check, to_json
 from vlft.training import zero
 from vlft.training.autotune import rehearse, settle
@@ -213,7 +214,6 @@ def _make_job(
             group["lr"] = rate
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(position.scaler)
-
     return Job(
         accelerator=accelerator,
         world=world,
@@ -282,6 +282,7 @@ def _new_run(setting: Setting, world: World) -> Path:
 
 
 def _close(job: Job, position: Position) -> SftResult:
+    restore(job.model)
     checkpoint = job.run / f"checkpoint-{position.step}"
     if position.finished:
         console.info(f"done: {checkpoint}")
