@@ -65,7 +65,7 @@ def logits(model, inputs):
 @pytest.mark.parametrize("case", [*ONE_EACH, VL2_MHA], indirect=True, scope="session", ids=str)
 class TestPrepareAndRestore:
     def test_restored_is_as_transformers_builds_it(self, model, folder, language):
-        config = type(model).config_class(**folder.native_config(model.config.image_token_id))
+        config = type(model).config_class(**folder.native_config())
         published = state(type(model)._from_config(config, attn_implementation="sdpa"))
         prepare_for_training(model, language)
         assert state(model) != published
@@ -107,7 +107,7 @@ class TestPrepareAndRestore:
 @pytest.mark.parametrize("attn", ["eager", "flex_attention"])
 @only_siglip
 def test_another_attention_of_the_llm_is_kept(folder, language, attn):
-    model = empty_model(folder, image_token_id=1)
+    model = empty_model(folder)
     model.get_submodule(language).config._attn_implementation = attn
     prepare_for_training(model, language)
     restore(model)

@@ -147,7 +147,7 @@ class Setting:
 def _run(setting: Setting, accelerator: Any, world: World) -> SftResult:
     config, processor, checkpoint = setting.config, setting.processor, setting.checkpoint
     torch.manual_seed(config.seed)
-    model, trained = prepare_model(config, setting.folder, processor, setting.placement, checkpoint)
+    model, trained = prepare_model(config, setting.folder, setting.placement, checkpoint)
     run = _new_run(setting, world) if checkpoint is None else checkpoint.parent
     if config.report_to != "none":
         accelerator.project_configuration.logging_dir = str(run)

@@ -36,30 +36,25 @@ if TYPE_CHECKING:
 
 
 def prepare_model(
-    config: SftConfig,
-    folder: ModelFolder,
-    processor: Processor,
-    placement: Placement,
-    checkpoint: Path | None,
+    config: SftConfig, folder: ModelFolder, placement: Placement, checkpoint: Path | None
 ) -> tuple[PreTrainedModel, Any]:
     """The model with what trains set to train, new or as a checkpoint has it.
 
     Returns:
         transformers' class, and peft's model around it (itself for a full run).
     """
-    image_token_id = processor.chat.image_token_id
     if config.tuner == "full":
         # Trained weights are float32; frozen ones may be smaller.
         source = folder if checkpoint is None else describe(checkpoint)
         whole = dataclasses.replace(placement, dtype=torch.float32)
-        model = load_model(source, image_token_id, whole)
+        model = load_model(source, whole)
         train_fully(model, folder.family, aligner=config.train_aligner, vision=config.train_vision)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad and not keeps_dtype(name, folder.family):
                 parameter.data = parameter.data.to(placement.dtype)
         trained: Any = model
     else:
-        model = load_model(folder, image_token_id, placement)
+        model = load_model(folder, placement)
         if checkpoint is None:
             trained = add_lora(model, folder.family, _lora_options(config))
         elif is_adapter(checkpoint):
