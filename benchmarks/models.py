@@ -11,6 +11,7 @@ from torch import nn
 
 from vlft.families.base import encode_images
 from vlft.families.registry import FAMILIES
+from vlft.models.adaptations import prepare_for_inference
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.vision.encode import moved
 
@@ -71,7 +72,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Rand
     config = cls.config_class(**native)
     model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False).to(device)
-    family.adapt(model)
+    prepare_for_inference(model)
     model.name_or_path = "random"
     tuned = add_lora(model, family, LoraOptions()).train()
     for name, parameter in tuned.named_parameters():

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from vlft.config import JOINED_TOKENS
 from vlft.data.encode import IGNORE
-from vlft.models.experts import IMPLEMENTATION
-from vlft.models.sam_attention import HeadByHead
+from vlft.models.adaptations import prepare_for_training, restore
 from vlft.packing.packer import Packer
 from vlft.training.loss import PackedLoss
 from vlft.vision.batches import cut_batches, encode_batch
@@ -86,7 +84,7 @@ def plain_side(built: RandomModel, job: Samples, size: BatchSize, *, checkpointi
 
     def epoch() -> float:
         total = 0.0
-        with plain_language(built, checkpointing=checkpointing), plain_towers(built):
+        with plain_model(built, checkpointing=checkpointing):
             for batch in batches:
                 with built.precision():
                     loss = padded_loss(built, job, batch) / job.targets
@@ -205,10 +203,10 @@ def padded_loss(built: RandomModel, job: Samples, batch: list[EncodedSample]) ->
 
 
 @contextmanager
-def plain_language(built: RandomModel, *, checkpointing: bool) -> Iterator[None]:
-    """The LLM as transformers has it: a loop over experts; checkpointing if asked for."""
-    has_experts = built.shape.experts is not None
-    if has_experts:
+def plain_model(built: RandomModel, *, checkpointing: bool) -> Iterator[None]:
+    """The model as transformers has it: a loop over experts; checkpointing if asked for."""
+    restore(built.model)
+    if built.shape.experts is not None:
         built.model.set_experts_implementation("eager")
     if checkpointing:
         built.language.activation_checkpointing_enable({"use_reentrant": False})
@@ -218,21 +216,7 @@ def plain_language(built: RandomModel, *, checkpointing: bool) -> Iterator[None]
         yield
     finally:
         built.language.activation_checkpointing_disable()
-        if has_experts:
-            built.model.set_experts_implementation(IMPLEMENTATION)
-
-
-@contextmanager
-def plain_towers(built: RandomModel) -> Iterator[None]:
-    """The towers as transformers has them."""
-    adapted = [module for module in built.model.modules() if isinstance(module, HeadByHead)]
-    for module in adapted:
-        module.__class__ = SamVisionSdpaAttention
-    try:
-        yield
-    finally:
-        for module in adapted:
-            module.__class__ = HeadByHead
+        prepare_for_training(built.model, built.family.parts.language)
 
 
 @torch.no_grad()

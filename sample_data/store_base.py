@@ -21,7 +21,7 @@ def main() -> None:
     source, target = describe(Path(sys.argv[1])), Path(sys.argv[2])
     chat = source.processor().chat
     placement = resolve_placement(source, dtype="float32", device="cpu", quantize="none")
-    model = load_model(source, chat.image_token_id, placement)
+    model = load_model(source, placement)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     export_model(model, source, target, chat, layout="original", dtype=torch.bfloat16)

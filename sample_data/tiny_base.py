@@ -80,7 +80,7 @@ def main() -> None:
     for name, content in settings(options.dtype).items():
         text = json.dumps(content, ensure_ascii=False, indent=2)
         (options.out_dir / name).write_text(text + "\n", "utf-8")
-    config = describe(options.out_dir).native_config(tokenizer.token_to_id(FAMILY.image_tag))
+    config = describe(options.out_dir).native_config()
     model = DeepseekVLForConditionalGeneration(DeepseekVLConfig(**config))
     initialise(model, torch.Generator().manual_seed(options.seed))
     tensors = original_tensors(dict(model.named_parameters()), DTYPES[options.dtype])

@@ -122,12 +122,12 @@ def processor(folder):
 
 
 @pytest.fixture
-def make_model(folder, processor):
+def make_model(folder):
     """A function that loads a fresh model; float32 on the CPU unless told otherwise."""
 
     def make(quantize: str = "none", dtype: torch.dtype = torch.float32) -> Any:
         placement = Placement(torch.device("cpu"), dtype, quantize)
-        return load_model(folder, processor.chat.image_token_id, placement)
+        return load_model(folder, placement)
 
     return make
 
@@ -138,10 +138,10 @@ def model(make_model):
 
 
 @pytest.fixture(scope="session")
-def shared_model(folder, processor):
+def shared_model(folder):
     """One model for all tests that only run it."""
     placement = Placement(torch.device("cpu"), torch.float32)
-    return load_model(folder, processor.chat.image_token_id, placement)
+    return load_model(folder, placement)
 
 
 PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")

@@ -51,8 +51,7 @@ def copy(case, tmp_path):
 
 
 def load(path):
-    found = describe(path)
-    return load_model(found, found.processor().chat.image_token_id, CPU)
+    return load_model(describe(path), CPU)
 
 
 def edit_json(path, **fields):
@@ -72,7 +71,7 @@ class TestRoundTrip:
     def test_original_to_original_keeps_names_and_bits(
         self, case, folder, processor, tmp_path, shard
     ):
-        model = load_model(folder, processor.chat.image_token_id, CPU, keep_dtypes=True)
+        model = load_model(folder, CPU, keep_dtypes=True)
         export_model(
             model, folder, tmp_path, processor.chat, layout="original", dtype=None,
             max_shard_size=shard,
@@ -95,7 +94,7 @@ class TestRoundTrip:
             target = tmp_path / str(number)
             target.mkdir()
             chat = previous.processor().chat
-            current = load_model(previous, chat.image_token_id, CPU)
+            current = load_model(previous, CPU)
             export_model(current, previous, target, chat, layout=layout, dtype=None)
             previous = describe(target)
             assert previous.layout == layout
@@ -399,7 +398,7 @@ class TestJanusRoles:
         base = describe(copy)
         chat = base.processor().chat
         assert chat.roles == TOKENS
-        model = load_model(base, chat.image_token_id, CPU)
+        model = load_model(base, CPU)
         for number, layout in enumerate(("original", "transformers", "original")):
             target = tmp_path / str(number)
             target.mkdir()
@@ -454,7 +453,7 @@ class TestMixtures:
     def test_the_correction_bias_keeps_its_dtype(self, case, folder, processor, tmp_path):
         """It is added to scores of which small differences choose."""
         half = Placement(torch.device("cpu"), torch.bfloat16)
-        model = load_model(folder, processor.chat.image_token_id, half)
+        model = load_model(folder, half)
         gate = model.model.language_model.layers[1].mlp.gate
         assert gate.weight.dtype == torch.bfloat16
         assert gate.e_score_correction_bias.dtype == torch.float32

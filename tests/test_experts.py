@@ -248,6 +248,21 @@ def run(model: nn.Module, hidden: torch.Tensor):
     return output, hidden.grad, gradients
 
 
+def saved_sizes(model: nn.Module, forward) -> list[int]:
+    """Numbers in each tensor kept for the backward pass that is no parameter."""
+    own = {p.data_ptr() for p in model.parameters()}
+    sizes = []
+
+    def keep(tensor):
+        if tensor.data_ptr() not in own:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sizes
+
+
 class TestLoraOnExperts:
     @pytest.mark.parametrize("rank", [3, 8])
     def test_same_as_adding_to_the_weights(self, rank):
@@ -274,18 +289,7 @@ class TestLoraOnExperts:
         )
 
     def largest_saved(self, model, hidden):
-        """Numbers in the largest tensor kept for the backward pass that is no parameter."""
-        own = {p.data_ptr() for p in model.parameters()}
-        sizes = []
-
-        def keep(tensor):
-            if tensor.data_ptr() not in own:
-                sizes.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.base_model.model["mlp"](hidden)
-        return max(sizes)
+        return max(saved_sizes(model, lambda: model.base_model.model["mlp"](hidden)))
 
     def test_disabled_and_merged(self):
         hidden = torch.randn(20, WIDTH)
@@ -344,6 +348,51 @@ class TestExpertsIn4bit:
         twin = self.plain_twin().experts.gate_up_proj
         owner = torch.tensor([0, 2, 3, 5, 5, 6])
         torch.testing.assert_close(rows.grad, twin[owner].sum(1), atol=1e-4, rtol=1e-4)
+
+
+class TestStillNeeded:
+    """Why experts are not left to transformers and peft; fails once a reason is gone.
+
+    That peft's LoRA makes a tensor of all weights is in
+    ``test_nothing_as_large_as_the_weights_is_made``.
+    """
+
+    def layer(self, implementation: str) -> SparseMLP:
+        layer = sparse_mlp()
+        layer.experts.config._experts_implementation = implementation
+        return layer.requires_grad_(False)
+
+    def test_transformers_gathers_tokens_by_indexing(self):
+        """Its gradient is the sum of several threads, in no fixed order."""
+        hidden = torch.randn(20, WIDTH, requires_grad=True)
+        assert "IndexBackward0" in graph(self.layer("grouped_mm").experts(hidden, *routes(20)))
+        assert "IndexBackward0" not in graph(
+            self.layer(IMPLEMENTATION).experts(hidden, *routes(20))
+        )
+
+    def test_transformers_keeps_more_for_the_backward_pass(self):
+        assert self.kept("grouped_mm") > 1.3 * self.kept(IMPLEMENTATION)
+
+    def kept(self, implementation: str) -> int:
+        layer, hidden = self.layer(implementation), torch.randn(20, WIDTH, requires_grad=True)
+        return sum(saved_sizes(layer, lambda: layer.experts(hidden, *routes(20))))
+
+
+def routes(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts of each token and their weights."""
+    scores = torch.rand(tokens, EXPERTS, generator=torch.Generator().manual_seed(3))
+    weights, chosen = scores.topk(BEST)
+    return chosen, weights
+
+
+def graph(output: torch.Tensor) -> set[str]:
+    """Names of the functions of its backward pass."""
+    names, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        names.add(type(node).__name__)
+        waiting += [parent for parent, _ in node.next_functions if parent is not None]
+    return names
 
 
 mixtures = pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import random
 import warnings
 from dataclasses import replace
 from itertools import islice, pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from vlft.config import JOINED_TOKENS
 from vlft.data.encode import EncodedImage, EncodedSample, outline
 from vlft.models import tree_attention as attention
-from vlft.models.last_layer import narrow_last_layer
 from vlft.models.tree_attention import Tree, tree_attention
 from vlft.packing.attention import (
     BLOCK,
@@ -232,30 +230,6 @@ class TestLastLayer:
         PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
         assert seen == [len(row)] * (len(layers) - 1) + [len(row.source)]
         assert len(row.source) < 0.5 * len(row)
-
-    def test_a_token_of_many_successors_gets_the_same_gradient_every_time(self):
-        """Bit by bit, with several threads: a resumed run ends in the same weights."""
-        hidden = torch.randn(1, 900, 128, requires_grad=True)
-        wanted = torch.randint(0, 30, (900,)).sort().values
-        upstream = torch.randn(1, 900, 128)
-        layer = SimpleNamespace(
-            self_attn=lambda hidden_states: (hidden_states, None),
-            input_layernorm=torch.nn.Identity(),
-            post_attention_layernorm=torch.nn.Identity(),
-            mlp=torch.nn.Identity(),
-            forward=None,
-        )
-        narrow_last_layer(SimpleNamespace(layers=[layer]))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            found = [
-                torch.autograd.grad(layer.forward(hidden, wanted=wanted), hidden, upstream)[0]
-                for _ in range(300)
-            ]
-        finally:
-            torch.set_num_threads(threads)
-        assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
 class TestSchedule:

@@ -159,7 +159,7 @@ class TestInvariance:
     def test_checkpointing_asks_no_gradients_of_frozen_towers(self, case, folder, processor):
         given = vlft.SftConfig(dataset=("x",), gradient_checkpointing=True, lora_alpha=32.0)
         placement = Placement(torch.device("cpu"), torch.float32)
-        model = prepare_model(given, folder, processor, placement, None).module
+        model = prepare_model(given, folder, placement, None).module
         sample = processor.encode(make_rows(5)[0], GOLDEN / "images")
         images = pixels_of(sample.images, processor)
         assert model.is_gradient_checkpointing

@@ -44,7 +44,7 @@ def convert(config: ConvertConfig) -> Path:
     chat = base.processor().chat
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
     placement = Placement(torch.device("cpu"), torch.float32)
-    model = load_model(base, chat.image_token_id, placement, keep_dtypes=True)
+    model = load_model(base, placement, keep_dtypes=True)
     part = new_part(target)
     size = config.max_shard_size
     export_model(model, base, part, chat, layout=config.format, dtype=dtype, max_shard_size=size)

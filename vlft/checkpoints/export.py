@@ -172,7 +172,7 @@ def _write_other_layout(
     layout: str,
     dtype: str,
 ) -> None:
-    family, native = base.family, base.native_config(chat.image_token_id)
+    family, native = base.family, base.native_config()
     if family.original_config is None or family.processor_files is None:
         raise ValueError(f"{family.title} has one layout")
     if layout == "original":

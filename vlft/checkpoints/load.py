@@ -26,6 +26,7 @@ from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import understandable
+from vlft.models.adaptations import prepare_for_inference
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -87,13 +88,12 @@ def resolve_placement(
 
 
 def load_model(
-    folder: ModelFolder, image_token_id: int, placement: Placement, *, keep_dtypes: bool = False
+    folder: ModelFolder, placement: Placement, *, keep_dtypes: bool = False
 ) -> PreTrainedModel:
     """The model of a folder, in evaluation mode, no gradients required.
 
     Args:
         folder: of the model.
-        image_token_id: of the processor.
         placement: where and how it is held.
         keep_dtypes: hold each tensor as its file has it, whatever the placement says.
 
@@ -102,7 +102,7 @@ def load_model(
     """
     # FlexAttention is of the LLM alone: a tower has no mask.
     flex = placement.attn == "flex"
-    model = empty_model(folder, image_token_id, "sdpa" if flex else placement.attn)
+    model = empty_model(folder, "sdpa" if flex else placement.attn)
     if flex:
         language: Any = model.get_submodule(folder.family.parts.language)
         language.config._attn_implementation = "flex_attention"
@@ -134,8 +134,16 @@ def load_model(
     return model.eval()
 
 
-def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") -> PreTrainedModel:
-    """The module of a folder on the meta device: shapes and names, buffers real, no weights."""
+def empty_model(
+    folder: ModelFolder, attn: str = "sdpa", *, image_token_id: int | None = None
+) -> PreTrainedModel:
+    """The module of a folder on the meta device: shapes and names, buffers real, no weights.
+
+    Args:
+        folder: of the model.
+        attn: transformers' name of the attention implementation.
+        image_token_id: see ModelFolder.native_config.
+    """
     cls: Any = folder.family.model_class()
     try:
         config = cls.config_class(**folder.native_config(image_token_id))
@@ -147,7 +155,7 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
         ) from None
     with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
         model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
-    folder.family.adapt(model)
+    prepare_for_inference(model)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,21 @@ class ModelFolder:
     layout: str
 
     def processor(self) -> Processor:
-        """Text and pixels as this checkpoint wants them."""
+        """Tokenizer, chat format and image treatment of this checkpoint; loaded once."""
+        return self._processor
+
+    @cached_property
+    def _processor(self) -> Processor:
         return load_processor(self.path, self.family, self.config, layout=self.layout)
 
-    def native_config(self, image_token_id: int) -> dict[str, Any]:
-        """Keyword arguments for the config of transformers' class."""
+    def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
+        """Keyword arguments for the config of transformers' class.
+
+        Args:
+            image_token_id: None for that of the tokenizer; given for a folder without one.
+        """
+        if image_token_id is None:
+            image_token_id = self.processor().chat.image_token_id
         return native_config(self.path, self.family, self.config, self.layout, image_token_id)
 
 

@@ -14,7 +14,7 @@ from vlft import console
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
-from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.checkpoints.locate import describe
 from vlft.checkpoints.output import check_target, move_in, new_part
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
@@ -95,13 +95,13 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     return MergeResult(target, difference)
 
 
-def load_full_precision(tuned: Tuned, processor: Processor, placement: Placement, base: str) -> Any:
+def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     """The base in float32; where it was trained in 4 or 8 bit, with those weights if asked."""
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
-        return load_model(tuned.base, processor.chat.image_token_id, placement)
+        return load_model(tuned.base, placement)
     trained = Placement(placement.device, DTYPES[tuned.settings.dtype], quantize)
-    model = load_model(tuned.base, processor.chat.image_token_id, trained)
+    model = load_model(tuned.base, trained)
     dequantize_linears(model, torch.float32)
     return model.float()
 
@@ -110,7 +110,7 @@ def _merge(
     tuned: Tuned, processor: Processor, placement: Placement, base: str
 ) -> tuple[Any, dict[str, Tensor], Tensor]:
     """The merged model, a sample batch, and its logits before merging."""
-    model = load_full_precision(tuned, processor, placement, base)
+    model = load_full_precision(tuned, placement, base)
     if tuned.adapter is None:
         raise ValueError("there is no adapter to merge")
     peft_model = load_adapter(model, tuned.adapter)
@@ -152,9 +152,7 @@ def _logits(model: Any, inputs: dict[str, Tensor], placement: Placement) -> Tens
 
 
 def _written_logits(folder: Path, inputs: dict[str, Tensor], placement: Placement) -> Tensor:
-    written: ModelFolder = describe(folder)
-    model = load_model(written, written.processor().chat.image_token_id, placement)
-    return _logits(model, inputs, placement)
+    return _logits(load_model(describe(folder), placement), inputs, placement)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -95,7 +95,6 @@ class Family:
         see: (model, inputs of I images) -> (V, T, W), what the towers make of their V views.
         align: (model, that, tiles of each image) -> (R, D) features that replace the image
             tokens, those of all images laid end to end.
-        adapt: has the class's modules do the same in a better way.
     """
 
     name: str
@@ -127,7 +126,6 @@ class Family:
     apart: bool = False
     speaks_tokens: bool = False
     kept_dtypes: tuple[str, ...] = ()
-    adapt: Callable[[nn.Module], None] = lambda _model: None
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:

@@ -229,13 +229,6 @@ def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # 
     return features.flatten(0, 1)
 
 
-def adapt(model: nn.Module) -> None:
-    """The SAM tower takes one head after the other."""
-    from vlft.models.sam_attention import attend_head_by_head
-
-    attend_head_by_head(model.get_submodule("model.high_res_vision_model.vision_encoder"))
-
-
 FAMILY = Family(
     name="deepseek_vl_hybrid",
     title="DeepSeek-VL (SAM and SigLIP towers)",
@@ -266,5 +259,4 @@ FAMILY = Family(
     processor_files=processor_files,
     see=see,
     align=align,
-    adapt=adapt,
 )

@@ -83,7 +83,7 @@ def load(
     folder = locate_model(str(path))
     processor = folder.processor()
     placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
-    model: Any = load_model(folder, processor.chat.image_token_id, placement)
+    model: Any = load_model(folder, placement)
     if adapter is not None:
         model = load_adapter(model, Path(adapter))
     return model, processor

@@ -68,7 +68,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     data = _load_data(config, tuned, processor)
     torch.manual_seed(config.seed)
     if data is None:
-        model = _load_for_inference(config, folder, tuned, processor)
+        model = _load_for_inference(config, folder, tuned)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
     settings = {
@@ -86,7 +86,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if done:
         console.info(f"{results.path} answers {done} of {len(data)} records already")
     if done < len(data):
-        model = _load_for_inference(config, folder, tuned, processor)
+        model = _load_for_inference(config, folder, tuned)
         _answer(model, processor, data.conversations[done:], sampling, results, config.batch_size)
     rows = results.rows()
     _show_rows(rows[: config.show_samples])
@@ -95,9 +95,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
 
 
 @console.working("loading the model")
-def _load_for_inference(
-    config: InferConfig, folder: ModelFolder, tuned: Tuned | None, processor: Processor
-) -> Any:
+def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Any:
     """The model in the dtype and quantisation of its training; with its adapter, or merged."""
     dtype, quantize = config.dtype, config.quantize
     if tuned is not None:
@@ -111,12 +109,12 @@ def _load_for_inference(
         attn=config.attn,
     )
     if tuned is None or tuned.adapter is None:
-        return load_model(folder, processor.chat.image_token_id, placement)
+        return load_model(folder, placement)
     if not config.merge_lora:
-        model = load_model(folder, processor.chat.image_token_id, placement)
+        model = load_model(folder, placement)
         return load_adapter(model, tuned.adapter)
     whole = resolve_placement(folder, dtype="float32", device=config.device, quantize="none")
-    model = load_full_precision(tuned, processor, whole, "dequantized")
+    model = load_full_precision(tuned, whole, "dequantized")
     merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
     return merged.to(placement.dtype)
 

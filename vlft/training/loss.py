@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlft.families.base import is_in
-from vlft.models.last_layer import narrow_last_layer
+from vlft.models.adaptations import prepare_for_training
 from vlft.models.tree_attention import TREE
 from vlft.packing.attention import additive_mask, block_mask, row_attention
 from vlft.vision.encode import place_features
@@ -110,11 +110,7 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
         self.family = family
-        # Told of a row it attends by trees, else it is the same.
-        language: Any = model.get_submodule(family.parts.language)
-        if language.config._attn_implementation == "sdpa":
-            language.config._attn_implementation = TREE
-        narrow_last_layer(language)
+        prepare_for_training(model, family.parts.language)
 
     def forward(self, batch: PackedBatch, images: RowImages) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
@@ -146,7 +142,7 @@ def source_states(
         **_attention_of(language.config._attn_implementation, batch, _scores_dtype(embeddings)),
         position_ids=batch.position_ids,
         use_cache=False,
-        wanted=batch.source,
+        positions_to_keep=batch.source,
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vlft.checkpoints.load import Placement
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import SftConfig
-    from vlft.families.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class TunedModel:
 def prepare_model(
     config: SftConfig,
     folder: ModelFolder,
-    processor: Processor,
     placement: Placement,
     checkpoint: Path | None,
 ) -> TunedModel:
@@ -51,19 +49,17 @@ def prepare_model(
     Args:
         config: of the run.
         folder: of the base model.
-        processor: of the base model.
         placement: where and how the model is held.
         checkpoint: to resume from; None starts anew.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
-    token = processor.chat.image_token_id
     if config.tuner == "full":
         source = folder if checkpoint is None else describe(checkpoint)
-        model = TunedModel(_load_for_full_tuning(config, source, token, placement))
+        model = TunedModel(_load_for_full_tuning(config, source, placement))
     else:
-        module = load_model(folder, token, placement)
+        module = load_model(folder, placement)
         if checkpoint is None:
             peft = add_lora(module, folder.family, _lora_options(config))
         elif is_adapter(checkpoint):
@@ -98,11 +94,11 @@ def set_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
 
 
 def _load_for_full_tuning(
-    config: SftConfig, source: ModelFolder, image_token_id: int, placement: Placement
+    config: SftConfig, source: ModelFolder, placement: Placement
 ) -> PreTrainedModel:
     """The model with trained weights in float32 and frozen ones in the run's dtype."""
     full = dataclasses.replace(placement, dtype=torch.float32)
-    model = load_model(source, image_token_id, full)
+    model = load_model(source, full)
     family = source.family
     train_fully(model, family, aligner=config.train_aligner, vision=config.train_vision)
     for name, parameter in model.named_parameters():

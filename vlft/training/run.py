@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from vlft import console
 from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
 from vlft.errors import VlftError
+from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
 from vlft.training.autotune import autotune
@@ -106,7 +107,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
     """Model, images, job, autotune, loop."""
     config = setup.config
     torch.manual_seed(config.seed)
-    model = prepare_model(config, setup.folder, setup.processor, setup.placement, setup.resumed)
+    model = prepare_model(config, setup.folder, setup.placement, setup.resumed)
     introduce(config, model.module, setup.folder, setup.processor, data)
     images = _prepare_images(setup, model.module, data, backend)
     job, position = _prepare_job(setup, model.module, data, images, backend)
@@ -127,6 +128,8 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
             place=str(error.filename or run),
             hint=f"{remedy}, then go on with: vlft sft --resume {run}",
         ) from error
+    # What is left of the model is transformers' own.
+    restore(model.module)
     return _close(run, position, time.perf_counter() - started)
 
 

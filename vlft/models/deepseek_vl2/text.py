@@ -21,7 +21,6 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import (
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from vlft.models.deepseek_vl2.configuration import DeepseekVL2TextConfig
-from vlft.models.experts import IMPLEMENTATION
 
 
 class Router(nn.Module):
@@ -130,13 +129,6 @@ class DeepseekVL2TextModel(DeepseekV2Model):
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers looks for a decorator in this file
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """Vlft's grouped products, unless another implementation is asked for."""
-        chosen: str = super().get_correct_experts_implementation(
-            requested_experts or IMPLEMENTATION
-        )
-        return chosen
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

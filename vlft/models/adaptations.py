@@ -1,0 +1,178 @@
+"""All that vlft changes in modules of other packages, and how it is undone.
+
+    adaptation                    changes                            inference   training
+    grouped experts               experts implementation, LoRA class     x           x
+    SAM attention head by head    class of the attention modules         x           x
+    tree attention                attention implementation of the LLM                x
+    narrowed last layer           forward of the LLM's last layer                    x
+
+Each is idempotent and keeps its state in what it changes, so that ``restore`` works on the model,
+on a copy of it and on peft's model around it. tests/test_adaptations.py has a test for each that
+fails once the other package no longer needs it. Version bounds are the releases in which the need
+was last seen.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.lora import layer as peft_layers
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.models.sam.modeling_sam import SamVisionLayer, SamVisionSdpaAttention
+
+from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
+from vlft.models.tree_attention import TREE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def prepare_for_inference(model: nn.Module) -> None:
+    """Applies, in place, what saves memory or time whenever the model runs."""
+    _group_experts(model)
+    _attend_head_by_head(model)
+
+
+def prepare_for_training(model: nn.Module, language: str) -> None:
+    """Applies all adaptations in place; without a packed row the model still runs as usual.
+
+    Args:
+        model: transformers' class, LoRA layers in place if there are any.
+        language: name of the LLM in it, a decoder with layers of Llama's form.
+    """
+    prepare_for_inference(model)
+    _attend_by_trees(model.get_submodule(language))
+    _narrow_last_layer(model.get_submodule(language))
+
+
+def restore(model: nn.Module) -> None:
+    """Undoes every adaptation in place: classes, forwards and implementations are as published.
+
+    Experts in 4 bit keep vlft's module: transformers has none for them.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            config = module.config
+            if config._attn_implementation == TREE:
+                config._attn_implementation = "sdpa"
+            if config._experts_implementation == IMPLEMENTATION:
+                default = module.get_correct_experts_implementation(None)
+                config._experts_implementation = default
+        elif type(module) is ParamWrapper and _wraps_plain_experts(module):
+            module.__class__ = peft_layers.ParamWrapper
+        elif type(module) is HeadByHead:
+            module.__class__ = SamVisionSdpaAttention
+        elif _is_narrowed(module):
+            del module.forward
+
+
+def _group_experts(model: nn.Module) -> None:
+    """Experts, with or without LoRA, are computed by vlft's grouped products.
+
+    Reason: transformers' grouped products gather a token's rows by indexing, whose gradient the
+    threads of a CPU sum in no fixed order, and keep every intermediate state for the backward
+    pass; peft's LoRA on a parameter makes a tensor as large as all experts' weights.
+
+    Needed with: transformers 5.23, peft 0.21.
+    """
+    for module in model.modules():
+        if isinstance(module, PLAIN_EXPERTS):
+            module.config._experts_implementation = IMPLEMENTATION
+        elif type(module) is peft_layers.ParamWrapper and _wraps_plain_experts(module):
+            module.__class__ = ParamWrapper
+
+
+def _wraps_plain_experts(wrapper: Any) -> bool:
+    return isinstance(wrapper.get_base_layer(), PLAIN_EXPERTS)
+
+
+def _attend_head_by_head(model: nn.Module) -> None:
+    """The SAM tower's layers with global attention compute one head after the other.
+
+    Reason: relative positions are a bias of all queries by all keys, 16.8 million numbers a head
+    for an image of 1,024 pixels. transformers makes those of all heads at once, and a copy.
+    Layers with windows stay as they are: their bias is small.
+
+    Needed with: transformers 5.23.
+    """
+    for module in model.modules():
+        if isinstance(module, SamVisionLayer) and module.window_size == 0:
+            attention: Any = module.attn
+            if type(attention) is SamVisionSdpaAttention:
+                attention.__class__ = HeadByHead
+
+
+class HeadByHead(SamVisionSdpaAttention):
+    """SAM's attention with the same output, one head at a time."""
+
+    def forward(self, hidden_states: Tensor, output_attentions: Any = None) -> tuple[Tensor, None]:  # noqa: ARG002
+        """(B, H, W, D) -> (B, H, W, D), and None in place of attention weights."""
+        batch, height, width, _ = hidden_states.shape
+        size = (height, width)
+        projected = self.qkv(hidden_states).view(
+            batch, height * width, 3, self.num_attention_heads, -1
+        )
+        heads = []
+        for query, key, value in zip(*projected.permute(2, 3, 0, 1, 4), strict=True):
+            bias = None
+            if self.use_rel_pos:
+                positions = self.rel_pos_h, self.rel_pos_w
+                bias = self.get_decomposed_rel_pos(query, *positions, size, size)
+                bias = bias.reshape(batch, 1, height * width, height * width)
+            # Fused kernels need a dimension of heads.
+            query, key, value = (part.unsqueeze(1) for part in (query, key, value))
+            heads.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
+        attended = torch.cat(heads, 1).transpose(1, 2)
+        return self.proj(attended.reshape(batch, height, width, -1)), None
+
+
+def _attend_by_trees(language: Any) -> None:
+    """The LLM computes a packed row's attention tree by tree, see models.tree_attention.
+
+    Reason: SDPA takes a packed row with a dense mask only, and then computes the scores of every
+    pair of its tokens; FlexAttention, which skips blocks, has no backward pass on the CPU.
+
+    Needed with: torch 2.13, transformers 5.23.
+    """
+    if language.config._attn_implementation == "sdpa":
+        language.config._attn_implementation = TREE
+
+
+def _narrow_last_layer(language: Any) -> None:
+    """The LLM returns hidden states of some positions alone, if the call names them.
+
+    ``language(..., positions_to_keep=positions)``, (S,) int64, returns (1, S, D); positions may
+    repeat. Without the argument the output is the usual one.
+
+    Reason: after the last layer's attention no token is read by another. With images, nine of ten
+    tokens have no target, and their last MLP is wasted work; transformers narrows the vocabulary
+    projection alone (``logits_to_keep``). The layer is never checkpointed when narrowed: its
+    backward pass comes first, so that recomputing it would save no memory.
+
+    Needed with: transformers 5.23.
+    """
+    layer = language.layers[-1]
+    if not _is_narrowed(layer):
+        layer.forward = partial(_narrowed_forward, layer)
+
+
+def _is_narrowed(layer: Any) -> bool:
+    forward = vars(layer).get("forward")
+    return isinstance(forward, partial) and forward.func is _narrowed_forward
+
+
+def _narrowed_forward(
+    layer: Any, hidden: Tensor, *, positions_to_keep: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """(1, N, D) -> (1, S, D), or (1, N, D) if no positions are given."""
+    if positions_to_keep is None:
+        usual: Tensor = type(layer).forward(layer, hidden, **kwargs)
+        return usual
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs)
+    # Not by indexing, whose gradient adds up repeated positions in no fixed order on the CPU.
+    hidden = (hidden + attended).index_select(1, positions_to_keep)
+    result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return result
