@@ -39,12 +39,12 @@ def images(samples):
 
 
 class TestSameAsWithout:
-    @pytest.mark.parametrize("stage", ["aligned", "seen"])
+    @pytest.mark.parametrize("stage", ["aligned", "vision"])
     @pytest.mark.parametrize("where", ["memory", "disk"])
     def test_loss_and_gradients(self, model, folder, processor, samples, images, stage, where):
         """Float32, through packed rows; with the aligner trained where features are before it."""
         torch.manual_seed(0)
-        add_lora(model, folder.family, LoraOptions("ALL", train_aligner=stage == "seen"))
+        add_lora(model, folder.family, LoraOptions("ALL", train_aligner=stage == "vision"))
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -99,7 +99,7 @@ class TestOnDisk:
 
     def test_other_weights_or_treatment_have_a_place_of_their_own(self, model, processor):
         before = fingerprint(model, processor, "aligned")
-        assert fingerprint(model, processor, "seen") != before
+        assert fingerprint(model, processor, "vision") != before
         model.model.aligner.linear1.bias.data[0] += 1
         assert fingerprint(model, processor, "aligned") != before
 

@@ -104,7 +104,7 @@ class TestSingle:
             pytest.skip("text only")
         inputs = processor.image_inputs(sample.images)
         with torch.no_grad():
-            seen = processor.family.see(shared_model, inputs)
+            seen = processor.family.vision_features(shared_model, inputs)
             if case.family == "deepseek_vl2":  # stored before newlines and separators
                 features = shared_model.model.projector(seen)
             else:

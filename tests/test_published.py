@@ -98,6 +98,11 @@ def test_image_tokens_as_listed(published, folder):
         assert known.image_tokens == (min(tokens), max(tokens))
 
 
+def test_a_model_type_is_given_to_transformers_layout_where_there_is_one():
+    for family in FAMILIES:
+        assert family.has_transformers_layout == ("transformers" in family.model_types.values())
+
+
 def test_every_family_is_listed():
     assert {known.id for known in KNOWN} == BY_NAME.keys()
     assert {known.family for known in KNOWN} == {family.name for family in FAMILIES}

@@ -13,8 +13,6 @@ HEADINGS = {
     "deepseek_vl2": "DeepSeek-VL2 (tiles of 384 px, mixture of experts)",
     "janus": "Janus (understanding images; what draws is kept, not tuned)",
 }
-# Families that transformers has no class for.
-ONE_LAYOUT = ("deepseek_vl2",)
 ROW = "{:<36}{:>12}{:>15}   {}"
 
 
@@ -35,6 +33,10 @@ def command() -> None:
 
 def _facts(known: Known) -> tuple[str, str]:
     """Image tokens per image, and the layouts of the files."""
+    # Imported late: the families import torch, which the help pages must not wait for.
+    from vlft.families.registry import FAMILIES
+
     least, most = known.image_tokens
-    layouts = "original" if known.family in ONE_LAYOUT else "both"
+    family = next(family for family in FAMILIES if family.name == known.family)
+    layouts = "both" if family.has_transformers_layout else "original"
     return str(least) if least == most else f"{least} to {most}", layouts

@@ -52,7 +52,8 @@ class ChatFormat:
         image_token_id: of the tag.
         image_border: ids before and after each image's tokens; may be empty.
         view: ((width, height) of an image, number of images in the conversation) -> its View.
-        apart: whether messages are tokenised one by one, replies without the space before them.
+        tokenize_per_message: whether each message is tokenised on its own, and replies without the
+            space before them, instead of the chat text as a whole.
         bos_id: put first.
         eos_token: closes a reply.
         eos_id: of eos_token.
@@ -67,7 +68,7 @@ class ChatFormat:
     image_token_id: int
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
     view: Callable[[tuple[int, int], int], View]
-    apart: bool
+    tokenize_per_message: bool
     bos_id: int
     eos_token: str
     eos_id: int
@@ -158,7 +159,10 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     Trained are, in every assistant turn, the reply and its end-of-sentence token.
     """
     text, replies = render(conversation, chat)
-    ids, labels = _apart(conversation, chat) if chat.apart else _together(text, replies, chat)
+    if chat.tokenize_per_message:
+        ids, labels = _tokenize_messages(conversation, chat)
+    else:
+        ids, labels = _tokenize_text(text, replies, chat)
     images = _view_images(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
@@ -196,7 +200,7 @@ def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, in
     return encoding.ids, encoding.offsets
 
 
-def _together(
+def _tokenize_text(
     text: str, replies: list[tuple[int, int]], chat: ChatFormat
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of the chat text as one piece."""
@@ -208,7 +212,7 @@ def _together(
     return ids, labels
 
 
-def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
+def _tokenize_messages(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
     """Ids and labels of the messages one by one: no token spans two of them."""
     system = chat.system_prompt if conversation.system is None else conversation.system
     ids = tokenize(system.strip(), chat)[0]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlft.families import llama, sam, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner
+from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner, image_tokens
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
     FILE,
@@ -59,14 +59,14 @@ KEYS = KeyMap(
 )
 
 
-def recognises(config: Config) -> bool:
-    """DeepSeek-VL with the hybrid tower."""
+def _matches(config: Config) -> bool:
+    """Whether the model has the hybrid tower."""
     if config.get("model_type") == "deepseek_vl_hybrid":
         return True
     return (config.get("vision_config") or {}).get("cls") == "HybridVisionTower"
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLHybridConfig for a config.json of the authors."""
     check_aligner(config, PROJECTOR)
     language = llama.text_config(config["language_config"])
@@ -80,7 +80,7 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLHybridConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
@@ -90,7 +90,7 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of DeepseekVLHybridConfig.
 
     Mean and standard deviation of both towers are those of the published checkpoints.
@@ -129,13 +129,7 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
     }
 
 
-def image_tokens(native: Config) -> int:
-    """Tokens per image: one per patch of the SigLIP tower; the other is brought to its grid."""
-    vision = native["vision_config"]
-    return int(vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     """The authors' way: one padded square, then both towers' inputs from it, in floats.
 
     The SigLIP tower's image is the large one made smaller before anything is normalised.
@@ -190,7 +184,7 @@ def towers_numbers(
     )
 
 
-def processor_files(
+def _processor_files(
     folder: Path, raw: Config, native: Config, layout: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
@@ -213,24 +207,24 @@ def processor_files(
     }, files[1]
 
 
-def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Pixels for both towers -> (I, T, W) features, those of the SigLIP tower first."""
+def _vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(I, T, W) features of both towers side by side, SigLIP's first; they have the same grid."""
     parts: Any = model.model
     low = parts.get_low_res_image_features(inputs["pixel_values"])
     high = parts.get_high_res_image_features(inputs["high_res_pixel_values"])
     return torch.cat([low.last_hidden_state, high.last_hidden_state], dim=-1)
 
 
-def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
-    """(I, T, W) -> (I * T, D) features that replace the image tokens."""
+def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+    """(I * T, D) features that replace the image tokens, for (I, T, W) features of the towers."""
     aligner: Any = model.model.aligner  # type: ignore[union-attr]
-    low = seen.shape[-1] - aligner.high_res_vision_proj.in_features
-    features: Tensor = aligner(seen[..., :low], seen[..., low:])
-    return features.flatten(0, 1)
+    low = features.shape[-1] - aligner.high_res_vision_proj.in_features
+    aligned: Tensor = aligner(features[..., :low], features[..., low:])
+    return aligned.flatten(0, 1)
 
 
-def adapt(model: nn.Module) -> None:
-    """The SAM tower takes one head after the other."""
+def _adapt(model: nn.Module) -> None:
+    """Makes the SAM tower attend head by head, which needs less memory."""
     from vlft.models.sam_attention import attend_head_by_head
 
     attend_head_by_head(model.get_submodule("model.high_res_vision_model.vision_encoder"))
@@ -240,7 +234,7 @@ FAMILY = Family(
     name="deepseek_vl_hybrid",
     title="DeepSeek-VL (SAM and SigLIP towers)",
     model_types={"multi_modality": "original", "deepseek_vl_hybrid": "transformers"},
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl.jinja",
     image_tag=IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,
@@ -259,12 +253,14 @@ FAMILY = Family(
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
     model_class=from_transformers("DeepseekVLHybridForConditionalGeneration"),
-    native_config=native_config,
-    clean_config=clean_config,
-    original_config=original_config,
-    pixels=pixels,
-    processor_files=processor_files,
-    see=see,
-    align=align,
-    adapt=adapt,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=_vision_features,
+    align=_align,
+    transformers_layout=TransformersLayout(
+        native_config=_native_config_of_transformers,
+        original_config=_original_config,
+        processor_files=_processor_files,
+    ),
+    adapt=_adapt,
 )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, see
+from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
+from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, vision_features
 from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
 from vlft.families.pixels import read_numbers, square_files, square_pixels
 from vlft.files import read_object
@@ -50,8 +50,8 @@ VQ_DEFAULTS: Mapping[str, Any] = {
 VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
 
 
-def recognises(config: Config) -> bool:
-    """Whether the model can draw: the configs of that part are there."""
+def _matches(config: Config) -> bool:
+    """Whether the model also generates images: its config.json describes those parts."""
     return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
 
 
@@ -74,7 +74,7 @@ def roles(folder: Path, config: Config) -> tuple[str, str]:
     return TOKEN_ROLES if is_pro else PLAIN_ROLES
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of the authors."""
     language = llama.text_config(config["language_config"])
     tower = siglip.vision_config((config.get("vision_config") or {}).get("params") or {})
@@ -101,7 +101,7 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
@@ -111,7 +111,7 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
     text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
     intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
@@ -157,13 +157,13 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
     }
 
 
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
     """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
     vision = native["vision_config"]
     return square_pixels(read_numbers(folder, vision["image_size"]), vision["num_image_tokens"])
 
 
-def processor_files(
+def _processor_files(
     folder: Path,
     raw: Config,  # noqa: ARG001
     native: Config,
@@ -249,7 +249,7 @@ FAMILY = Family(
     name="janus",
     title="Janus",
     model_types={"multi_modality": "original", "janus": "transformers"},
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=("<｜▁pad▁｜>",),
@@ -271,11 +271,13 @@ FAMILY = Family(
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
     model_class=from_transformers("JanusForConditionalGeneration"),
-    native_config=native_config,
-    clean_config=clean_config,
-    original_config=original_config,
-    pixels=pixels,
-    processor_files=processor_files,
-    see=see,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=vision_features,
     align=align,
+    transformers_layout=TransformersLayout(
+        native_config=_native_config_of_transformers,
+        original_config=_original_config,
+        processor_files=_processor_files,
+    ),
 )

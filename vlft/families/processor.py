@@ -117,7 +117,7 @@ class Processor:
         chat = self.chat
         frame = (chat.bos_id, chat.eos_id, chat.pad_id)
         ids = [token for token in token_ids if token not in frame]
-        skip = not self.family.speaks_tokens
+        skip = not self.family.keep_special_tokens
         return chat.tokenizer.decode(ids, skip_special_tokens=skip).strip()
 
 
@@ -154,7 +154,7 @@ def load_processor(
         image_token_id=image_token_id,
         image_border=(tuple(border[:1]), tuple(border[1:])),
         view=pixels.view,
-        apart=family.apart,
+        tokenize_per_message=family.tokenize_per_message,
         bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,
         eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
@@ -172,9 +172,9 @@ def native_config(
     Raises:
         CheckpointError: config.json lacks something, or holds it in another form.
     """
-    convert = family.native_config if layout == "original" else family.clean_config
-    if convert is None:
-        raise CheckpointError("of a layout that does not exist", place=shown(folder))
+    convert = family.native_config
+    if layout == "transformers" and family.transformers_layout is not None:
+        convert = family.transformers_layout.native_config
     with understandable(folder, family):
         return convert(config, image_token_id)
 

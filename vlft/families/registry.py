@@ -28,7 +28,7 @@ def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
-        if model_type in family.model_types and family.recognises(config):
+        if model_type in family.model_types and family.matches(config):
             return family, family.model_types[str(model_type)]
     known = "; ".join(
         f"{family.title}: model_type {' or '.join(map(repr, family.model_types))}"

@@ -98,7 +98,7 @@ def prepare_images(
     if config.train_vision:
         return Images(processor)
     images = distinct_images(data)
-    stage: Stage = "seen" if config.train_aligner else "aligned"
+    stage: Stage = "vision" if config.train_aligner else "aligned"
     plan = world.broadcast(plan_cache(config.vision_cache, model, processor, images, stage))
     if images:
         zero.check_cache(plan, world.zero_stage)

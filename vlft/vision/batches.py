@@ -82,7 +82,7 @@ def encode_batch(
     stage: Stage,
     views: Tensor | None = None,
 ) -> list[Tensor]:
-    """The features of each image, on the CPU: (views, T, W) if seen, (tokens, D) if aligned."""
+    """The features of each image, on the CPU: (views, T, W) or, if aligned, (tokens, D)."""
     family, tiles = processor.family, [image.tiles for image in images]
     # Features may be stored under the digest of an image, so they must come from these bytes.
     views = processor.pixel_values(images, verify=True) if views is None else views
@@ -91,8 +91,9 @@ def encode_batch(
     # As in training, where Accelerate computes so.
     half = weight.dtype != torch.float32
     with torch.autocast(weight.device.type, dtype=weight.dtype if half else None, enabled=half):
-        seen = family.see(model, inputs)
-        rows = family.align(model, seen, tiles) if stage == "aligned" else seen
+        rows = family.vision_features(model, inputs)
+        if stage == "aligned":
+            rows = family.align(model, rows, tiles)
     rows = rows.to(weight.dtype)
     if stage == "aligned":
         sizes = [image.tokens for image in images]

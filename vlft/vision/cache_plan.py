@@ -29,7 +29,7 @@ class CachePlan:
 
     Attributes:
         where: disk, memory or off.
-        stage: aligned or seen.
+        stage: vision or aligned.
         folder: of the features on disk.
         reason: of the choice, for the user.
     """
@@ -56,7 +56,7 @@ def plan_cache(
         model: with weights; their bytes are part of the folder's name.
         processor: of the checkpoint.
         images: distinct ones.
-        stage: aligned or seen.
+        stage: vision or aligned.
     """
     if asked == "off" or not images:
         return CachePlan("off", stage, Path(), "as asked" if images else "there are no images")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlft.families.base import Family, Tiles
     from vlft.families.processor import Processor
 
-Stage = Literal["pixels", "seen", "aligned"]
+Stage = Literal["pixels", "vision", "aligned"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RowImages:
     """The images of a row, as far as they have been encoded.
 
     Attributes:
-        stage: pixels; seen: by the towers; aligned: ready to replace image tokens.
+        stage: pixels; vision: features of the towers; aligned: ready to replace image tokens.
         tensors: the model's inputs for pixels, else ``features``: (V, T, W) or (R, D).
         tiles: of each image; empty for text alone.
     """
@@ -72,7 +72,7 @@ def place_features(
     tensors = moved(images.tensors, embeddings)
     if images.stage == "pixels":
         features = encode_images(family, model, tensors, images.tiles)
-    elif images.stage == "seen":
+    elif images.stage == "vision":
         features = family.align(model, tensors["features"], images.tiles)
     else:
         features = tensors["features"]
