@@ -1,6 +1,6 @@
 """The ten published checkpoints, by arithmetic: every tensor of their files has its place.
 
-published.py lists the tensors from numbers of its own; vlft builds the model on the meta device
+published.json lists the tensors independently of vlft, which builds the model on the meta device
 from the config.json as published. No weight is ever made.
 """
 
