@@ -330,7 +330,7 @@ class TestBadRecords:
     @pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "query,response\n")])
     def test_a_file_without_records(self, name, text):
         Path(name).write_text(text)
-        expected = f"{name}: holds no record\n hint: add some, or leave it out"
+        expected = f"{name}: no records\n hint: add some, or leave it out"
         assert message(lambda: load(name)) == expected
         assert message(lambda: load(f"{name}#1", on_bad_sample="skip")) == expected
 
