@@ -91,7 +91,7 @@ class TestOnDisk:
         monkeypatch.setattr(cache_plan, "encode_batch", None)
         model = make_model()
         auto = plan_cache("auto", model, processor, images, "aligned")
-        assert (auto.where, auto.reason) == ("disk", "an earlier run left some")
+        assert (auto.where, auto.reason) == ("disk", "it holds features of an earlier run")
         second = fill(auto, model, processor, images)
         assert (second.encoded, second.reused) == (0, len(images))
         for key, tensor in first.features.items():
