@@ -25,7 +25,7 @@ from vlft.checkpoints.quantize import (
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
-from vlft.families.processor import understandable
+from vlft.families.processor import config_errors
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -145,7 +145,7 @@ def empty_model(folder: ModelFolder, image_token_id: int, attn: str = "sdpa") ->
             place=shown(folder.path / "config.json"),
             hint="download the model again",
         ) from None
-    with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
+    with init_empty_weights(include_buffers=False), config_errors(folder.path, folder.family):
         model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
     folder.family.adapt(model)
     return model

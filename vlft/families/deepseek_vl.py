@@ -11,7 +11,7 @@ from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.families.pixels import read_numbers, square_files, square_pixels
+from vlft.families.pixels import read_settings, square_files, square_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,9 +104,9 @@ def image_tokens(native: Config) -> int:
 
 
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
-    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
-    numbers = read_numbers(folder, native["vision_config"]["image_size"])
-    return square_pixels(numbers, image_tokens(native))
+    """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
+    settings = read_settings(folder, native["vision_config"]["image_size"])
+    return square_pixels(settings, image_tokens(native))
 
 
 def _processor_files(
@@ -116,9 +116,9 @@ def _processor_files(
     layout: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
-    numbers = read_numbers(folder, native["vision_config"]["image_size"])
+    settings = read_settings(folder, native["vision_config"]["image_size"])
     tokens = image_tokens(native)
-    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
+    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
 
 
 def vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 IMAGE_TAG = "<image>"
 ROLES = ("<|User|>", "<|Assistant|>")
-# In the order in which the authors' processor adds them to a tokenizer without.
+# In the order in which the authors' processor adds them to a tokenizer that lacks them.
 ADDED_TOKENS = (
     "<｜▁pad▁｜>", IMAGE_TAG, "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", *ROLES,
 )  # fmt: skip
 
-# The authors' DeepseekV2Config; not the defaults of transformers' class of that name.
+# Defaults of the authors' DeepseekV2Config; transformers' class of that name has others.
 TEXT_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008,
     "moe_intermediate_size": 1407, "num_hidden_layers": 30, "num_attention_heads": 32,
@@ -101,7 +101,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
 
 
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
-    """The authors' DeepseekVLV2Processor with the numbers of processor_config.json."""
+    """As the authors' DeepseekVLV2Processor with the settings of processor_config.json."""
     path = folder / "processor_config.json"
     stated = read_object(path) if path.is_file() else {}
     vision = native["vision_config"]
@@ -190,7 +190,7 @@ FAMILY = Family(
     added_tokens=ADDED_TOKENS,
     tokenize_per_message=True,
     keep_special_tokens=True,
-    # Added to scores of which small differences choose.
+    # The router bias: rounding it can change which experts are chosen.
     keep_dtype_suffixes=("e_score_correction_bias",),
     roles=lambda _folder, _config: ROLES,
     system_prompt="",

@@ -1,7 +1,7 @@
 """DeepSeek-VL with two towers: deepseek-vl-7b-base and -chat.
 
-image, 1024 px ── SAM tower, neck, downsampling ──┐ high half
-        └ 384 px ── SigLIP tower ───────────────────┴ low half ── GELU, linear ── Llama LLM
+image, 1024 px -> SAM tower, neck, downsampling -> linear to half the width -+
+       384 px  -> SigLIP tower                  -> linear to half the width -+-> GELU, linear -> LLM
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout
 from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner, image_tokens
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
-    FILE,
     HALF,
-    Numbers,
+    PREPROCESSOR_FILE,
+    SquareSettings,
+    downscaled,
     fixed_view,
     normalised,
-    read_numbers,
-    shrunk,
+    read_settings,
     square_files,
     to_square,
 )
@@ -130,44 +130,41 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
 
 
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
-    """The authors' way: one padded square, then both towers' inputs from it, in floats.
-
-    The SigLIP tower's image is the large one made smaller before anything is normalised.
-    """
+    """Both towers get one padded square; SigLIP's is downscaled in floats before normalisation."""
     low_size = native["vision_config"]["image_size"]
-    numbers = square_numbers(folder, raw, native)
-    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
+    settings = _square_settings(folder, raw, native)
+    (high_mean, high_std), (low_mean, low_std) = _towers_mean_std(folder, raw)
     tokens = image_tokens(native)
 
     def transform(image: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(image, numbers).unsqueeze(0)
+        return to_square(image, settings).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {
-            "pixel_values": normalised(shrunk(views, low_size), low_mean, low_std),
+            "pixel_values": normalised(downscaled(views, low_size), low_mean, low_std),
             "high_res_pixel_values": normalised(views, high_mean, high_std),
         }
 
-    fingerprint = repr((asdict(numbers), low_size, high_mean, high_std, low_mean, low_std))
-    return Pixels(tokens, numbers.size, fixed_view(tokens), transform, inputs, fingerprint)
+    fingerprint = repr((asdict(settings), low_size, high_mean, high_std, low_mean, low_std))
+    return Pixels(tokens, settings.size, fixed_view(tokens), transform, inputs, fingerprint)
 
 
-def square_numbers(folder: Path, raw: Config, native: Config) -> Numbers:
-    """Of the padded square, whose border has the colour of the mean; the towers normalise."""
+def _square_settings(folder: Path, raw: Config, native: Config) -> SquareSettings:
+    """The padded square, its border in the SAM tower's mean colour, not normalised yet."""
     size = native["high_res_vision_config"]["image_size"]
-    numbers = read_numbers(folder, size, mean=CLIP_MEAN, normalise=False)
+    settings = read_settings(folder, size, mean=CLIP_MEAN, normalise=False)
     if raw.get("model_type") != "deepseek_vl_hybrid":
-        return numbers
-    (mean, std), _ = towers_numbers(folder, raw)
-    return replace(numbers, mean=tuple(mean), std=tuple(std), normalise=False)
+        return settings
+    (mean, std), _ = _towers_mean_std(folder, raw)
+    return replace(settings, mean=tuple(mean), std=tuple(std), normalise=False)
 
 
-def towers_numbers(
+def _towers_mean_std(
     folder: Path, raw: Config
 ) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-    """(mean, std) of the SAM tower and of the SigLIP tower, as the layout states them."""
+    """(mean, std) of the SAM tower and of the SigLIP tower, from where the layout has them."""
     if raw.get("model_type") == "deepseek_vl_hybrid":
-        path = folder / FILE
+        path = folder / PREPROCESSOR_FILE
         stated = read_object(path) if path.is_file() else {}
         return (
             (
@@ -188,12 +185,12 @@ def _processor_files(
     folder: Path, raw: Config, native: Config, layout: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
-    numbers = square_numbers(folder, raw, native)
+    settings = _square_settings(folder, raw, native)
     tokens = image_tokens(native)
-    files = square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVLHybrid")
+    files = square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVLHybrid")
     if layout == "original":
         return files
-    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
+    (high_mean, high_std), (low_mean, low_std) = _towers_mean_std(folder, raw)
     low_size = native["vision_config"]["image_size"]
     return {
         **files[0],

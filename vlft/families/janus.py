@@ -1,4 +1,4 @@
-"""Janus-1.3B, Janus-Pro-1B and -7B: understanding images; the parts that draw are kept as is.
+"""Janus-1.3B, Janus-Pro-1B and -7B: image understanding; the generation parts stay unchanged.
 
 image -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
                         VQ model, generation embeddings, aligner, head (unused here)
@@ -13,7 +13,7 @@ from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
 from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, vision_features
 from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
-from vlft.families.pixels import read_numbers, square_files, square_pixels
+from vlft.families.pixels import read_settings, square_files, square_pixels
 from vlft.files import read_object
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ VQ_FIELDS = (
     "num_hidden_layers", "hidden_act", "image_token_embed_dim",
 )  # fmt: skip
 
-# Of JanusVisionConfig and JanusVQVAEConfig: a config.json may leave out what is as here.
+# Defaults of JanusVisionConfig and JanusVQVAEConfig, which a config.json may leave out.
 VISION_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
     "patch_size": 16, "mlp_ratio": 4.0, "projection_dim": 2048, "depth": 2,
@@ -46,7 +46,7 @@ VQ_DEFAULTS: Mapping[str, Any] = {
     "num_hidden_layers": 2, "image_token_embed_dim": 2048,
 }  # fmt: skip
 
-# The authors' VQ-16; its config states none of these.
+# Sizes of the authors' VQ-16, which published config.json files leave out.
 VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
 
 
@@ -55,12 +55,12 @@ def _matches(config: Config) -> bool:
     return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
 
 
-def roles(folder: Path, config: Config) -> tuple[str, str]:
+def _roles(folder: Path, config: Config) -> tuple[str, str]:
     """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
 
-    A chat template in the folder says it; without one, transformers' layout is of Janus-Pro. In the
-    authors' layout nothing says it in so many words, and what differs between the published
-    checkpoints decides: Janus-Pro's weights are .bin files, and its config.json is of 4.33.1.
+    A chat template in the folder decides. Without one, transformers' layout means Janus-Pro. In the
+    authors' layout no field says it, so that differences between the published checkpoints decide:
+    Janus-Pro has .bin weights, and its config.json was written by transformers 4.33.1.
     """
     template = _chat_template(folder) or ""
     for names in (TOKEN_ROLES, PLAIN_ROLES):
@@ -158,9 +158,9 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
 
 
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
-    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
+    """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
     vision = native["vision_config"]
-    return square_pixels(read_numbers(folder, vision["image_size"]), vision["num_image_tokens"])
+    return square_pixels(read_settings(folder, vision["image_size"]), vision["num_image_tokens"])
 
 
 def _processor_files(
@@ -171,8 +171,8 @@ def _processor_files(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
     vision = native["vision_config"]
-    numbers, tokens = read_numbers(folder, vision["image_size"]), vision["num_image_tokens"]
-    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
+    settings, tokens = read_settings(folder, vision["image_size"]), vision["num_image_tokens"]
+    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -192,7 +192,7 @@ def _known(config: Config, fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, Any]:
-    """Settings of an MLP: ``depth`` linear layers with GELU between."""
+    """Parameters of an aligner: ``depth`` linear layers with GELU between them."""
     params = (config.get(key) or {}).get("params") or {}
     kind = params.get("projector_type", "mlp_gelu")
     found = {
@@ -202,8 +202,8 @@ def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, A
     }
     if kind != "mlp_gelu" or not 1 <= found["depth"] <= DEEPEST_ALIGNER:
         raise CheckpointError(
-            f"{key} {kind!r} of depth {found['depth']}; held are mlp_gelu of depth 1 to "
-            f"{DEEPEST_ALIGNER}",
+            f"{key} {kind!r} of depth {found['depth']}; supported are mlp_gelu of depth 1 "
+            f"to {DEEPEST_ALIGNER}",
             hint="this checkpoint cannot be loaded",
         )
     return found
@@ -216,7 +216,7 @@ def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
     if head.get("image_token_embed", hidden_size) != aligner["n_embed"]:
         raise CheckpointError(
             f"gen_head image_token_embed {head['image_token_embed']}, gen_aligner n_embed "
-            f"{aligner['n_embed']}; transformers' class holds equal ones only",
+            f"{aligner['n_embed']}; transformers' class needs equal ones",
             hint="this checkpoint cannot be loaded",
         )
     sizes = {key: vision.get(key, value) for key, value in VQ_SIZES.items()}
@@ -254,7 +254,7 @@ FAMILY = Family(
     image_tag=IMAGE_TAG,
     added_tokens=("<｜▁pad▁｜>",),
     image_border=("<begin_of_image>", "<end_of_image>"),
-    roles=roles,
+    roles=_roles,
     system_prompt=SYSTEM_PROMPT,
     parts=Parts(
         vision=("model.vision_model",),

@@ -21,10 +21,10 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
-    """The family of a config.json, and the layout of its folder: original or transformers.
+    """The family of a config.json, and the layout of its folder, original or transformers.
 
     Raises:
-        CheckpointError: no family knows it; the message says what was found and what is known.
+        CheckpointError: no family matches; the message says what was found and what is supported.
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
