@@ -83,16 +83,7 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
             "model_type": "vision",
             "params": siglip.tower_params(vision),
         },
-        "aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {
-                "depth": 2,
-                "input_dim": vision["hidden_size"],
-                "n_embed": text["hidden_size"],
-                "projector_type": "mlp_gelu",
-            },
-        },
+        "aligner_config": aligner_config(vision["hidden_size"], text["hidden_size"]),
         "language_config": llama.language_config(text, dtype),
     }
 
@@ -131,6 +122,27 @@ def align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
     """(I * T, D) features that replace the image tokens, for (I, T, W) features of the tower."""
     aligned: Tensor = model.model.aligner(features)  # type: ignore[union-attr, operator]
     return aligned.flatten(0, 1)
+
+
+def aligner_config(
+    inputs: int,
+    outputs: int,
+    *,
+    name: str = "aligner",
+    depth: int = 2,
+    kind: str = "mlp_gelu",
+) -> dict[str, Any]:
+    """The authors' config of an aligner between these widths; depth counts linear layers."""
+    return {
+        "cls": "MlpProjector",
+        "model_type": name,
+        "params": {
+            "depth": depth,
+            "input_dim": inputs,
+            "n_embed": outputs,
+            "projector_type": kind,
+        },
+    }
 
 
 def check_aligner(config: Config, kind: str) -> None:

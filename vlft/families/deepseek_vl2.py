@@ -12,7 +12,7 @@ from vlft.families import siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.tiles import Tiling, tiled_pixels
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     """As the authors' DeepseekVLV2Processor with the settings of processor_config.json."""
     path = folder / "processor_config.json"
-    stated = read_object(path) if path.is_file() else {}
+    stated = read_object_if_there(path)
     vision = native["vision_config"]
     candidates = stated.get("candidate_resolutions") or raw.get("candidate_resolutions")
     size = vision["image_size"]

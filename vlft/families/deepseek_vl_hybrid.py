@@ -13,26 +13,30 @@ import torch
 
 from vlft.families import llama, sam, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner, image_tokens
+from vlft.families.deepseek_vl import (
+    IMAGE_TAG,
+    SYSTEM_PROMPT,
+    aligner_config,
+    check_aligner,
+    image_tokens,
+)
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
     HALF,
     PREPROCESSOR_FILE,
     SquareSettings,
     downscaled,
-    fixed_view,
     normalised,
     read_settings,
     square_files,
-    to_square,
+    square_pixels,
 )
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from PIL.Image import Image
     from torch import Tensor, nn
 
     from vlft.families.base import Tiles
@@ -115,16 +119,9 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
                 },
             },
         },
-        "aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {
-                "depth": 2,
-                "input_dim": vision["hidden_size"],
-                "n_embed": text["hidden_size"],
-                "projector_type": PROJECTOR,
-            },
-        },
+        "aligner_config": aligner_config(
+            vision["hidden_size"], text["hidden_size"], kind=PROJECTOR
+        ),
         "language_config": llama.language_config(text, dtype),
     }
 
@@ -134,10 +131,6 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     low_size = native["vision_config"]["image_size"]
     settings = _square_settings(folder, raw, native)
     (high_mean, high_std), (low_mean, low_std) = _towers_mean_std(folder, raw)
-    tokens = image_tokens(native)
-
-    def transform(image: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(image, settings).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {
@@ -146,7 +139,8 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
         }
 
     fingerprint = repr((asdict(settings), low_size, high_mean, high_std, low_mean, low_std))
-    return Pixels(tokens, settings.size, fixed_view(tokens), transform, inputs, fingerprint)
+    square = square_pixels(settings, image_tokens(native))
+    return replace(square, inputs=inputs, fingerprint=fingerprint)
 
 
 def _square_settings(folder: Path, raw: Config, native: Config) -> SquareSettings:
@@ -164,8 +158,7 @@ def _towers_mean_std(
 ) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
     """(mean, std) of the SAM tower and of the SigLIP tower, from where the layout has them."""
     if raw.get("model_type") == "deepseek_vl_hybrid":
-        path = folder / PREPROCESSOR_FILE
-        stated = read_object(path) if path.is_file() else {}
+        stated = read_object_if_there(folder / PREPROCESSOR_FILE)
         return (
             (
                 stated.get("high_res_image_mean", list(CLIP_MEAN)),

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, vision_features
+from vlft.families.deepseek_vl import (
+    IMAGE_TAG,
+    SYSTEM_PROMPT,
+    align,
+    aligner_config,
+    vision_features,
+)
 from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
 from vlft.families.pixels import read_settings, square_files, square_pixels
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +61,7 @@ def _matches(config: Config) -> bool:
     return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
 
 
-def _roles(folder: Path, config: Config) -> tuple[str, str]:
+def roles(folder: Path, config: Config) -> tuple[str, str]:
     """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
 
     A chat template in the folder decides. Without one, transformers' layout means Janus-Pro. In the
@@ -114,6 +120,7 @@ def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[
 def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
     text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
+    aligner = aligner_config(vision["hidden_size"], vision["projection_dim"], depth=vision["depth"])
     intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
     sizes = {
         "ch": vq["base_channels"],
@@ -129,11 +136,12 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
             "model_type": "vision",
             "params": siglip.tower_params({**vision, "intermediate_size": intermediate}),
         },
-        "aligner_config": _mlp(
-            "aligner", vision["depth"], vision["hidden_size"], vision["projection_dim"]
-        ),
-        "gen_aligner_config": _mlp(
-            "gen_aligner", vq["num_hidden_layers"], vq["embed_dim"], vq["projection_dim"]
+        "aligner_config": aligner,
+        "gen_aligner_config": aligner_config(
+            vq["embed_dim"],
+            vq["projection_dim"],
+            name="gen_aligner",
+            depth=vq["num_hidden_layers"],
         ),
         "gen_head_config": {
             "cls": "vision_head",
@@ -180,10 +188,9 @@ def _chat_template(folder: Path) -> str | None:
     if plain.is_file():
         return plain.read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            stated = read_object(folder / name).get("chat_template")
-            if isinstance(stated, str):
-                return stated
+        stated = read_object_if_there(folder / name).get("chat_template")
+        if isinstance(stated, str):
+            return stated
     return None
 
 
@@ -232,19 +239,6 @@ def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def _mlp(name: str, depth: int, inputs: int, outputs: int) -> dict[str, Any]:
-    return {
-        "cls": "MlpProjector",
-        "model_type": name,
-        "params": {
-            "depth": depth,
-            "input_dim": inputs,
-            "n_embed": outputs,
-            "projector_type": "mlp_gelu",
-        },
-    }
-
-
 FAMILY = Family(
     name="janus",
     title="Janus",
@@ -254,7 +248,7 @@ FAMILY = Family(
     image_tag=IMAGE_TAG,
     added_tokens=("<｜▁pad▁｜>",),
     image_border=("<begin_of_image>", "<end_of_image>"),
-    roles=_roles,
+    roles=roles,
     system_prompt=SYSTEM_PROMPT,
     parts=Parts(
         vision=("model.vision_model",),

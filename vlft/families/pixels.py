@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from vlft.data.encode import View
 from vlft.families.base import Pixels, Tiles
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -58,8 +58,7 @@ def read_settings(
         mean: default, if the file has none.
         normalise: default, if the file does not say.
     """
-    path = folder / PREPROCESSOR_FILE
-    stated = read_object(path) if path.is_file() else {}
+    stated = read_object_if_there(folder / PREPROCESSOR_FILE)
     stated = {key: value for key, value in stated.items() if value is not None}
     return SquareSettings(
         size,
@@ -74,19 +73,16 @@ def read_settings(
 def square_pixels(settings: SquareSettings, tokens: int) -> Pixels:
     """One square view per image, of always the same number of tokens."""
 
+    def view(size: tuple[int, int], count: int) -> View:  # noqa: ARG001
+        return View(tokens)
+
     def transform(image: Image.Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(image, settings).unsqueeze(0)
+        return _square(image, settings).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {"pixel_values": views}
 
-    view = fixed_view(tokens)
     return Pixels(tokens, settings.size, view, transform, inputs, repr(asdict(settings)))
-
-
-def fixed_view(tokens: int) -> Callable[[tuple[int, int], int], View]:
-    """A ``Pixels.view`` that gives every image the same number of tokens."""
-    return lambda size, count: View(tokens)  # noqa: ARG005
 
 
 def _shared_fields(settings: SquareSettings) -> dict[str, Any]:
@@ -135,45 +131,23 @@ def square_files(
     }, {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
 
 
-def to_square(image: Image.Image, settings: SquareSettings) -> Tensor:
-    """(3, S, S) float32 pixel values of an RGB image."""
-    background = tuple(int(value * 255) for value in settings.mean)
-    square = _resize_and_pad(image, settings.size, settings.min_size, background)  # type: ignore[arg-type]
-    mean, std = (settings.mean, settings.std) if settings.normalise else (None, None)
-    return _to_pixel_values(square, settings.rescale, mean, std)
+def _square(image: Image.Image, settings: SquareSettings) -> Tensor:
+    """(3, S, S) float32 pixel values of an RGB image, centred on a square of the mean colour.
 
-
-def _resize_and_pad(
-    image: Image.Image, size: int, min_size: int, background: tuple[int, int, int]
-) -> Image.Image:
-    """The image with its longer side at ``size`` pixels, centred on a square of that size.
-
-    Its shorter side is truncated, not rounded, and at least ``min_size`` pixels.
+    The shorter side is truncated, not rounded. The product with ``rescale`` is computed in float64
+    and rounded once, as numpy does in the authors' code.
     """
-    longest = max(image.size)
-    width, height = (max(int(side / longest * size), min_size) for side in image.size)
-    if min(image.size) <= 0:
-        raise ValueError(f"an image of {image.size} pixels")
+    size, longest = settings.size, max(image.size)
+    width, height = (max(int(side / longest * size), settings.min_size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    background = tuple(int(value * 255) for value in settings.mean)
     canvas = Image.new("RGB", (size, size), background)
     canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
-    return canvas
-
-
-def _to_pixel_values(
-    image: Image.Image,
-    rescale: float,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
-    """(3, H, W) float32: bytes times ``rescale``, then normalised by channel if a mean is given.
-
-    The product is computed in float64 and rounded once, as numpy does in the authors' code.
-    """
-    values = (np.asarray(image, dtype=np.uint8) * np.float64(rescale)).astype(np.float32)
-    if mean is not None and std is not None:
-        values -= np.asarray(mean, np.float32)
-        values /= np.asarray(std, np.float32)
+    values = np.asarray(canvas, dtype=np.uint8) * np.float64(settings.rescale)
+    values = values.astype(np.float32)
+    if settings.normalise:
+        values -= np.asarray(settings.mean, np.float32)
+        values /= np.asarray(settings.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from vlft.data.encode import ChatFormat, EncodedImage, EncodedSample, encode
+from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
 from vlft.data.images import decode
 from vlft.data.layouts import native
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object
+from vlft.files import read_object, read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +99,7 @@ class Processor:
         batch = {
             "input_ids": torch.full((len(samples), length), self.chat.pad_id),
             "attention_mask": torch.zeros(len(samples), length, dtype=torch.int64),
-            "labels": torch.full((len(samples), length), -100),
+            "labels": torch.full((len(samples), length), IGNORE),
         }
         for row, sample in enumerate(samples):
             start = length - len(sample)
@@ -170,7 +170,7 @@ def native_config(
     """Keyword arguments for the config of transformers' class.
 
     Raises:
-        CheckpointError: config.json lacks something, or holds it in another form.
+        CheckpointError: config.json is incomplete or malformed.
     """
     convert = family.native_config
     if layout == "transformers" and family.transformers_layout is not None:
@@ -181,10 +181,10 @@ def native_config(
 
 @contextmanager
 def config_errors(folder: Path, family: Family) -> Iterator[None]:
-    """Inside, errors that a malformed configuration causes become errors that name the file.
+    """A context in which the errors of a malformed configuration become ones that name the file.
 
     Raises:
-        CheckpointError: a file lacks something, or holds it in another form.
+        CheckpointError: a file is incomplete or malformed.
     """
     try:
         yield
@@ -233,11 +233,9 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token, pad_token; tokenizer_config.json overrides special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            for key, value in read_object(path).items():
-                if key in ("bos_token", "eos_token", "pad_token") and value is not None:
-                    found[key] = value["content"] if isinstance(value, dict) else value
+        for key, value in read_object_if_there(folder / name).items():
+            if key in ("bos_token", "eos_token", "pad_token") and value is not None:
+                found[key] = value["content"] if isinstance(value, dict) else value
     return found
 
 
@@ -252,7 +250,7 @@ def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) 
 
 def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
     path = folder / "processor_config.json"
-    stated = read_object(path).get("num_image_tokens") if path.is_file() else None
+    stated = read_object_if_there(path).get("num_image_tokens")
     if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(
             f"num_image_tokens is {stated}, the vision tower gives {image_tokens}",
