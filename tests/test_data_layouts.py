@@ -1,4 +1,4 @@
-"""Records -> conversations: where each image goes, and what is said of fields that cannot be."""
+"""Records -> conversations: where each image goes, and the errors of wrong fields."""
 
 from __future__ import annotations
 

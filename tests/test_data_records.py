@@ -1,4 +1,4 @@
-"""Data files -> records: every format, the right line of each, and what is said of bad ones."""
+"""Data files -> records: every format, line numbers, and the errors of bad records."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def model(folder):
 
 
 def test_every_tensor_has_its_place(published, folder, model):
-    """Original tensors <-> native ones, one to one, with their shapes."""
+    """Original and native tensors correspond one to one, with their shapes."""
     keys = folder.family.keys
     native = {name: tuple(p.shape) for name, p in model.named_parameters()}
     filled: Counter[str] = Counter()
@@ -77,7 +77,7 @@ def test_what_is_not_used_is_known(published, folder):
 
 
 def test_parameters_as_listed(published, folder, model):
-    """``vlft models`` says what the files hold."""
+    """``vlft models`` shows the size of the files."""
     known = next(known for known in KNOWN if known.id == published.name)
     assert known.family == folder.family.name
     assert known.billions == pytest.approx(count(published.tensors()) / 1e9, abs=0.006)
