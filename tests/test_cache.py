@@ -1,4 +1,4 @@
-"""Kept features: the same numbers as without, each image once, nothing damaged is ever used."""
+"""The vision cache: same loss as without, each image encoded once, damaged files never used."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def images(samples):
 
 
 class TestSameAsWithout:
-    @pytest.mark.parametrize("stage", ["aligned", "seen"])
+    @pytest.mark.parametrize("stage", ["aligned", "vision"])
     @pytest.mark.parametrize("where", ["memory", "disk"])
     def test_loss_and_gradients(self, model, folder, processor, samples, images, stage, where):
-        """Float32, through packed rows; with the aligner trained where features are before it."""
+        """Float32, through packed rows; features of the towers if the aligner is trained."""
         torch.manual_seed(0)
-        add_lora(model, folder.family, LoraOptions("ALL", train_aligner=stage == "seen"))
+        add_lora(model, folder.family, LoraOptions("ALL", train_aligner=stage == "vision"))
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -68,7 +68,7 @@ class TestSameAsWithout:
             scale = gradient.abs().max().clamp_min(1e-6)
             assert (results[1][1][name] - gradient).abs().max() / scale < 1e-4, name
 
-    def test_one_image_cut_in_two_ways_is_two(self, case, processor):
+    def test_an_image_cut_in_two_ways_has_two_keys(self, case, processor):
         few = processor.encode({"query": "<image>?", "images": ["images/chart.png"]}, GOLDEN)
         row = {"query": "<image><image><image>?", "images": ["images/chart.png"] * 3}
         many = processor.encode(row, GOLDEN)
@@ -91,22 +91,20 @@ class TestOnDisk:
         monkeypatch.setattr(cache_plan, "encode_batch", None)
         model = make_model()
         auto = plan_cache("auto", model, processor, images, "aligned")
-        assert (auto.where, auto.reason) == ("disk", "an earlier run left some")
+        assert (auto.where, auto.reason) == ("disk", "it holds features of an earlier run")
         second = fill(auto, model, processor, images)
         assert (second.encoded, second.reused) == (0, len(images))
         for key, tensor in first.features.items():
             assert torch.equal(tensor, second.features[key])
 
-    def test_other_weights_or_treatment_have_a_place_of_their_own(self, model, processor):
+    def test_the_fingerprint_depends_on_weights_and_stage(self, model, processor):
         before = fingerprint(model, processor, "aligned")
-        assert fingerprint(model, processor, "seen") != before
+        assert fingerprint(model, processor, "vision") != before
         model.model.aligner.linear1.bias.data[0] += 1
         assert fingerprint(model, processor, "aligned") != before
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
-    def test_damage_is_seen_and_that_part_is_encoded_again(
-        self, make_model, processor, images, damage, capfd
-    ):
+    def test_damaged_features_are_encoded_again(self, make_model, processor, images, damage, capfd):
         whole = {
             k: t.clone() for k, t in self.fill(make_model(), processor, images).features.items()
         }
@@ -123,7 +121,7 @@ class TestOnDisk:
         third = self.fill(make_model(), processor, images)
         assert third.encoded == 0
 
-    def test_a_stop_keeps_what_is_done(self, make_model, processor, images, monkeypatch):
+    def test_an_interruption_loses_nothing(self, make_model, processor, images, monkeypatch):
         monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
         calls = []
 
@@ -150,7 +148,7 @@ class TestOnDisk:
             write_shard(tmp_path, {"a": torch.ones(3)})
         assert not list(tmp_path.glob("*"))
 
-    def test_two_writers_do_no_harm(self, tmp_path):
+    def test_two_writers_may_share_a_folder(self, tmp_path):
         for number in range(2):
             write_shard(tmp_path, {"a": torch.ones(3), f"b{number}": torch.full((2,), 1.0)})
         found, problems = read_shards(tmp_path, ["a", "b0", "b1", "c"])
@@ -178,7 +176,7 @@ class TestPlan:
     def plan(self, model, processor, images, asked="auto"):
         return plan_cache(asked, model, processor, images, "aligned")
 
-    def test_by_room(self, model, processor, images, monkeypatch):
+    def test_by_free_space(self, model, processor, images, monkeypatch):
         assert self.plan(model, processor, images).where == "disk"
         full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
@@ -207,14 +205,14 @@ def test_batches_depend_on_the_images_alone(processor, images, monkeypatch):
 
 @only_siglip
 def test_encoding_draws_no_random_number(model, processor, images):
-    """Else a run's dropout would depend on what an earlier run has left."""
+    """Otherwise dropout would depend on what is cached already."""
     state = torch.get_rng_state()
     list(batches.encode_all(model, processor, images, "aligned", {image.key for image in images}))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @only_siglip
-def test_decoding_in_other_processes_changes_nothing(model, processor, images, monkeypatch):
+def test_decoding_in_worker_processes_changes_nothing(model, processor, images, monkeypatch):
     def encode():
         keys = {image.key for image in images}
         return dict(batches.encode_all(model, processor, images, "aligned", keys))
@@ -234,6 +232,7 @@ class TestRuns:
             "model": str(case.folder), "dataset": (str(data),), "val_ratio": 0.2, "batch_size": 4,
             "image_root": GOLDEN / "images", "output_dir": tmp_path / "output",
             "num_train_epochs": 2, "learning_rate": 1e-2, "show_sample": False,
+            "device": "cpu", "dtype": "float32",
         }  # fmt: skip
         return vlft.SftConfig(**{**defaults, **settings})
 
@@ -241,7 +240,7 @@ class TestRuns:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return [row["images_encoded"] for row in map(json.loads, lines) if "loss" in row]
 
-    def test_each_image_once_in_two_epochs_and_never_again(self, case, tmp_path, capfd):
+    def test_each_image_is_encoded_once_in_two_epochs_and_two_runs(self, case, tmp_path, capfd):
         first = vlft.sft(self.config(case, tmp_path)).run
         images = 3
         assert self.encoded(first) == [images, 0, 0, 0]
@@ -260,7 +259,7 @@ class TestRuns:
         assert all(count >= 2 for count in self.encoded(run))
 
     @only_siglip
-    def test_nothing_is_kept_where_the_tower_trains(self, case, tmp_path):
+    def test_nothing_is_cached_if_the_tower_trains(self, case, tmp_path):
         run = vlft.sft(self.config(case, tmp_path, train_vision=True)).run
         assert all(count >= 2 for count in self.encoded(run))
         assert list_cache() == []

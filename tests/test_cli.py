@@ -121,8 +121,10 @@ def test_models(monkeypatch, capfd):
     assert code == 0
     assert all(known.id in text for known in PUBLISHED_MODELS)
     assert {family.name for family in FAMILIES} == models.HEADINGS.keys()
-    single = {family.name for family in FAMILIES if family.clean_config is None}
-    assert single == set(models.ONE_LAYOUT)
+    both = {family.name: family.has_transformers_layout for family in FAMILIES}
+    for known in PUBLISHED_MODELS:
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{known.id} "))
+        assert line.split()[-1] == ("both" if both[known.family] else "original")
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -1,4 +1,4 @@
-"""Data files -> datasets: what is drawn, split, skipped, cut or refused, and how it is said."""
+"""Data files -> datasets: samples drawn, split, skipped, cut or refused, and the messages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def golden_image() -> bytes:
 
 
 def encode(conversation: Conversation) -> EncodedSample:
-    """In place of a tokenizer: a character is a token, an image is ten."""
+    """In place of a tokenizer: a character is one token, an image is ten."""
     parts = [part for turn in conversation.turns for part in turn.parts]
     length = sum(IMAGE_TOKENS if isinstance(p, ImageRef) else len(p) for p in parts)
     return EncodedSample(torch.arange(length), torch.arange(length), "", ())
@@ -330,7 +330,7 @@ class TestBadRecords:
     @pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "query,response\n")])
     def test_a_file_without_records(self, name, text):
         Path(name).write_text(text)
-        expected = f"{name}: holds no record\n hint: add some, or leave it out"
+        expected = f"{name}: no records\n hint: add some, or leave it out"
         assert message(lambda: load(name)) == expected
         assert message(lambda: load(f"{name}#1", on_bad_sample="skip")) == expected
 
@@ -516,7 +516,7 @@ def test_lengths_are_those_of_the_real_encoder(processor, golden_image):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_how_far_the_checks_are_is_shown_where_somebody_looks_on(image, monkeypatch, terminal):
+def test_progress_of_the_checks_is_shown_at_a_terminal(image, monkeypatch, terminal):
     seen = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=seen, force_terminal=terminal))
     rows = [{"query": "Hi", "response": "there", "images": [image]}] * 3

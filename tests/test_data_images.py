@@ -1,4 +1,4 @@
-"""Images -> RGB as the authors' code sees them, and what is said of files that are none."""
+"""Images -> RGB as in the authors' code, and the errors for files that are not images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlft.errors import DataError
 
 IMAGES = GOLDEN / "images"
 
-# What the authors' code made of each image, from every golden case.
+# What the authors' code read from each image, from every golden case.
 EXPECTED = {
     entry["file"]: entry
     for path in sorted((GOLDEN / "cases" / "deepseek-vl-siglip").glob("*.json"))

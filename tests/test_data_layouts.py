@@ -1,4 +1,4 @@
-"""Records -> conversations: where each image goes, and what is said of fields that cannot be."""
+"""Records -> conversations: where each image goes, and the errors of wrong fields."""
 
 from __future__ import annotations
 
@@ -176,8 +176,7 @@ class TestTags:
     def test_no_tag_belongs_here(self, name, tag):
         fields = {"query": "q", "response": "r", name: f"x {tag}"}
         assert message(fields) == (
-            f'a.jsonl:7: {tag} stands in "{name}"\n'
-            " hint: images belong into the query or the history"
+            f'a.jsonl:7: found {tag} in "{name}"\n hint: images belong in the query or the history'
         )
 
 
@@ -243,7 +242,7 @@ class TestFields:
     )
     def test_unknown_field(self, name, hint):
         assert message({"query": "q", "response": "r", name: None}) == (
-            f"a.jsonl:7: unknown field {name!r}\n hint: {hint}; id, meta and _names are left alone"
+            f"a.jsonl:7: unknown field {name!r}\n hint: {hint}; id, meta and _names are ignored"
         )
 
     @pytest.mark.parametrize("fields", [{}, {"query": None}])
@@ -258,7 +257,7 @@ class TestFields:
             'a.jsonl:7: "query" is empty\n hint: write the question'
         )
         assert message({"query": "q", "response": text}) == (
-            'a.jsonl:7: "response" is empty\n hint: write the reply; only vlft infer does without'
+            'a.jsonl:7: "response" is empty\n hint: write the reply; only vlft infer works without'
         )
 
     def test_an_untagged_image_makes_a_query_of_spaces_a_question(self):
@@ -291,7 +290,7 @@ class TestFields:
         (half,) = re.findall(r"[\ud800-\udfff]", str(value)) or re.findall(r"\\ud...", str(value))
         assert message({"query": "q", "response": "r", **fields}) == (
             f"a.jsonl:7: \"{name}\" holds '{half.encode('ascii', 'backslashreplace').decode()}', "
-            "half of a character\n hint: write the file again as UTF-8, or remove the character"
+            "a lone surrogate\n hint: write the file again as UTF-8, or remove the character"
         )
 
     def test_whole_characters_beyond_the_basic_plane_are_text(self):

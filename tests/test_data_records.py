@@ -1,4 +1,4 @@
-"""Data files -> records: every format, the right line of each, and what is said of bad ones."""
+"""Data files -> records: every format, line numbers, and the errors of bad records."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ class TestTable:
             ('query\nx\n"never\n\nclosed', 3, "not CSV: unexpected end of data"),
             ('query\n"x"y\n', 2, "not CSV: ',' expected after '\"'"),
             (f"query\n{131_073 * 'x'}\n", 2, "not CSV: field larger than field limit (131072)"),
-            ("\nquery,response,query\n1,2,3\n", 2, "column 'query' stands 2 times in the header"),
+            ("\nquery,response,query\n1,2,3\n", 2, "column 'query' is 2 times in the header"),
         ],
     )
     def test_a_broken_table_is_never_cut_short_in_silence(self, text, line, message):

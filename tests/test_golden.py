@@ -30,7 +30,7 @@ def cases_of(kind: str) -> list:
 
 
 def row_of(messages: list[dict], data: dict) -> dict:
-    """A conversation of the original processor as a native row."""
+    """A conversation of the authors' processor as a row of the native layout."""
     system = data.get("system_prompt")
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"], messages[1:]
@@ -45,19 +45,19 @@ def row_of(messages: list[dict], data: dict) -> dict:
 
 
 def official_text(data: dict) -> str:
-    """The chat text as it is with the family's own roles and one system prompt."""
+    """The expected chat text, with the family's own roles and a single system prompt."""
     text = data["sft_format"]
     if data["conversation"][0]["role"] == "user":
         text = text.replace("user:", "<|User|>:").replace("assistant:", "<|Assistant|>:")
     if data["conversation"][0]["role"] == "system":
-        # Given twice, once as a message, which also moves the separators by one.
+        # The case has it twice, once as a message, which shifts the separators by one message.
         text = text.replace("system: You are a terse assistant.\n\n", "")
         text = text.replace("<｜end▁of▁sentence｜><|Assistant|>:", "\n\n<|Assistant|>:")
     return text
 
 
 def rows_of(found: torch.Tensor, expected: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tensor and what is stored of it, as rows: large ones are stored in part."""
+    """A tensor and its stored value as rows; of large tensors only some rows are stored."""
     if name in expected:
         return found.flatten(0, -2), expected[name].flatten(0, -2)
     return found.flatten(0, -2)[expected[f"{name}.row_idx"]], expected[f"{name}.rows"]
@@ -83,7 +83,7 @@ class TestSingle:
         mask = (sample.input_ids == processor.chat.image_token_id).to(torch.uint8)
         assert torch.equal(mask, expected["images_seq_mask"][0])
         if "labels_mask_prompt_true" in expected:
-            # The authors' first label is the begin of the sequence, which no loss sees.
+            # The authors label the BOS token too, which has no effect on the loss.
             labels = expected["labels_mask_prompt_true"][0]
             assert torch.equal(sample.labels[1:], labels[1:])
         else:
@@ -104,11 +104,11 @@ class TestSingle:
             pytest.skip("text only")
         inputs = processor.image_inputs(sample.images)
         with torch.no_grad():
-            seen = processor.family.see(shared_model, inputs)
-            if case.family == "deepseek_vl2":  # stored before newlines and separators
-                features = shared_model.model.projector(seen)
+            features = processor.family.vision_features(shared_model, inputs)
+            if case.family == "deepseek_vl2":  # stored without newlines and separators
+                features = shared_model.model.projector(features)
             else:
-                features = processor.family.align(shared_model, seen, [(0, 0)])
+                features = processor.family.align(shared_model, features, [(0, 0)])
         found, wanted = rows_of(features, expected, "image_embeds")
         torch.testing.assert_close(found, wanted, atol=case.tolerance, rtol=0)
 
@@ -122,7 +122,7 @@ class TestSingle:
         assert torch.equal(logits.argmax(-1), expected["argmax_all"])
 
     def test_greedy(self, data, expected, sample, processor, shared_model):
-        # The originals do not stop at a special token inside of their 12.
+        # The authors' 12 tokens go on after an end-of-sentence token.
         reply = generate_replies(shared_model, processor, [sample], Sampling(12))[0]
         assert reply.token_ids == data["generated_ids"][: len(reply.token_ids)]
         assert len(reply.token_ids) == 12 or reply.token_ids[-1] == processor.chat.eos_id
@@ -132,7 +132,7 @@ class TestSingle:
 
 @pytest.mark.parametrize(("case", "path"), cases_of("tokens_only"), indirect=["case"])
 def test_prompt_ids(case, path, processor):
-    """The raw prompt, tokenised as it stands."""
+    """The raw prompt as one text."""
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))["input_ids"][0]
     chat = processor.chat
@@ -169,7 +169,7 @@ def test_left_padded_batch(case, path, processor, shared_model):
 
 @pytest.mark.parametrize(("case", "path"), cases_of("train"), indirect=["case"])
 def test_loss_and_gradients(case, path, processor, model, folder):
-    """Through the packed row, as training computes it."""
+    """Of a packed row, as in training."""
     data = json.loads(path.read_text("utf-8"))
     expected = load_file(path.with_suffix(".safetensors"))
     sample = processor.encode(row_of(data["conversation"], data), GOLDEN)

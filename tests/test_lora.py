@@ -161,7 +161,7 @@ def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
 
 def as_plain_class(make_model, folder, processor, target):
     """A base that vlft has not touched; where transformers has no class, vlft's own."""
-    if folder.family.clean_config is None:
+    if not folder.family.has_transformers_layout:
         return make_model()
     target.mkdir()
     export_model(make_model(), folder, target, processor.chat, layout="transformers", dtype=None)

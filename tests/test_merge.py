@@ -68,7 +68,7 @@ def logits(path, inputs, **load):
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_merged_is_unmerged(runs, case, sample_inputs, tmp_path, layout):
-    if layout == "transformers" and describe(case.folder).family.clean_config is None:
+    if layout == "transformers" and not describe(case.folder).family.has_transformers_layout:
         pytest.skip("one layout")
     compare(runs("parts"), case, sample_inputs, tmp_path, layout)
 

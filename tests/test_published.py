@@ -1,6 +1,6 @@
 """The ten published checkpoints, by arithmetic: every tensor of their files has its place.
 
-published.py lists the tensors from numbers of its own; vlft builds the model on the meta device
+published.json lists the tensors independently of vlft, which builds the model on the meta device
 from the config.json as published. No weight is ever made.
 """
 
@@ -40,7 +40,7 @@ def model(folder):
 
 
 def test_every_tensor_has_its_place(published, folder, model):
-    """Original tensors <-> native ones, one to one, with their shapes."""
+    """Original and native tensors correspond one to one, with their shapes."""
     keys = folder.family.keys
     native = {name: tuple(p.shape) for name, p in model.named_parameters()}
     filled: Counter[str] = Counter()
@@ -77,7 +77,7 @@ def test_what_is_not_used_is_known(published, folder):
 
 
 def test_parameters_as_listed(published, folder, model):
-    """``vlft models`` says what the files hold."""
+    """``vlft models`` shows the size of the files."""
     known = next(known for known in PUBLISHED_MODELS if known.id == published.name)
     assert known.family == folder.family.name
     assert known.billions == pytest.approx(count(published.tensors()) / 1e9, abs=0.006)
@@ -96,6 +96,11 @@ def test_image_tokens_as_listed(published, folder):
         tiling = Tiling(384, candidates, side=14, mean=(), std=())
         tokens = [tiling.tokens((width // 384, height // 384)) for width, height in candidates]
         assert known.image_tokens == (min(tokens), max(tokens))
+
+
+def test_a_model_type_is_given_to_transformers_layout_where_there_is_one():
+    for family in FAMILIES:
+        assert family.has_transformers_layout == ("transformers" in family.model_types.values())
 
 
 def test_every_family_is_listed():

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def read_object_if_there(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one if there is no such file.
+
+    Raises:
+        CheckpointError: the file is not JSON, or holds something else.
+    """
+    return read_object(path) if path.is_file() else {}
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -85,7 +85,7 @@ def export_model(
 
 def check_layout(base: ModelFolder, layout: str) -> None:
     """Raises ConfigError if the family has no such layout."""
-    if layout == "transformers" and base.family.clean_config is None:
+    if layout == "transformers" and not base.family.has_transformers_layout:
         raise ConfigError(
             f"transformers has no class for {base.family.title}",
             place="--format transformers",
@@ -172,18 +172,18 @@ def _write_other_layout(
     layout: str,
     dtype: str,
 ) -> None:
-    family, native = base.family, base.native_config()
-    if family.original_config is None or family.processor_files is None:
-        raise ValueError(f"{family.title} has one layout")
+    native, other = base.native_config(), base.family.transformers_layout
+    if other is None:
+        raise ValueError(f"{base.family.title} has one layout")
     if layout == "original":
-        _write_json(folder / "config.json", family.original_config(native, dtype))
+        _write_json(folder / "config.json", other.original_config(native, dtype))
     else:
         config = {**model.config.to_dict(), "dtype": dtype}
         config["architectures"] = [type(model).__name__]
         _write_json(folder / "config.json", config)
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
         _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
-    pixels, processor = family.processor_files(base.path, base.config, native, layout)
+    pixels, processor = other.processor_files(base.path, base.config, native, layout)
     _write_json(folder / "preprocessor_config.json", pixels)
     _write_json(folder / "processor_config.json", processor)
 

@@ -25,7 +25,7 @@ from vlft.checkpoints.quantize import (
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
-from vlft.families.processor import understandable
+from vlft.families.processor import config_errors
 from vlft.models.adaptations import prepare_for_inference
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def empty_model(
             place=shown(folder.path / "config.json"),
             hint="download the model again",
         ) from None
-    with init_empty_weights(include_buffers=False), understandable(folder.path, folder.family):
+    with init_empty_weights(include_buffers=False), config_errors(folder.path, folder.family):
         model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
     prepare_for_inference(model)
     return model

@@ -16,8 +16,6 @@ HEADINGS = {
     "deepseek_vl2": "DeepSeek-VL2 (tiles of 384 px, mixture of experts)",
     "janus": "Janus (image understanding; the weights for drawing are kept, not tuned)",
 }
-# Families that transformers has no class for: only the authors' layout exists.
-ONE_LAYOUT = ("deepseek_vl2",)
 ROW = "{:<36}{:>12}{:>15}   {}"
 
 
@@ -38,6 +36,10 @@ def list_models(config: ModelsConfig) -> None:  # noqa: ARG001
 
 def _facts(known: PublishedModel) -> tuple[str, str]:
     """Tokens per image, and the checkpoint layouts that exist."""
+    # Imported late: the families import torch, which the help pages must not wait for.
+    from vlft.families.registry import FAMILIES
+
     least, most = known.image_tokens
-    layouts = "original" if known.family in ONE_LAYOUT else "both"
+    family = next(family for family in FAMILIES if family.name == known.family)
+    layouts = "both" if family.has_transformers_layout else "original"
     return str(least) if least == most else f"{least} to {most}", layouts

@@ -1,4 +1,4 @@
-"""What a sample is before any model sees it: turns of text and images."""
+"""A sample before it is prepared for a model: turns of text and images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageRef:
 
     Attributes:
         path: the file.
-        given: as the data file names it, for results and messages.
+        given: the path as the data file has it, for results and messages.
         facts: found when the data is checked, and valid for the whole run even if the file changes
             later; None before.
     """
@@ -57,9 +57,9 @@ class Conversation:
     """A dialogue that starts with the user and alternates.
 
     Attributes:
-        turns: ends with the assistant's reply, or with the user where a reply is wanted.
-        system: None for the family's default, "" for none.
-        place: where it was read, for messages; empty for rows given through Python.
+        turns: the last is the assistant's reply, or the user's if a reply is to be generated.
+        system: system prompt; None for the family's default, "" for none.
+        place: of the record, for messages, e.g. ``train.jsonl:17``.
     """
 
     turns: tuple[Turn, ...]
@@ -73,7 +73,7 @@ class Conversation:
 
     @property
     def reply(self) -> str | None:
-        """The text of the last turn if it is the assistant's."""
+        """The text of the last turn, None if that is the user's."""
         last = self.turns[-1]
         return flat_text(last, "") if last.role == "assistant" else None
 
@@ -91,10 +91,10 @@ class Conversation:
         return Conversation(turns, self.system, self.place)
 
     def without_first_exchange(self) -> Conversation:
-        """The same dialogue less its first user turn and the reply to it, images included."""
+        """The same dialogue without its first user turn, its images and the reply to it."""
         return Conversation(self.turns[2:], self.system, self.place)
 
 
 def flat_text(turn: Turn, image_tag: str) -> str:
-    """The turn as one string, each image as the tag."""
+    """The turn as one string, with the tag in place of each image."""
     return "".join(part if isinstance(part, str) else image_tag for part in turn.parts)

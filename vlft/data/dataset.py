@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample, Outline
 
 Encode = Callable[["Conversation"], "EncodedSample"]
+Item = tuple["Conversation", "Outline"]
 Inspected = dict[Path, "ImageFacts | DataError"]
 
 SAMPLED = re.compile(f"(.+(?:{'|'.join(map(re.escape, FORMATS))}))#(.*)", re.IGNORECASE | re.DOTALL)
@@ -41,14 +42,14 @@ class DataOptions:
 
 
 class Dataset(Sequence["EncodedSample"]):
-    """Conversations that are encoded when they are asked for; text stays small, tensors do not.
+    """Conversations that are encoded on access, because their tensors would need much memory.
 
     Args:
         items: checked conversations, each with its outline.
-        encode: the processor's.
+        encode: of the processor.
     """
 
-    def __init__(self, items: Sequence[tuple[Conversation, Outline]], encode: Encode) -> None:
+    def __init__(self, items: Sequence[Item], encode: Encode) -> None:
         self.conversations = tuple(conversation for conversation, _ in items)
         self.outlines = tuple(outline for _, outline in items)
         self._encode = encode
@@ -61,18 +62,22 @@ class Dataset(Sequence["EncodedSample"]):
     @overload
     def __getitem__(self, index: slice) -> Dataset: ...
     def __getitem__(self, index: int | slice) -> EncodedSample | Dataset:
-        """A sample, or a part of the dataset."""
+        """An encoded sample, or a dataset of some of them."""
         if isinstance(index, slice):
             items = zip(self.conversations[index], self.outlines[index], strict=True)
             return Dataset(tuple(items), self._encode)
         return self._encode(self.conversations[index])
 
     def split(self, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Two parts, drawn by the seed: the rest, and the given share (at least one sample)."""
+        """Training and validation part, drawn at random.
+
+        Args:
+            ratio: share of the validation part, which has at least one sample; 0 for none.
+            seed: of the draw.
+        """
         count = min(max(1, round(len(self) * ratio)), len(self) - 1) if ratio > 0 else 0
         chosen = set(random.Random(seed).sample(range(len(self)), count))
-        parts: tuple[list[tuple[Conversation, Outline]], list[tuple[Conversation, Outline]]]
-        parts = ([], [])
+        parts: tuple[list[Item], list[Item]] = ([], [])
         for index, item in enumerate(zip(self.conversations, self.outlines, strict=True)):
             parts[index in chosen].append(item)
         return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
@@ -88,14 +93,14 @@ def load_dataset(
 
     Args:
         files: paths, each with an optional ``#N`` that draws N of its records.
-        encode: the processor's; called once per conversation, to know its length.
+        encode: of the processor; called once per conversation, to know its length.
         options: see DataOptions.
         inspected: images that were checked before; those checked here are added.
 
     Raises:
         UsageError: every problem of every file and record, or that no sample is left.
     """
-    items: list[tuple[Conversation, Outline]] = []
+    items: list[Item] = []
     problems: list[UsageError] = []
     unusable: list[UsageError] = []
     inspected = {} if inspected is None else inspected
@@ -134,7 +139,7 @@ def load_train_and_val(
         files: training data.
         val_files: validation data; if empty, ``val_ratio`` of the training data is split off.
         val_ratio: 0 for no validation.
-        encode: the processor's.
+        encode: of the processor.
         options: see DataOptions; the seed draws samples and the split.
 
     Raises:
@@ -160,12 +165,12 @@ def load_train_and_val(
 
 def _read_file(
     spec: str, encode: Encode, options: DataOptions, inspected: Inspected
-) -> tuple[list[tuple[Conversation, Outline]], list[UsageError]]:
-    """The good conversations of one file and the problems of the others, both in its order."""
+) -> tuple[list[Item], list[UsageError]]:
+    """The usable conversations of a file and the problems of the others, in its order."""
     path, count = _parse_spec(spec)
     records = list(read_records(path))
     if not records:
-        raise DataError("holds no record", place=shown(path), hint="add some, or leave it out")
+        raise DataError("no records", place=shown(path), hint="add some, or leave it out")
     if count is not None:
         if count > len(records):
             raise DataError(
@@ -178,7 +183,7 @@ def _read_file(
     parsed = [_parse(record, options) for record in records]
     images = (image for item in parsed if not isinstance(item, UsageError) for image in item.images)
     inspected |= inspect_images(ref.path for ref in images if ref.path not in inspected)
-    good: list[tuple[Conversation, Outline]] = []
+    good: list[Item] = []
     problems: list[UsageError] = []
     too_long = 0
     for item in tracked(parsed, "checking samples", len(parsed)):
@@ -198,7 +203,7 @@ def _read_file(
 
 
 def _parse_spec(spec: str) -> tuple[Path, int | None]:
-    """The file and how many of its records are drawn; a ``#`` may belong to the name itself."""
+    """The file, and how many of its records to draw; a ``#`` may be part of the file's name."""
     parts = SAMPLED.fullmatch(spec)
     if parts is None or Path(spec).exists():
         return Path(spec), None
@@ -228,7 +233,7 @@ def _parse(record: Record | DataError, options: DataOptions) -> Conversation | U
 
 
 def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversation:
-    """The conversation with the facts about its images; raises what is wrong with it."""
+    """The conversation with the facts about its images; raises the error of the record if any."""
     if isinstance(item, UsageError):
         raise item
 
@@ -242,10 +247,8 @@ def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversat
     return item.map_images(with_facts)
 
 
-def _fit(
-    conversation: Conversation, encode: Encode, options: DataOptions
-) -> tuple[Conversation, Outline] | None:
-    """The conversation within max_length, and its outline; None if it is to be skipped."""
+def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Item | None:
+    """The conversation, cut to max_length if allowed, and its outline; None to skip it."""
     limit = options.max_length
     sample = encode(conversation)
     length = len(sample)

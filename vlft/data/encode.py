@@ -1,6 +1,7 @@
 """Conversations -> token ids and labels. The one function for training and inference alike.
 
-Conversation --template--> chat text, reply spans --tokenizer--> ids, labels --images--> expanded
+conversation --template--> chat text, reply spans --tokenizer--> ids, labels
+             --image tags replaced by the tokens of the images--> EncodedSample
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class View:
-    """How the model sees an image.
+    """What an image becomes.
 
     Attributes:
-        tokens: how many image tokens it becomes.
-        tiles: (across, down), how many tiles it is cut into beside its whole view.
+        tokens: number of image tokens.
+        tiles: (across, down), grid of tiles in addition to the view of the whole image.
     """
 
     tokens: int
@@ -44,19 +45,20 @@ class ChatFormat:
     """What turns a conversation of one checkpoint into token ids.
 
     Attributes:
-        template: Jinja source of the family's chat text.
-        tokenizer: the checkpoint's, raw: it adds nothing by itself.
-        roles: how the text names the user and the assistant.
-        system_prompt: where the conversation leaves it open.
-        image_tag: stands in the text for an image; a token of its own.
-        image_token_id: of the tag.
-        image_border: ids before and after each image's tokens; may be empty.
+        template: Jinja source of the chat template.
+        tokenizer: of the checkpoint; adds no special tokens by itself.
+        roles: names of user and assistant in the chat text.
+        system_prompt: default, for conversations whose own is None.
+        image_tag: a single token that stands for an image in the chat text.
+        image_token_id: id of the tag.
+        image_border: ids before and after the tokens of each image; may be empty.
         view: ((width, height) of an image, number of images in the conversation) -> its View.
-        apart: whether messages are tokenised one by one, replies without the space before them.
-        bos_id: put first.
-        eos_token: closes a reply.
+        tokenize_per_message: whether each message is tokenised on its own, and replies without the
+            space before them, instead of the chat text as a whole.
+        bos_id: first token of every sample.
+        eos_token: end-of-sentence token, which ends a reply.
         eos_id: of eos_token.
-        pad_id: fills the left of shorter rows in a batch.
+        pad_id: for left padding of plain batches.
     """
 
     template: str
@@ -67,7 +69,7 @@ class ChatFormat:
     image_token_id: int
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
     view: Callable[[tuple[int, int], int], View]
-    apart: bool
+    tokenize_per_message: bool
     bos_id: int
     eos_token: str
     eos_id: int
@@ -79,9 +81,9 @@ class EncodedImage:
     """An image of an encoded sample.
 
     Attributes:
-        path: where its pixels come from.
+        path: of the file.
         digest: of the file, see ImageFacts.
-        tokens: how many image tokens it becomes.
+        tokens: see View.
         tiles: see View.
     """
 
@@ -99,13 +101,13 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as the model sees it, without pixels.
+    """A sample as the model gets it, without pixels.
 
     Attributes:
         input_ids: (T,) int64; an image is a run of image tokens.
         labels: (T,) int64; the token's id where it is trained, -100 elsewhere.
         text: the official chat text, image tags not expanded.
-        images: one per run of image tokens, in order.
+        images: in the order of their tokens.
     """
 
     input_ids: Tensor
@@ -119,13 +121,13 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Outline:
-    """A sample as planning sees it: a few hundred bytes, kept for every sample of a run.
+    """What rows are planned from: a few hundred bytes, kept for every sample of a run.
 
     Attributes:
-        ids: (E,) int32, token ids; each image is one element, whose id says nothing.
-        places: of the images among the elements.
+        ids: (E,) int32, token ids; an image is a single element with the id of the image token.
+        places: indices of the images in ids.
         images: in order.
-        tokens: length of the sample; an image counts as many tokens as it becomes.
+        tokens: length of the sample, all tokens of its images included.
         targets: how many of them are trained.
     """
 
@@ -136,7 +138,7 @@ class Outline:
     targets: int
 
     def prefix_tokens(self, elements: int) -> int:
-        """Length in tokens of a prefix of so many elements."""
+        """Number of tokens in the first ``elements`` elements."""
         inside = zip(self.places, self.images, strict=True)
         return elements + sum(image.tokens - 1 for place, image in inside if place < elements)
 
@@ -147,7 +149,7 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
     kept = ids != image_token_id
     positions = np.flatnonzero(~kept)
     lengths = [image.tokens for image in sample.images]
-    # Images may be side by side, so that a run of image tokens says nothing of their number.
+    # Adjacent images form a single run of image tokens, so runs cannot be counted.
     firsts = positions[np.cumsum([0, *lengths[:-1]])] if lengths else positions
     kept[firsts] = True
     places = np.cumsum(kept)[firsts] - 1
@@ -160,24 +162,27 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     """The ids and labels of a conversation; one that ends with the user is a prompt for a reply.
 
-    Trained are, in every assistant turn, the reply and its end-of-sentence token.
+    The reply of every assistant turn is trained, with its end-of-sentence token.
     """
-    text, replies = render(conversation, chat)
-    ids, labels = _apart(conversation, chat) if chat.apart else _together(text, replies, chat)
+    text, replies = _render(conversation, chat)
+    if chat.tokenize_per_message:
+        ids, labels = _tokenize_messages(conversation, chat)
+    else:
+        ids, labels = _tokenize_text(text, replies, chat)
     images = _view_images(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
         raise DataError(
-            f"the chat text holds {tags} {chat.image_tag}, the conversation {len(images)} images",
+            f"{tags} {chat.image_tag} in the chat text, {len(images)} images in the conversation",
             place=conversation.place,
         )
     ids, labels = _expand(ids, labels, images, chat)
-    # Lists until here: a tensor operation per sample would wake all threads for nothing.
+    # Python lists until here: on so few elements, tensor operations would cost more time.
     return EncodedSample(torch.tensor(ids), torch.tensor(labels), text, images)
 
 
-def render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tuple[int, int]]]:
-    """The official chat text, and the (start, end) of each trained stretch of it, in characters."""
+def _render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tuple[int, int]]]:
+    """The official chat text, and (start, end) of each trained span of it, in characters."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     system = chat.system_prompt if conversation.system is None else conversation.system
@@ -196,15 +201,15 @@ def render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tupl
 
 
 def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text, nothing added, and each token's (start, end) in characters."""
+    """Token ids of a text, without special tokens, and (start, end) of each in characters."""
     encoding = chat.tokenizer.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 
 
-def _together(
+def _tokenize_text(
     text: str, replies: list[tuple[int, int]], chat: ChatFormat
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of the chat text as one piece."""
+    """Ids and labels of the whole chat text."""
     ids, offsets = tokenize(text, chat)
     labels = [
         token if _inside(start, replies) and token != chat.image_token_id else IGNORE
@@ -213,14 +218,14 @@ def _together(
     return ids, labels
 
 
-def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
-    """Ids and labels of the messages one by one: no token spans two of them."""
+def _tokenize_messages(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
+    """Ids and labels of each message on its own, so that no token spans two of them."""
     system = chat.system_prompt if conversation.system is None else conversation.system
     ids = tokenize(system.strip(), chat)[0]
     labels = [IGNORE] * len(ids)
     for turn in conversation.turns:
         if turn.role == "user":
-            text, _ = render(replace(conversation, turns=(turn,), system=""), chat)
+            text, _ = _render(replace(conversation, turns=(turn,), system=""), chat)
             piece = tokenize(text, chat)[0]
             labels += [IGNORE] * len(piece)
         else:
@@ -231,7 +236,7 @@ def _apart(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], lis
 
 
 def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
-    """The images of a conversation, in order, as the model sees them.
+    """The images of a conversation with what they become, in order.
 
     A file is opened only if its facts are not known yet, as for records given through Python.
     """
@@ -248,7 +253,7 @@ def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedI
 def _expand(
     ids: list[int], labels: list[int], images: tuple[EncodedImage, ...], chat: ChatFormat
 ) -> tuple[list[int], list[int]]:
-    """Puts the begin of the sequence first, and each image's tokens in the place of its tag."""
+    """Prepends the BOS token and replaces each image tag by the tokens of the image."""
     before, after = chat.image_border
     rest = iter(images)
     all_ids, all_labels = [chat.bos_id], [IGNORE]

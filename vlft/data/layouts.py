@@ -1,4 +1,4 @@
-"""Records -> conversations: the fields are checked, and each image gets its place."""
+"""Records -> conversations: fields are checked, and images are put where their tags are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
 URL = re.compile(r"(https?|file|data):")
-# JSON can write half of a surrogate pair; no tokenizer and no file system takes it.
-HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+# JSON can hold a lone surrogate, which neither tokenizers nor file systems accept.
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def native(
@@ -35,23 +35,23 @@ def native(
 
     Args:
         fields: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
-            ``id``, ``meta`` and names with a leading underscore are left alone; null is absent.
+            ``id``, ``meta`` and names with a leading underscore are ignored; null counts as absent.
         place: of the record, for messages.
         folder: where relative image paths start.
-        image_tag: the family's own tag, read like ``<image>``.
+        image_tag: the family's own tag, which means the same as ``<image>``.
         need_response: whether a missing reply is an error (training) or a question (inference).
 
     Raises:
         DataError: with the place and what is allowed.
     """
-    check_fields(fields, place)
+    _check_fields(fields, place)
     if need_response and fields.get("response") is None:
         raise DataError(
             'no "response"', place=place, hint="training needs the reply that is to be learnt"
         )
     texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
     refs = [_image(name, folder, place) for name in _path_list(fields.get("images")) or ()]
-    parts = place_images(texts, refs, image_tag=image_tag, place=place)
+    parts = _place_images(texts, refs, image_tag=image_tag, place=place)
     response = fields.get("response")
     _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
     if response is not None:
@@ -62,11 +62,11 @@ def native(
     return Conversation(turns, fields.get("system"), place)
 
 
-def check_fields(fields: Mapping[str, Any], place: str) -> None:
+def _check_fields(fields: Mapping[str, Any], place: str) -> None:
     """Raises DataError unless every field is known and of the right type."""
     for name in fields:
         if name not in FIELDS and name not in IGNORED and not name.startswith("_"):
-            raise unknown_field(name, place)
+            raise _unknown_field(name, place)
     if fields.get("query") is None:
         raise DataError('no "query"', place=place, hint='write e.g. {"query": "...", ...}')
     for name, value in fields.items():
@@ -87,13 +87,13 @@ def _check_value(name: str, value: object, place: str) -> None:
         _check_text(name, text, place)
 
 
-def place_images(
+def _place_images(
     texts: list[str], images: list[ImageRef], *, image_tag: str, place: str
 ) -> list[tuple[Part, ...]]:
-    """Puts every image where its tag stands, or at the start of its turn where no tag is.
+    """Puts every image where its tag is or, without any tag, at the start of its turn.
 
     Args:
-        texts: user and assistant texts by turns, the user's first and last.
+        texts: of user and assistant in turn; the first and the last are the user's.
         images: in reading order.
         image_tag: the family's own tag.
         place: for messages.
@@ -102,7 +102,7 @@ def place_images(
         The parts of each text.
 
     Raises:
-        DataError: tags and images do not match in number.
+        DataError: the numbers of tags and images differ.
     """
     tag = re.compile(f"({re.escape(COMMON_TAG)}|{re.escape(image_tag)})")
     tags = sum(len(tag.findall(text)) for text in texts)
@@ -121,13 +121,13 @@ def place_images(
     ]
 
 
-def unknown_field(name: str, place: str) -> DataError:
-    """The error for a field that no layout has."""
+def _unknown_field(name: str, place: str) -> DataError:
+    """The error for a field that does not exist."""
     error = unknown_name(name, [*FIELDS], place=place, what="field")
     return DataError(
         error.message,
         place=place,
-        hint=f"{error.hint}; id, meta and _names are left alone",
+        hint=f"{error.hint}; id, meta and _names are ignored",
     )
 
 
@@ -161,15 +161,17 @@ def _check_texts(
         raise DataError('"query" is empty', place=place, hint="write the question")
     if response is not None and not response.strip():
         raise DataError(
-            '"response" is empty', place=place, hint="write the reply; only vlft infer does without"
+            '"response" is empty',
+            place=place,
+            hint="write the reply; only vlft infer works without",
         )
     for name, text in (("response", response), ("system", system)):
         for tag in (COMMON_TAG, image_tag):
             if text and tag in text:
                 raise DataError(
-                    f'{tag} stands in "{name}"',
+                    f'found {tag} in "{name}"',
                     place=place,
-                    hint="images belong into the query or the history",
+                    hint="images belong in the query or the history",
                 )
 
 
@@ -184,14 +186,14 @@ def _image(name: str, folder: Path, place: str) -> ImageRef:
 
 
 def _path_list(value: object) -> list[Any] | None:
-    """The paths of "images", which may also be one path; None if it is no such thing."""
+    """The paths in "images", which may also be a single path; None for any other value."""
     if isinstance(value, str):
         return [value] if value else []
     return list(value) if isinstance(value, list | tuple) else None
 
 
 def _history_texts(value: object) -> list[Any] | None:
-    """All texts of "history" by turns; None if it is no list of pairs."""
+    """The texts of "history" in one list; None if it is not a list of pairs."""
     if not isinstance(value, list | tuple):
         return None
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
@@ -200,10 +202,10 @@ def _history_texts(value: object) -> list[Any] | None:
 
 
 def _check_text(name: str, text: str, place: str) -> None:
-    half = HALF_CHARACTER.search(text)
-    if half:
+    lone = LONE_SURROGATE.search(text)
+    if lone:
         raise DataError(
-            f'"{name}" holds {half[0]!a}, half of a character',
+            f'"{name}" holds {lone[0]!a}, a lone surrogate',
             place=place,
             hint="write the file again as UTF-8, or remove the character",
         )

@@ -1,4 +1,4 @@
-"""Data files -> records: the fields of each sample as read, and the place they came from."""
+"""Data files -> records: the fields of each sample as read, and where they were read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Record:
     """The fields of one sample as read.
 
     Attributes:
-        fields: by name, unchecked.
+        fields: values by name, not checked yet.
         path: the data file.
         line: 1-based line in it where the record starts.
     """
@@ -73,7 +73,7 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     kinds = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "a number"
@@ -81,9 +81,9 @@ def kind_of(value: object) -> str:
 
 
 def _read_lines(text: str, path: Path) -> Iterator[Record | DataError]:
-    # Not splitlines(): it also cuts at U+2028 and its like, which JSON text may hold.
+    # Not splitlines(), which also splits at characters like U+2028 that JSON text may contain.
     for number, line in enumerate(text.split("\n"), start=1):
-        # A file that was joined from several has their byte order marks inside.
+        # Joined files have the byte order mark of each part at the start of a line inside.
         content = line.lstrip(BOM)
         if content.strip():
             try:
@@ -141,7 +141,7 @@ def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
 
 
 def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
-    # Not splitlines(), as above.
+    # StringIO splits at newlines only, unlike splitlines(); see _read_lines.
     reader = csv.reader(io.StringIO(text), strict=True)
     header: list[str] = []
     line = 1
@@ -153,9 +153,9 @@ def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
                 twice = next((name for name in row if row.count(name) > 1), None)
                 if twice is not None:
                     yield DataError(
-                        f"column {twice!r} stands {row.count(twice)} times in the header",
+                        f"column {twice!r} is {row.count(twice)} times in the header",
                         place=place,
-                        hint="give each column a name of its own",
+                        hint="give every column another name",
                     )
                     return
             elif row and len(row) != len(header):
@@ -176,7 +176,7 @@ def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
 
 
 def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
-    """A table row as a record: an empty cell is absent, a list is written as JSON."""
+    """A table row as a record: empty cells are absent fields, lists are written as JSON."""
     fields: dict[str, Any] = {}
     for name, cell in row.items():
         if name in ("images", "history") and cell.lstrip().startswith("["):
@@ -207,9 +207,9 @@ def _as_record(value: object, path: Path, line: int) -> Record | DataError:
 
 
 def _reason(error: ValueError | RecursionError) -> str:
-    """What json has against a text."""
+    """Why a text is not JSON, in words."""
     if isinstance(error, json.JSONDecodeError):
-        # Some of json's messages end with "at" themselves.
+        # Some messages of the json module end with "at" already.
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "too deeply nested" if isinstance(error, RecursionError) else "a number is too long"
 

@@ -1,4 +1,4 @@
-"""What a model family is: a frozen set of values and functions, no class to inherit from."""
+"""The description of a model family: values and functions, no class to inherit from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Tiles = tuple[int, int]
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a model are, as names of modules or parameters of its class.
+    """Names of the modules, or parameters, of the model's class that make up each part.
 
     Attributes:
-        vision: the towers.
-        aligner: what turns their features into the LLM's.
-        language: the LLM.
-        head: its vocabulary projection.
-        other: parts that take no part in understanding; kept as they are.
+        vision: vision towers.
+        aligner: projection of their features to the LLM's hidden size.
+        language: LLM.
+        head: vocabulary projection (lm_head).
+        other: not used for understanding images; loaded and exported unchanged.
     """
 
     vision: tuple[str, ...]
@@ -40,17 +40,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images of one checkpoint become a model's inputs.
+    """How images become inputs of the model of one checkpoint.
 
     Attributes:
-        tokens: of an image; None where it depends on the image.
-        size: pixels of a side of a view.
+        tokens: number of image tokens per image; None where it depends on the image.
+        size: height and width of a view, in pixels.
         view: ((width, height) of an image, number of images in its conversation) -> its View.
-        transform: (RGB image, its tiles) -> (V, 3, H, W) float32, V views of it, as the authors'
-            processor makes them.
-        inputs: (all views of I images (V, 3, H, W), tiles of each image) -> the keyword
-            arguments of the model.
-        fingerprint: all numbers that the above depend on.
+        transform: (RGB image, its tiles) -> (V, 3, H, W) float32, its V views with the pixel values
+            of the authors' processor.
+        inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
+            the model.
+        fingerprint: text that differs if any setting of the above does.
     """
 
     tokens: int | None
@@ -62,45 +62,59 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class TransformersLayout:
+    """How folders of transformers' layout are read and written, where transformers has the class.
+
+    Attributes:
+        native_config: (config.json of transformers' layout, image token id) -> keyword arguments of
+            the class's config; unknown fields are dropped.
+        original_config: (those keyword arguments, dtype) -> config.json of the authors' layout.
+        processor_files: (model folder, its config.json, the keyword arguments, layout) ->
+            preprocessor_config.json and processor_config.json of that layout.
+    """
+
+    native_config: Callable[[Config, int], dict[str, Any]]
+    original_config: Callable[[Config, str], dict[str, Any]]
+    processor_files: Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family.
 
     Attributes:
         name: of the family and its file.
-        title: for people.
-        model_types: ``model_type`` in config.json -> the layout that it names.
-        recognises: whether a config.json with such a model_type is of this family.
-        template: file name under ``templates/``.
-        image_tag: the family's own tag.
-        added_tokens: special tokens that a tokenizer gets, in this order, if it lacks them.
-        image_border: tokens before and after each image's.
-        apart: whether messages are tokenised one by one instead of as one text.
-        speaks_tokens: whether special tokens are part of replies, as those of grounding are.
-        kept_dtypes: ends of the names of tensors that stay in the dtype of their file.
-        roles: (model folder, its config.json) -> how the chat text names user and assistant.
-        system_prompt: the default.
+        title: name shown to the user.
+        model_types: ``model_type`` in config.json -> layout, original or transformers.
+        matches: whether a config.json with one of these model_types is of this family.
+        template: chat template, a file name under ``templates/``.
+        image_tag: stands for an image in the chat text.
+        system_prompt: default.
         parts: see Parts.
-        attention_inputs: leaf names of the LLM's attention inputs (``qkv``).
+        attention_inputs: leaf names of the LLM's attention inputs, the LoRA target ``qkv``.
         keys: tensor names of both layouts.
-        model_class: the class, imported when called.
-        native_config: config.json of the authors' layout, image token id -> keyword arguments of
-            the class's config; refuses what the class cannot hold.
-        clean_config: config.json of transformers' layout -> the same, known fields only; None
-            where transformers has no class, hence no layout.
-        original_config: those keyword arguments and a dtype -> config.json of the authors' layout;
-            None where there is one layout, whose files are copied.
+        model_class: imports and returns the class.
+        native_config: (config.json of the authors' layout, image token id) -> keyword arguments of
+            the class's config; raises CheckpointError for what the class does not support.
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
-        processor_files: (model folder, its config.json, the keyword arguments, layout) ->
-            preprocessor_config.json and processor_config.json of that layout; None likewise.
-        see: (model, inputs of I images) -> (V, T, W), what the towers make of their V views.
-        align: (model, that, tiles of each image) -> (R, D) features that replace the image
-            tokens, those of all images laid end to end.
+        vision_features: (model, inputs of I images) -> (V, T, W), tower features of their V views.
+        align: (model, those features, tiles of each image) -> (R, D), the features that replace
+            the image tokens, all images end to end.
+        transformers_layout: None if transformers has no class for the family, so that the authors'
+            layout is the only one.
+        roles: (model folder, its config.json) -> names of user and assistant in the chat text.
+        added_tokens: special tokens added, in this order, to a tokenizer without them.
+        image_border: tokens before and after the tokens of each image.
+        tokenize_per_message: whether each message is tokenised on its own instead of the chat text
+            as a whole.
+        keep_special_tokens: whether decoded replies keep special tokens (grounding).
+        keep_dtype_suffixes: tensors with these name endings are never cast.
     """
 
     name: str
     title: str
     model_types: Mapping[str, str]
-    recognises: Callable[[Config], bool]
+    matches: Callable[[Config], bool]
     template: str
     image_tag: str
     system_prompt: str
@@ -109,23 +123,24 @@ class Family:
     keys: KeyMap
     model_class: Callable[[], Any]
     native_config: Callable[[Config, int], dict[str, Any]]
-    clean_config: Callable[[Config, int], dict[str, Any]] | None
-    original_config: Callable[[Config, str], dict[str, Any]] | None
     pixels: Callable[[Path, Config, Config], Pixels]
-    processor_files: (
-        Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]] | None
-    )
-    see: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
+    transformers_layout: TransformersLayout | None = None
     roles: Callable[[Path, Config], tuple[str, str]] = lambda _folder, _config: (
         "User",
         "Assistant",
     )
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None
-    apart: bool = False
-    speaks_tokens: bool = False
-    kept_dtypes: tuple[str, ...] = ()
+    tokenize_per_message: bool = False
+    keep_special_tokens: bool = False
+    keep_dtype_suffixes: tuple[str, ...] = ()
+
+    @property
+    def has_transformers_layout(self) -> bool:
+        """Whether models can be converted to transformers' layout."""
+        return self.transformers_layout is not None
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
@@ -134,15 +149,15 @@ def is_in(name: str, parts: Sequence[str]) -> bool:
 
 
 def keeps_dtype(name: str, family: Family) -> bool:
-    """Whether a tensor stays in the dtype of its file, whatever the model's."""
-    return name.endswith(family.kept_dtypes)
+    """Whether a tensor stays in the dtype of its file, whatever the dtype of the model."""
+    return name.endswith(family.keep_dtype_suffixes)
 
 
 def encode_images(
     family: Family, model: nn.Module, inputs: Mapping[str, Tensor], tiles: Sequence[Tiles]
 ) -> Tensor:
-    """(R, D) features of I images, laid end to end."""
-    return family.align(model, family.see(model, inputs), tiles)
+    """(R, D) features of I images, end to end."""
+    return family.align(model, family.vision_features(model, inputs), tiles)
 
 
 def from_transformers(name: str) -> Callable[[], Any]:

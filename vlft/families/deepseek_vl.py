@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
+from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.families.pixels import read_numbers, square_files, square_pixels
+from vlft.families.pixels import read_settings, square_files, square_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,8 +40,8 @@ KEYS = KeyMap(
 )
 
 
-def recognises(config: Config) -> bool:
-    """DeepSeek-VL with the SigLIP tower, and neither the hybrid tower nor Janus."""
+def _matches(config: Config) -> bool:
+    """Whether the model has one SigLIP tower and, unlike Janus, does not generate images."""
     if config.get("model_type") == "deepseek_vl":
         return True
     vision = config.get("vision_config") or {}
@@ -50,7 +50,7 @@ def recognises(config: Config) -> bool:
     )
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of the authors."""
     check_aligner(config, "mlp_gelu")
     language = llama.text_config(config["language_config"])
@@ -62,7 +62,7 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
@@ -71,7 +71,7 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of DeepseekVLConfig."""
     text, vision = native["text_config"], native["vision_config"]
     return {
@@ -83,63 +83,75 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
             "model_type": "vision",
             "params": siglip.tower_params(vision),
         },
-        "aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {
-                "depth": 2,
-                "input_dim": vision["hidden_size"],
-                "n_embed": text["hidden_size"],
-                "projector_type": "mlp_gelu",
-            },
-        },
+        "aligner_config": aligner_config(vision["hidden_size"], text["hidden_size"]),
         "language_config": llama.language_config(text, dtype),
     }
 
 
-def image_tokens(config: Config) -> int:
-    """Tokens per image: one per patch."""
-    vision = config["vision_config"]
+def image_tokens(native: Config) -> int:
+    """Tokens per image: one per patch of the SigLIP tower."""
+    vision = native["vision_config"]
     return int(vision["image_size"] // vision["patch_size"]) ** 2
 
 
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
-    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
-    numbers = read_numbers(folder, native["vision_config"]["image_size"])
-    return square_pixels(numbers, image_tokens(native))
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
+    """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
+    settings = read_settings(folder, native["vision_config"]["image_size"])
+    return square_pixels(settings, image_tokens(native))
 
 
-def processor_files(
+def _processor_files(
     folder: Path,
     raw: Config,  # noqa: ARG001
     native: Config,
     layout: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
-    numbers = read_numbers(folder, native["vision_config"]["image_size"])
+    settings = read_settings(folder, native["vision_config"]["image_size"])
     tokens = image_tokens(native)
-    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
+    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
 
 
-def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(I, 3, H, W) pixels -> (I, T, W) features of the tower."""
-    seen: Tensor = model.model.vision_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
-    return seen
+def vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(I, T, W) features of the tower for (I, 3, H, W) pixels."""
+    features: Tensor = model.model.vision_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
+    return features
 
 
-def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
-    """(I, T, W) -> (I * T, D) features that replace the image tokens."""
-    features: Tensor = model.model.aligner(seen)  # type: ignore[union-attr, operator]
-    return features.flatten(0, 1)
+def align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+    """(I * T, D) features that replace the image tokens, for (I, T, W) features of the tower."""
+    aligned: Tensor = model.model.aligner(features)  # type: ignore[union-attr, operator]
+    return aligned.flatten(0, 1)
+
+
+def aligner_config(
+    inputs: int,
+    outputs: int,
+    *,
+    name: str = "aligner",
+    depth: int = 2,
+    kind: str = "mlp_gelu",
+) -> dict[str, Any]:
+    """The authors' config of an aligner between these widths; depth counts linear layers."""
+    return {
+        "cls": "MlpProjector",
+        "model_type": name,
+        "params": {
+            "depth": depth,
+            "input_dim": inputs,
+            "n_embed": outputs,
+            "projector_type": kind,
+        },
+    }
 
 
 def check_aligner(config: Config, kind: str) -> None:
-    """Raises CheckpointError for an aligner that transformers' class does not hold."""
+    """Raises CheckpointError for an aligner that transformers' class does not have."""
     params = (config.get("aligner_config") or {}).get("params") or {}
     found = (params.get("projector_type", kind), params.get("depth", 2))
     if found != (kind, 2):
         raise CheckpointError(
-            f"aligner {found[0]!r} of depth {found[1]}; transformers' class holds {kind} of "
+            f"aligner {found[0]!r} of depth {found[1]}; transformers' class has {kind} of "
             "depth 2 only",
             hint="this checkpoint cannot be loaded",
         )
@@ -149,7 +161,7 @@ FAMILY = Family(
     name="deepseek_vl",
     title="DeepSeek-VL (SigLIP tower)",
     model_types={"multi_modality": "original", "deepseek_vl": "transformers"},
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl.jinja",
     image_tag=IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,
@@ -162,11 +174,13 @@ FAMILY = Family(
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
     model_class=from_transformers("DeepseekVLForConditionalGeneration"),
-    native_config=native_config,
-    clean_config=clean_config,
-    original_config=original_config,
-    pixels=pixels,
-    processor_files=processor_files,
-    see=see,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=vision_features,
     align=align,
+    transformers_layout=TransformersLayout(
+        native_config=_native_config_of_transformers,
+        original_config=_original_config,
+        processor_files=_processor_files,
+    ),
 )

@@ -12,7 +12,7 @@ from vlft.families import siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.tiles import Tiling, tiled_pixels
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 IMAGE_TAG = "<image>"
 ROLES = ("<|User|>", "<|Assistant|>")
-# In the order in which the authors' processor adds them to a tokenizer without.
+# In the order in which the authors' processor adds them to a tokenizer that lacks them.
 ADDED_TOKENS = (
     "<｜▁pad▁｜>", IMAGE_TAG, "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", *ROLES,
 )  # fmt: skip
 
-# The authors' DeepseekV2Config; not the defaults of transformers' class of that name.
+# Defaults of the authors' DeepseekV2Config; transformers' class of that name has others.
 TEXT_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008,
     "moe_intermediate_size": 1407, "num_hidden_layers": 30, "num_attention_heads": 32,
@@ -73,12 +73,12 @@ KEYS = KeyMap(
 )
 
 
-def recognises(config: Config) -> bool:
-    """Every config.json with the family's model_type."""
+def _matches(config: Config) -> bool:
+    """Whether the model_type is that of DeepSeek-VL2; no other family uses it."""
     return config.get("model_type") in MODEL_TYPES
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVL2Config for a config.json of the authors."""
     text = _text_config(config["language_config"])
     projector = config.get("projector_config") or {}
@@ -100,10 +100,10 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
-    """The authors' DeepseekVLV2Processor with the numbers of processor_config.json."""
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
+    """As the authors' DeepseekVLV2Processor with the settings of processor_config.json."""
     path = folder / "processor_config.json"
-    stated = read_object(path) if path.is_file() else {}
+    stated = read_object_if_there(path)
     vision = native["vision_config"]
     candidates = stated.get("candidate_resolutions") or raw.get("candidate_resolutions")
     size = vision["image_size"]
@@ -125,22 +125,28 @@ def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     return tiled_pixels(tiling)
 
 
-def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(V, 3, H, W) views -> (V, T, W) features of the tower."""
+def _vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(V, T, W) features of the tower for (V, 3, H, W) views."""
     tower: Any = model.model.vision_model  # type: ignore[union-attr]
-    seen: Tensor = tower(inputs["pixel_values"]).last_hidden_state
-    return seen
-
-
-def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:
-    """(V, T, W) of I images -> (R, D) features, with newlines and separators."""
-    parts: Any = model.model
-    features: Tensor = parts.arrange(parts.projector(seen), tiles)
+    features: Tensor = tower(inputs["pixel_values"]).last_hidden_state
     return features
 
 
-def model_class() -> Any:
-    """Vlft's own: transformers has none."""
+def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
+    """(R, D) features that replace the tokens of I images, newlines and separators included.
+
+    Args:
+        model: the class of the family.
+        features: (V, T, W) of the tower.
+        tiles: of each image.
+    """
+    parts: Any = model.model
+    aligned: Tensor = parts.arrange(parts.projector(features), tiles)
+    return aligned
+
+
+def _model_class() -> Any:
+    """The class of vlft, because transformers has none."""
     from vlft.models.deepseek_vl2 import DeepseekVL2ForConditionalGeneration
 
     return DeepseekVL2ForConditionalGeneration
@@ -178,14 +184,14 @@ FAMILY = Family(
     name="deepseek_vl2",
     title="DeepSeek-VL2",
     model_types=MODEL_TYPES,
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl2.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=ADDED_TOKENS,
-    apart=True,
-    speaks_tokens=True,
-    # Added to scores of which small differences choose.
-    kept_dtypes=("e_score_correction_bias",),
+    tokenize_per_message=True,
+    keep_special_tokens=True,
+    # The router bias: rounding it can change which experts are chosen.
+    keep_dtype_suffixes=("e_score_correction_bias",),
     roles=lambda _folder, _config: ROLES,
     system_prompt="",
     parts=Parts(
@@ -198,12 +204,9 @@ FAMILY = Family(
         "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
     ),
     keys=KEYS,
-    model_class=model_class,
-    native_config=native_config,
-    clean_config=None,
-    original_config=None,
-    pixels=pixels,
-    processor_files=None,
-    see=see,
-    align=align,
+    model_class=_model_class,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=_vision_features,
+    align=_align,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """DeepSeek-VL with two towers: deepseek-vl-7b-base and -chat.
 
-image, 1024 px ── SAM tower, neck, downsampling ──┐ high half
-        └ 384 px ── SigLIP tower ───────────────────┴ low half ── GELU, linear ── Llama LLM
+image, 1024 px -> SAM tower, neck, downsampling -> linear to half the width -+
+       384 px  -> SigLIP tower                  -> linear to half the width -+-> GELU, linear -> LLM
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlft.families import llama, sam, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, check_aligner
+from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
+from vlft.families.deepseek_vl import (
+    IMAGE_TAG,
+    SYSTEM_PROMPT,
+    aligner_config,
+    check_aligner,
+    image_tokens,
+)
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
-    FILE,
     HALF,
-    Numbers,
-    fixed_view,
+    PREPROCESSOR_FILE,
+    SquareSettings,
+    downscaled,
     normalised,
-    read_numbers,
-    shrunk,
+    read_settings,
     square_files,
-    to_square,
+    square_pixels,
 )
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from PIL.Image import Image
     from torch import Tensor, nn
 
     from vlft.families.base import Tiles
@@ -59,14 +63,14 @@ KEYS = KeyMap(
 )
 
 
-def recognises(config: Config) -> bool:
-    """DeepSeek-VL with the hybrid tower."""
+def _matches(config: Config) -> bool:
+    """Whether the model has the hybrid tower."""
     if config.get("model_type") == "deepseek_vl_hybrid":
         return True
     return (config.get("vision_config") or {}).get("cls") == "HybridVisionTower"
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLHybridConfig for a config.json of the authors."""
     check_aligner(config, PROJECTOR)
     language = llama.text_config(config["language_config"])
@@ -80,7 +84,7 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVLHybridConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
@@ -90,7 +94,7 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of DeepseekVLHybridConfig.
 
     Mean and standard deviation of both towers are those of the published checkpoints.
@@ -115,66 +119,46 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
                 },
             },
         },
-        "aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {
-                "depth": 2,
-                "input_dim": vision["hidden_size"],
-                "n_embed": text["hidden_size"],
-                "projector_type": PROJECTOR,
-            },
-        },
+        "aligner_config": aligner_config(
+            vision["hidden_size"], text["hidden_size"], kind=PROJECTOR
+        ),
         "language_config": llama.language_config(text, dtype),
     }
 
 
-def image_tokens(native: Config) -> int:
-    """Tokens per image: one per patch of the SigLIP tower; the other is brought to its grid."""
-    vision = native["vision_config"]
-    return int(vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:
-    """The authors' way: one padded square, then both towers' inputs from it, in floats.
-
-    The SigLIP tower's image is the large one made smaller before anything is normalised.
-    """
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
+    """Both towers get one padded square; SigLIP's is downscaled in floats before normalisation."""
     low_size = native["vision_config"]["image_size"]
-    numbers = square_numbers(folder, raw, native)
-    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
-    tokens = image_tokens(native)
-
-    def transform(image: Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(image, numbers).unsqueeze(0)
+    settings = _square_settings(folder, raw, native)
+    (high_mean, high_std), (low_mean, low_std) = _towers_mean_std(folder, raw)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {
-            "pixel_values": normalised(shrunk(views, low_size), low_mean, low_std),
+            "pixel_values": normalised(downscaled(views, low_size), low_mean, low_std),
             "high_res_pixel_values": normalised(views, high_mean, high_std),
         }
 
-    fingerprint = repr((asdict(numbers), low_size, high_mean, high_std, low_mean, low_std))
-    return Pixels(tokens, numbers.size, fixed_view(tokens), transform, inputs, fingerprint)
+    fingerprint = repr((asdict(settings), low_size, high_mean, high_std, low_mean, low_std))
+    square = square_pixels(settings, image_tokens(native))
+    return replace(square, inputs=inputs, fingerprint=fingerprint)
 
 
-def square_numbers(folder: Path, raw: Config, native: Config) -> Numbers:
-    """Of the padded square, whose border has the colour of the mean; the towers normalise."""
+def _square_settings(folder: Path, raw: Config, native: Config) -> SquareSettings:
+    """The padded square, its border in the SAM tower's mean colour, not normalised yet."""
     size = native["high_res_vision_config"]["image_size"]
-    numbers = read_numbers(folder, size, mean=CLIP_MEAN, normalise=False)
+    settings = read_settings(folder, size, mean=CLIP_MEAN, normalise=False)
     if raw.get("model_type") != "deepseek_vl_hybrid":
-        return numbers
-    (mean, std), _ = towers_numbers(folder, raw)
-    return replace(numbers, mean=tuple(mean), std=tuple(std), normalise=False)
+        return settings
+    (mean, std), _ = _towers_mean_std(folder, raw)
+    return replace(settings, mean=tuple(mean), std=tuple(std), normalise=False)
 
 
-def towers_numbers(
+def _towers_mean_std(
     folder: Path, raw: Config
 ) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-    """(mean, std) of the SAM tower and of the SigLIP tower, as the layout states them."""
+    """(mean, std) of the SAM tower and of the SigLIP tower, from where the layout has them."""
     if raw.get("model_type") == "deepseek_vl_hybrid":
-        path = folder / FILE
-        stated = read_object(path) if path.is_file() else {}
+        stated = read_object_if_there(folder / PREPROCESSOR_FILE)
         return (
             (
                 stated.get("high_res_image_mean", list(CLIP_MEAN)),
@@ -190,16 +174,16 @@ def towers_numbers(
     )
 
 
-def processor_files(
+def _processor_files(
     folder: Path, raw: Config, native: Config, layout: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
-    numbers = square_numbers(folder, raw, native)
+    settings = _square_settings(folder, raw, native)
     tokens = image_tokens(native)
-    files = square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVLHybrid")
+    files = square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVLHybrid")
     if layout == "original":
         return files
-    (high_mean, high_std), (low_mean, low_std) = towers_numbers(folder, raw)
+    (high_mean, high_std), (low_mean, low_std) = _towers_mean_std(folder, raw)
     low_size = native["vision_config"]["image_size"]
     return {
         **files[0],
@@ -213,27 +197,27 @@ def processor_files(
     }, files[1]
 
 
-def see(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Pixels for both towers -> (I, T, W) features, those of the SigLIP tower first."""
+def _vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(I, T, W) features of both towers side by side, SigLIP's first; they have the same grid."""
     parts: Any = model.model
     low = parts.get_low_res_image_features(inputs["pixel_values"])
     high = parts.get_high_res_image_features(inputs["high_res_pixel_values"])
     return torch.cat([low.last_hidden_state, high.last_hidden_state], dim=-1)
 
 
-def align(model: nn.Module, seen: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
-    """(I, T, W) -> (I * T, D) features that replace the image tokens."""
+def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+    """(I * T, D) features that replace the image tokens, for (I, T, W) features of the towers."""
     aligner: Any = model.model.aligner  # type: ignore[union-attr]
-    low = seen.shape[-1] - aligner.high_res_vision_proj.in_features
-    features: Tensor = aligner(seen[..., :low], seen[..., low:])
-    return features.flatten(0, 1)
+    low = features.shape[-1] - aligner.high_res_vision_proj.in_features
+    aligned: Tensor = aligner(features[..., :low], features[..., low:])
+    return aligned.flatten(0, 1)
 
 
 FAMILY = Family(
     name="deepseek_vl_hybrid",
     title="DeepSeek-VL (SAM and SigLIP towers)",
     model_types={"multi_modality": "original", "deepseek_vl_hybrid": "transformers"},
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl.jinja",
     image_tag=IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,
@@ -252,11 +236,13 @@ FAMILY = Family(
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
     model_class=from_transformers("DeepseekVLHybridForConditionalGeneration"),
-    native_config=native_config,
-    clean_config=clean_config,
-    original_config=original_config,
-    pixels=pixels,
-    processor_files=processor_files,
-    see=see,
-    align=align,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=_vision_features,
+    align=_align,
+    transformers_layout=TransformersLayout(
+        native_config=_native_config_of_transformers,
+        original_config=_original_config,
+        processor_files=_processor_files,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Janus-1.3B, Janus-Pro-1B and -7B: understanding images; the parts that draw are kept as is.
+"""Janus-1.3B, Janus-Pro-1B and -7B: image understanding; the generation parts stay unchanged.
 
 image -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
                         VQ model, generation embeddings, aligner, head (unused here)
@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, from_transformers
-from vlft.families.deepseek_vl import IMAGE_TAG, SYSTEM_PROMPT, align, see
+from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
+from vlft.families.deepseek_vl import (
+    IMAGE_TAG,
+    SYSTEM_PROMPT,
+    align,
+    aligner_config,
+    vision_features,
+)
 from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
-from vlft.families.pixels import read_numbers, square_files, square_pixels
-from vlft.files import read_object
+from vlft.families.pixels import read_settings, square_files, square_pixels
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +40,7 @@ VQ_FIELDS = (
     "num_hidden_layers", "hidden_act", "image_token_embed_dim",
 )  # fmt: skip
 
-# Of JanusVisionConfig and JanusVQVAEConfig: a config.json may leave out what is as here.
+# Defaults of JanusVisionConfig and JanusVQVAEConfig, which a config.json may leave out.
 VISION_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
     "patch_size": 16, "mlp_ratio": 4.0, "projection_dim": 2048, "depth": 2,
@@ -46,21 +52,21 @@ VQ_DEFAULTS: Mapping[str, Any] = {
     "num_hidden_layers": 2, "image_token_embed_dim": 2048,
 }  # fmt: skip
 
-# The authors' VQ-16; its config states none of these.
+# Sizes of the authors' VQ-16, which published config.json files leave out.
 VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
 
 
-def recognises(config: Config) -> bool:
-    """Whether the model can draw: the configs of that part are there."""
+def _matches(config: Config) -> bool:
+    """Whether the model also generates images: its config.json describes those parts."""
     return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
 
 
 def roles(folder: Path, config: Config) -> tuple[str, str]:
     """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
 
-    A chat template in the folder says it; without one, transformers' layout is of Janus-Pro. In the
-    authors' layout nothing says it in so many words, and what differs between the published
-    checkpoints decides: Janus-Pro's weights are .bin files, and its config.json is of 4.33.1.
+    A chat template in the folder decides. Without one, transformers' layout means Janus-Pro. In the
+    authors' layout no field says it, so that differences between the published checkpoints decide:
+    Janus-Pro has .bin weights, and its config.json was written by transformers 4.33.1.
     """
     template = _chat_template(folder) or ""
     for names in (TOKEN_ROLES, PLAIN_ROLES):
@@ -74,7 +80,7 @@ def roles(folder: Path, config: Config) -> tuple[str, str]:
     return TOKEN_ROLES if is_pro else PLAIN_ROLES
 
 
-def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of the authors."""
     language = llama.text_config(config["language_config"])
     tower = siglip.vision_config((config.get("vision_config") or {}).get("params") or {})
@@ -101,7 +107,7 @@ def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
+def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of transformers' layout."""
     return {
         **llama.clean_text_config(config),
@@ -111,9 +117,10 @@ def clean_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
     text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
+    aligner = aligner_config(vision["hidden_size"], vision["projection_dim"], depth=vision["depth"])
     intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
     sizes = {
         "ch": vq["base_channels"],
@@ -129,11 +136,12 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
             "model_type": "vision",
             "params": siglip.tower_params({**vision, "intermediate_size": intermediate}),
         },
-        "aligner_config": _mlp(
-            "aligner", vision["depth"], vision["hidden_size"], vision["projection_dim"]
-        ),
-        "gen_aligner_config": _mlp(
-            "gen_aligner", vq["num_hidden_layers"], vq["embed_dim"], vq["projection_dim"]
+        "aligner_config": aligner,
+        "gen_aligner_config": aligner_config(
+            vq["embed_dim"],
+            vq["projection_dim"],
+            name="gen_aligner",
+            depth=vq["num_hidden_layers"],
         ),
         "gen_head_config": {
             "cls": "vision_head",
@@ -157,13 +165,13 @@ def original_config(native: Config, dtype: str) -> dict[str, Any]:
     }
 
 
-def pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
-    """The authors' VLMImageProcessor with the numbers of preprocessor_config.json."""
+def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
+    """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
     vision = native["vision_config"]
-    return square_pixels(read_numbers(folder, vision["image_size"]), vision["num_image_tokens"])
+    return square_pixels(read_settings(folder, vision["image_size"]), vision["num_image_tokens"])
 
 
-def processor_files(
+def _processor_files(
     folder: Path,
     raw: Config,  # noqa: ARG001
     native: Config,
@@ -171,8 +179,8 @@ def processor_files(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout."""
     vision = native["vision_config"]
-    numbers, tokens = read_numbers(folder, vision["image_size"]), vision["num_image_tokens"]
-    return square_files(numbers, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
+    settings, tokens = read_settings(folder, vision["image_size"]), vision["num_image_tokens"]
+    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -180,10 +188,9 @@ def _chat_template(folder: Path) -> str | None:
     if plain.is_file():
         return plain.read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            stated = read_object(folder / name).get("chat_template")
-            if isinstance(stated, str):
-                return stated
+        stated = read_object_if_there(folder / name).get("chat_template")
+        if isinstance(stated, str):
+            return stated
     return None
 
 
@@ -192,7 +199,7 @@ def _known(config: Config, fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, Any]:
-    """Settings of an MLP: ``depth`` linear layers with GELU between."""
+    """Parameters of an aligner: ``depth`` linear layers with GELU between them."""
     params = (config.get(key) or {}).get("params") or {}
     kind = params.get("projector_type", "mlp_gelu")
     found = {
@@ -202,8 +209,8 @@ def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, A
     }
     if kind != "mlp_gelu" or not 1 <= found["depth"] <= DEEPEST_ALIGNER:
         raise CheckpointError(
-            f"{key} {kind!r} of depth {found['depth']}; held are mlp_gelu of depth 1 to "
-            f"{DEEPEST_ALIGNER}",
+            f"{key} {kind!r} of depth {found['depth']}; supported are mlp_gelu of depth 1 "
+            f"to {DEEPEST_ALIGNER}",
             hint="this checkpoint cannot be loaded",
         )
     return found
@@ -216,7 +223,7 @@ def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
     if head.get("image_token_embed", hidden_size) != aligner["n_embed"]:
         raise CheckpointError(
             f"gen_head image_token_embed {head['image_token_embed']}, gen_aligner n_embed "
-            f"{aligner['n_embed']}; transformers' class holds equal ones only",
+            f"{aligner['n_embed']}; transformers' class needs equal ones",
             hint="this checkpoint cannot be loaded",
         )
     sizes = {key: vision.get(key, value) for key, value in VQ_SIZES.items()}
@@ -232,24 +239,11 @@ def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def _mlp(name: str, depth: int, inputs: int, outputs: int) -> dict[str, Any]:
-    return {
-        "cls": "MlpProjector",
-        "model_type": name,
-        "params": {
-            "depth": depth,
-            "input_dim": inputs,
-            "n_embed": outputs,
-            "projector_type": "mlp_gelu",
-        },
-    }
-
-
 FAMILY = Family(
     name="janus",
     title="Janus",
     model_types={"multi_modality": "original", "janus": "transformers"},
-    recognises=recognises,
+    matches=_matches,
     template="deepseek_vl.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=("<｜▁pad▁｜>",),
@@ -271,11 +265,13 @@ FAMILY = Family(
     attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
     model_class=from_transformers("JanusForConditionalGeneration"),
-    native_config=native_config,
-    clean_config=clean_config,
-    original_config=original_config,
-    pixels=pixels,
-    processor_files=processor_files,
-    see=see,
+    native_config=_native_config,
+    pixels=_pixels,
+    vision_features=vision_features,
     align=align,
+    transformers_layout=TransformersLayout(
+        native_config=_native_config_of_transformers,
+        original_config=_original_config,
+        processor_files=_processor_files,
+    ),
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from vlft.families import siglip
 from vlft.families.keymap import KeyMap, KeyRule
 
-# Linear layers of an aligner; published ones have two.
+# Largest number of linear layers in an aligner; published ones have two.
 DEEPEST_ALIGNER = 8
 
 
 def _aligner_rules(original: str, native: str) -> list[KeyRule]:
-    """GELUs stand between the original's layers, so that their numbers go in twos."""
+    """The original numbers its GELUs too, so that its linear layers have even numbers."""
     names = ["fc1", *(f"hidden_layers.{number}" for number in range(DEEPEST_ALIGNER - 1))]
     return [
         KeyRule(f"{original}.layers.{2 * number}.{{p}}", (f"{native}.{name}.{{p}}",))

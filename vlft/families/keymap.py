@@ -1,10 +1,10 @@
-"""Tensor names of the authors' layout <-> those of the model's class.
+"""Tensor names in the authors' layout <-> tensor names in the model's class ("native").
 
-authors' file             rule        module
+authors' file             change      native tensor
 blocks.3.attn.qkv.bias    split       layers.3.self_attn.{q,k,v}_proj.bias
 pos_embed [1, n, W]       squeeze     embeddings.position_embedding.weight [n, W]
 norm.weight               rename      post_layernorm.weight
-experts.5.up_proj [I, D]  stack       experts.gate_up_proj [E, 2I, D], the second half of [5]
+experts.5.up_proj [I, D]  stack       second half of experts.gate_up_proj[5], of [E, 2I, D]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Change = Literal["rename", "split", "squeeze", "stack"]
 
 @dataclass(frozen=True)
 class KeyRule:
-    """One line of the table.
+    """A rule of the table.
 
     In names ``{i}`` and ``{e}`` stand for numbers, ``{p}`` for weight or bias, ``{leaf}`` for one
     word and ``{rest}`` for anything.
@@ -33,10 +33,10 @@ class KeyRule:
     Attributes:
         original: name in the authors' layout.
         native: name or names in the model's class.
-        change: rename; split: the original's rows are the natives' stacked; squeeze: the original
-            has a leading axis of 1; stack: the native holds many originals, number ``{e}`` of the
-            name at index e of its first axis.
-        part: (index, count) of the stretch of rows there that the original is, for stack.
+        change: rename; split: the original is the native tensors concatenated along rows; squeeze:
+            the original has a leading axis of size 1; stack: the native tensor contains many
+            originals, the one numbered ``{e}`` at index e of its first axis.
+        part: for stack, (index, count): which of ``count`` equal blocks of rows there it is.
     """
 
     original: str
@@ -53,7 +53,7 @@ class Match:
         original: name.
         native: names.
         change: see KeyRule.
-        index: place in the native's first axis, for stack.
+        index: for stack, in the first axis of the native tensor.
         part: see KeyRule.
     """
 
@@ -64,7 +64,7 @@ class Match:
     part: tuple[int, int] = (0, 1)
 
     def to_native(self, tensor: Tensor) -> list[Tensor]:
-        """The native tensors of an original one; not for stack, which needs all of them."""
+        """The native tensors of an original one; not for stack, which needs all originals."""
         if self.change == "split":
             return list(tensor.chunk(len(self.native)))
         return [tensor.squeeze(0) if self.change == "squeeze" else tensor]
@@ -80,7 +80,7 @@ class Match:
         return tensors[0].unsqueeze(0) if self.change == "squeeze" else tensors[0]
 
     def place_in(self, stacked: Tensor) -> Tensor:
-        """The stretch of a stacked native tensor (E, rows, columns) that the original is: a view.
+        """The view of a stacked native tensor (E, rows, columns) that is the original.
 
         Raises:
             IndexError: the native tensor has no such index.
@@ -94,8 +94,8 @@ class KeyMap:
     """The table of a family, read in both directions.
 
     Args:
-        rules: the first that fits decides.
-        unused: patterns of original names that no module uses; they are carried over on export.
+        rules: the first that matches decides.
+        unused: patterns of original names that no module uses; export copies those tensors.
     """
 
     def __init__(self, rules: Iterable[KeyRule], unused: Iterable[str] = ()) -> None:
@@ -109,7 +109,7 @@ class KeyMap:
         return any(pattern.fullmatch(original) for pattern in self._unused)
 
     def from_original(self, name: str) -> Match | None:
-        """The correspondence that an original name belongs to."""
+        """The correspondence of an original name, None if there is no rule for it."""
         for pattern, rule in self._from_original:
             found = pattern.fullmatch(name)
             if found:
@@ -117,14 +117,14 @@ class KeyMap:
         return None
 
     def from_native(self, name: str, stacked: int = 1) -> list[Match]:
-        """The correspondences that a native name belongs to; several only for stack.
+        """The correspondences of a native name; several only for stack.
 
         Args:
             name: native.
             stacked: length of the tensor's first axis.
 
         Raises:
-            CheckpointError: the table has no line for it.
+            CheckpointError: there is no rule for it.
         """
         matches: list[Match] = []
         for pattern, rule in self._from_native:

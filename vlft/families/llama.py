@@ -14,7 +14,7 @@ FIELDS = (
     "rope_parameters", "attention_bias", "mlp_bias",
 )  # fmt: skip
 
-# LlamaConfig's defaults when the checkpoints were written; published configs rely on them.
+# LlamaConfig's defaults when the checkpoints were published; their config.json relies on them.
 DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -36,7 +36,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def clean_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """``text_config`` and ``tie_word_embeddings`` of a config.json of transformers' layout.
 
-    The classes' own default ties; absent, the text config states what the weights are.
+    Without the field transformers' classes would tie; the text config knows better.
     """
     language = text_config(config["text_config"])
     tied = config.get("tie_word_embeddings", language["tie_word_embeddings"])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlft.data.encode import View
 from vlft.families.base import Pixels, Tiles
-from vlft.files import read_object
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALF = (0.5, 0.5, 0.5)
-FILE = "preprocessor_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The settings of the processor.
+class SquareSettings:
+    """How an image becomes a padded square.
 
     Attributes:
-        size: pixels of a side of the square.
-        min_size: least pixels of the image's shorter side.
+        size: height and width of the square, in pixels.
+        min_size: minimum of the shorter side of the image in it, in pixels.
         mean: of each channel; also the colour of the border.
         std: of each channel.
-        rescale: factor from bytes.
-        normalise: whether mean and std are applied here; else the model's towers do it.
+        rescale: factor from bytes to floats.
+        normalise: whether mean and std are applied to the square; else it happens per tower.
     """
 
     size: int
@@ -45,23 +45,22 @@ class Numbers:
     normalise: bool = True
 
 
-def read_numbers(
+def read_settings(
     folder: Path, size: int, *, mean: Sequence[float] = HALF, normalise: bool = True
-) -> Numbers:
-    """The numbers of preprocessor_config.json.
+) -> SquareSettings:
+    """The settings in preprocessor_config.json.
 
-    The background colour is computed from the mean; the file's is ignored, as the authors do.
+    As in the authors' code, the border has the colour of the mean; the file's own is ignored.
 
     Args:
         folder: of the model.
-        size: of the tower; the file's is not asked.
-        mean: where the file has none.
-        normalise: likewise.
+        size: input size of the tower, which is used instead of the file's image_size.
+        mean: default, if the file has none.
+        normalise: default, if the file does not say.
     """
-    path = folder / FILE
-    stated = read_object(path) if path.is_file() else {}
+    stated = read_object_if_there(folder / PREPROCESSOR_FILE)
     stated = {key: value for key, value in stated.items() if value is not None}
-    return Numbers(
+    return SquareSettings(
         size,
         stated.get("min_size", 14),
         tuple(stated.get("image_mean", mean)),
@@ -71,52 +70,49 @@ def read_numbers(
     )
 
 
-def square_pixels(numbers: Numbers, tokens: int) -> Pixels:
-    """One square view of each image, all of the same number of tokens."""
+def square_pixels(settings: SquareSettings, tokens: int) -> Pixels:
+    """One square view per image, of always the same number of tokens."""
+
+    def view(size: tuple[int, int], count: int) -> View:  # noqa: ARG001
+        return View(tokens)
 
     def transform(image: Image.Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return to_square(image, numbers).unsqueeze(0)
+        return _square(image, settings).unsqueeze(0)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
         return {"pixel_values": views}
 
-    view = fixed_view(tokens)
-    return Pixels(tokens, numbers.size, view, transform, inputs, repr(asdict(numbers)))
+    return Pixels(tokens, settings.size, view, transform, inputs, repr(asdict(settings)))
 
 
-def fixed_view(tokens: int) -> Any:
-    """Every image becomes the same number of tokens."""
-    return lambda size, count: View(tokens)  # noqa: ARG005
-
-
-def preprocessor(numbers: Numbers) -> dict[str, Any]:
-    """The fields of preprocessor_config.json that both layouts share."""
+def _shared_fields(settings: SquareSettings) -> dict[str, Any]:
+    """The fields of preprocessor_config.json that are the same in both layouts."""
     return {
-        "min_size": numbers.min_size,
-        "image_mean": list(numbers.mean),
-        "image_std": list(numbers.std),
-        "do_normalize": numbers.normalise,
-        "rescale_factor": numbers.rescale,
+        "min_size": settings.min_size,
+        "image_mean": list(settings.mean),
+        "image_std": list(settings.std),
+        "do_normalize": settings.normalise,
+        "rescale_factor": settings.rescale,
     }
 
 
 def square_files(
-    numbers: Numbers, tokens: int, layout: str, *, image_tag: str, native: str
+    settings: SquareSettings, tokens: int, layout: str, *, image_tag: str, native: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """preprocessor_config.json and processor_config.json of a layout.
 
     Args:
-        numbers: of the processor.
-        tokens: of each image.
+        settings: of the square.
+        tokens: image tokens per image.
         layout: original or transformers.
         image_tag: of the family.
-        native: the name before ``Processor`` and ``ImageProcessor`` of transformers' classes.
+        native: prefix of the names of transformers' ``Processor`` and ``ImageProcessor`` classes.
     """
     if layout == "original":
         return {
-            **preprocessor(numbers),
+            **_shared_fields(settings),
             "image_processor_type": "VLMImageProcessor",
-            "image_size": numbers.size,
+            "image_size": settings.size,
             "processor_class": "VLChatProcessor",
         }, {
             "add_special_token": False,
@@ -128,61 +124,39 @@ def square_files(
             "sft_format": "deepseek",
         }
     return {
-        **preprocessor(numbers),
+        **_shared_fields(settings),
         "image_processor_type": f"{native}ImageProcessor",
         "processor_class": f"{native}Processor",
-        "size": {"height": numbers.size, "width": numbers.size},
+        "size": {"height": settings.size, "width": settings.size},
     }, {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
 
 
-def to_square(image: Image.Image, numbers: Numbers) -> Tensor:
-    """(3, S, S) float32 of an RGB image."""
-    background = tuple(int(value * 255) for value in numbers.mean)
-    square = resize_and_pad(image, numbers.size, numbers.min_size, background)  # type: ignore[arg-type]
-    mean, std = (numbers.mean, numbers.std) if numbers.normalise else (None, None)
-    return to_pixel_values(square, numbers.rescale, mean, std)
+def _square(image: Image.Image, settings: SquareSettings) -> Tensor:
+    """(3, S, S) float32 pixel values of an RGB image, centred on a square of the mean colour.
 
-
-def resize_and_pad(
-    image: Image.Image, size: int, min_size: int, background: tuple[int, int, int]
-) -> Image.Image:
-    """The image with its longer side at ``size`` pixels, centred on a square of that size.
-
-    The shorter side is truncated, not rounded, and is at least ``min_size``.
+    The shorter side is truncated, not rounded. The product with ``rescale`` is computed in float64
+    and rounded once, as numpy does in the authors' code.
     """
-    longest = max(image.size)
-    width, height = (max(int(side / longest * size), min_size) for side in image.size)
-    if min(image.size) <= 0:
-        raise ValueError(f"an image of {image.size} pixels")
+    size, longest = settings.size, max(image.size)
+    width, height = (max(int(side / longest * size), settings.min_size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    background = tuple(int(value * 255) for value in settings.mean)
     canvas = Image.new("RGB", (size, size), background)
     canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
-    return canvas
-
-
-def to_pixel_values(
-    image: Image.Image,
-    rescale: float,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
-    """(3, H, W) float32: bytes times ``rescale``, then normalised by channel if a mean is given.
-
-    The product is taken in double precision and rounded once, as numpy does it for the authors.
-    """
-    values = (np.asarray(image, dtype=np.uint8) * np.float64(rescale)).astype(np.float32)
-    if mean is not None and std is not None:
-        values -= np.asarray(mean, np.float32)
-        values /= np.asarray(std, np.float32)
+    values = np.asarray(canvas, dtype=np.uint8) * np.float64(settings.rescale)
+    values = values.astype(np.float32)
+    if settings.normalise:
+        values -= np.asarray(settings.mean, np.float32)
+        values /= np.asarray(settings.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
-def shrunk(pixels: Tensor, size: int) -> Tensor:
-    """(I, 3, size, size) of (I, 3, H, W), bilinear with antialiasing, in floats."""
+def downscaled(pixels: Tensor, size: int) -> Tensor:
+    """(I, 3, size, size) of (I, 3, H, W): bilinear with antialiasing, not rounded to bytes."""
     return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(I, 3, H, W) less the mean of each channel, over its standard deviation."""
+    """(I, 3, H, W) minus the mean of each channel, divided by its standard deviation."""
     shape = (1, 3, 1, 1)
     return (pixels - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

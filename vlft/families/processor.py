@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from vlft.data.encode import ChatFormat, EncodedImage, EncodedSample, encode
+from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
 from vlft.data.images import decode
 from vlft.data.layouts import native
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object
+from vlft.files import read_object, read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from vlft.data.conversation import Conversation
     from vlft.families.base import Family, Pixels
 
-# The families' padding token, where a tokenizer names none.
+# The padding token of tokenizers that name none.
 PAD = "<｜▁pad▁｜>"
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What stands between a user's rows and a model's tensors.
+    """Rows to token ids, images to model inputs, and token ids to text, for one checkpoint.
 
     Attributes:
         family: of the checkpoint.
-        chat: how conversations become ids.
+        chat: how conversations become token ids.
         pixels: how images become pixel values.
-        max_length: tokens that the model's positions allow.
+        max_length: the model's context length, in tokens.
     """
 
     family: Family
@@ -66,7 +66,7 @@ class Processor:
         return self.encode_conversation(conversation)
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
-        """A checked conversation as ids and labels."""
+        """A conversation as ids and labels."""
         return encode(conversation, self.chat)
 
     def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> Tensor:
@@ -90,7 +90,7 @@ class Processor:
         return self.pixels.inputs(self.pixel_values(images), [image.tiles for image in images])
 
     def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
-        """The plain, left-padded batch of B samples, as the model's class takes it.
+        """A left-padded batch of B samples, as the model's class takes it.
 
         Returns:
             input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images in order.
@@ -99,7 +99,7 @@ class Processor:
         batch = {
             "input_ids": torch.full((len(samples), length), self.chat.pad_id),
             "attention_mask": torch.zeros(len(samples), length, dtype=torch.int64),
-            "labels": torch.full((len(samples), length), -100),
+            "labels": torch.full((len(samples), length), IGNORE),
         }
         for row, sample in enumerate(samples):
             start = length - len(sample)
@@ -110,14 +110,14 @@ class Processor:
         return {**batch, **self.image_inputs(images)}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a reply, white space around it stripped.
+        """The text of a reply, stripped; special tokens only if the family's replies have some.
 
-        Special tokens are dropped, but for those that a family answers with.
+        The begin, end and padding tokens are always dropped.
         """
         chat = self.chat
-        frame = (chat.bos_id, chat.eos_id, chat.pad_id)
-        ids = [token for token in token_ids if token not in frame]
-        skip = not self.family.speaks_tokens
+        dropped = (chat.bos_id, chat.eos_id, chat.pad_id)
+        ids = [token for token in token_ids if token not in dropped]
+        skip = not self.family.keep_special_tokens
         return chat.tokenizer.decode(ids, skip_special_tokens=skip).strip()
 
 
@@ -140,7 +140,7 @@ def load_processor(
     _add_tokens(tokenizer, family, names)
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
     native = native_config(folder, family, config, layout, image_token_id)
-    with understandable(folder, family):
+    with config_errors(folder, family):
         pixels = family.pixels(folder, config, native)
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
@@ -154,7 +154,7 @@ def load_processor(
         image_token_id=image_token_id,
         image_border=(tuple(border[:1]), tuple(border[1:])),
         view=pixels.view,
-        apart=family.apart,
+        tokenize_per_message=family.tokenize_per_message,
         bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,
         eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
@@ -170,21 +170,21 @@ def native_config(
     """Keyword arguments for the config of transformers' class.
 
     Raises:
-        CheckpointError: config.json lacks something, or holds it in another form.
+        CheckpointError: config.json is incomplete or malformed.
     """
-    convert = family.native_config if layout == "original" else family.clean_config
-    if convert is None:
-        raise CheckpointError("of a layout that does not exist", place=shown(folder))
-    with understandable(folder, family):
+    convert = family.native_config
+    if layout == "transformers" and family.transformers_layout is not None:
+        convert = family.transformers_layout.native_config
+    with config_errors(folder, family):
         return convert(config, image_token_id)
 
 
 @contextmanager
-def understandable(folder: Path, family: Family) -> Iterator[None]:
-    """Turns what a malformed configuration runs into in here into an error that names the file.
+def config_errors(folder: Path, family: Family) -> Iterator[None]:
+    """A context in which the errors of a malformed configuration become ones that name the file.
 
     Raises:
-        CheckpointError: a file lacks something, or holds it in another form.
+        CheckpointError: a file is incomplete or malformed.
     """
     try:
         yield
@@ -193,14 +193,14 @@ def understandable(folder: Path, family: Family) -> Iterator[None]:
         raise CheckpointError(error.message, place=place, hint=error.hint) from None
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"incomplete, or not of the form of {family.title}: {error!r}",
+            f"incomplete or malformed for {family.title}: {error!r}",
             place=shown(folder / "config.json"),
             hint="download the model again",
         ) from None
 
 
 def template_source(name: str) -> str:
-    """The text of a template: in the installed package, or at the top of the repository."""
+    """The text of a chat template, from the installed package or the root of the repository."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "templates", package.parent / "templates"):
         if (folder / name).is_file():
@@ -219,7 +219,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _add_tokens(tokenizer: Tokenizer, family: Family, names: dict[str, str]) -> None:
-    """Adds what the family's processor adds to a tokenizer without it, in its order."""
+    """Adds the special tokens that the tokenizer lacks, in the order of the authors' processor."""
     for token in (*family.added_tokens, family.image_tag):
         if token == PAD and names.get("pad_token"):
             continue
@@ -230,14 +230,12 @@ def _add_tokens(tokenizer: Tokenizer, family: Family, names: dict[str, str]) -> 
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token, pad_token by name; the tokenizer's own file wins over the map."""
+    """bos_token, eos_token, pad_token; tokenizer_config.json overrides special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            for key, value in read_object(path).items():
-                if key in ("bos_token", "eos_token", "pad_token") and value is not None:
-                    found[key] = value["content"] if isinstance(value, dict) else value
+        for key, value in read_object_if_there(folder / name).items():
+            if key in ("bos_token", "eos_token", "pad_token") and value is not None:
+                found[key] = value["content"] if isinstance(value, dict) else value
     return found
 
 
@@ -245,16 +243,16 @@ def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) 
     token_id = tokenizer.token_to_id(token) if token else None
     if token_id is None:
         raise CheckpointError(
-            f"{name} is {token!r}, which tokenizer.json does not hold", place=str(folder)
+            f"{name} is {token!r}, which is not in tokenizer.json", place=str(folder)
         )
     return int(token_id)
 
 
 def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
     path = folder / "processor_config.json"
-    stated = read_object(path).get("num_image_tokens") if path.is_file() else None
+    stated = read_object_if_there(path).get("num_image_tokens")
     if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(
-            f"num_image_tokens is {stated}, the vision tower makes {image_tokens}",
+            f"num_image_tokens is {stated}, the vision tower gives {image_tokens}",
             place=str(path),
         )

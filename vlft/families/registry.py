@@ -21,14 +21,14 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
-    """The family of a config.json, and the layout of its folder: original or transformers.
+    """The family of a config.json, and the layout of its folder, original or transformers.
 
     Raises:
-        CheckpointError: no family knows it; the message says what was found and what is known.
+        CheckpointError: no family matches; the message says what was found and what is supported.
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
-        if model_type in family.model_types and family.recognises(config):
+        if model_type in family.model_types and family.matches(config):
             return family, family.model_types[str(model_type)]
     known = "; ".join(
         f"{family.title}: model_type {' or '.join(map(repr, family.model_types))}"

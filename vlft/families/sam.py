@@ -16,7 +16,7 @@ FIELDS = (
     "use_abs_pos", "use_rel_pos", "window_size", "global_attn_indexes", "mlp_dim",
 )  # fmt: skip
 
-# What the authors' code looks up by model_name; a config may override each beside the name.
+# What the authors' code looks up by model_name; a field of the config overrides it.
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "sam_b_downsample": {
         "width": 768, "layers": 12, "heads": 12, "patch_size": 16, "prompt_embed_dim": 256,
@@ -27,7 +27,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 DEFAULT_NAME = "sam_b_downsample"
 
-# Of SamVisionConfig: a config.json may leave out what is as here.
+# Defaults of SamVisionConfig, which a config.json may leave out.
 CLASS_DEFAULTS: Mapping[str, Any] = {
     "model_type": "sam_vision_model", "hidden_size": 768, "output_channels": 256,
     "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024, "patch_size": 16,
@@ -47,7 +47,7 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
     if list(size["downsample_channels"]) != [2 * neck, 4 * neck]:
         raise CheckpointError(
             f"downsample_channels {size['downsample_channels']} after a neck of {neck} channels; "
-            f"transformers' class holds {[2 * neck, 4 * neck]} only",
+            f"transformers' class supports {[2 * neck, 4 * neck]} only",
             hint="this checkpoint cannot be loaded",
         )
     return {

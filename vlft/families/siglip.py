@@ -15,7 +15,7 @@ FIELDS = (
     "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "vision_use_head",
 )  # fmt: skip
 
-# What the authors' code looks up by model_name; a config may override each beside the name.
+# What the authors' code looks up by model_name; a field of the config overrides it.
 SIZES: Mapping[str, Mapping[str, float]] = {
     "siglip_large_patch16_384": {
         "width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4.0,
@@ -27,7 +27,7 @@ SIZES: Mapping[str, Mapping[str, float]] = {
 
 DEFAULT_NAME = "siglip_large_patch16_384"
 
-# Of SiglipVisionConfig: a config.json may leave out what is as here.
+# Defaults of SiglipVisionConfig, which a config.json may leave out.
 CLASS_DEFAULTS: Mapping[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 768, "intermediate_size": 3072,
     "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
@@ -46,7 +46,7 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "siglip_vision_model",
         "hidden_size": size["width"],
-        # A hair more, so that a ratio that was a quotient gives its dividend back.
+        # A ratio that is a rounded quotient must give its dividend back, not one less.
         "intermediate_size": int(size["width"] * size["mlp_ratio"] + 1e-6),
         "num_hidden_layers": size["layers"],
         "num_attention_heads": size["heads"],
@@ -84,7 +84,7 @@ def tower_params(vision: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key_rules(original: str, native: str, *, attention_output: str = "out_proj") -> list[KeyRule]:
-    """The rules of a tower at these prefixes; classes differ in one name."""
+    """The rules of a tower at these prefixes; the name of attention's output differs by class."""
     block, layer = f"{original}.blocks.{{i}}", f"{native}.encoder.layers.{{i}}"
     embeddings = f"{native}.embeddings"
     return [

@@ -1,4 +1,4 @@
-"""Dynamic tiling of DeepSeek-VL2: an image whole, and cut into tiles of the tower's size."""
+"""Dynamic tiling of DeepSeek-VL2: the whole image, and tiles of the tower's input size."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-# Images of a conversation from which on none is cut.
-UNCUT_FROM = 3
+# With so many images in a conversation, or more, none is cut into tiles.
+NO_TILES_FROM = 3
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The settings of the processor.
+    """How an image becomes views.
 
     Attributes:
-        size: pixels of a side of the tower's view.
-        candidates: (width, height) of the images that tiles may make up, in pixels.
-        side: tokens of a side of a view.
+        size: height and width of a view, in pixels.
+        candidates: (width, height) of the allowed grids of tiles, in pixels.
+        side: a view becomes a grid of side x side tokens.
         mean: of each channel; also the colour of the border.
         std: of each channel.
-        normalise: whether they are applied.
+        normalise: whether mean and std are applied.
     """
 
     size: int
@@ -43,20 +43,20 @@ class Tiling:
     normalise: bool = True
 
     def tokens(self, tiles: Tiles) -> int:
-        """Of an image: rows of the whole view, a separator, rows of all tiles as one grid."""
+        """Tokens of an image: whole view, separator, all tiles as one grid; a newline per row."""
         across, down = tiles
         return self.side * (self.side + 1) + 1 + down * self.side * (across * self.side + 1)
 
 
 def tiled_pixels(tiling: Tiling) -> Pixels:
-    """The views of each image, the whole one first."""
+    """The whole view of each image, then its tiles."""
 
     def view(size: tuple[int, int], count: int) -> View:
-        tiles = best_grid(size, tiling) if count < UNCUT_FROM else (1, 1)
+        tiles = _best_grid(size, tiling) if count < NO_TILES_FROM else (1, 1)
         return View(tiling.tokens(tiles), tiles)
 
     def transform(image: Image, tiles: Tiles) -> Tensor:
-        return cut_up(image, tiles, tiling)
+        return _cut(image, tiles, tiling)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:
         return {"pixel_values": views, "tiles": torch.tensor(tiles)}
@@ -64,12 +64,12 @@ def tiled_pixels(tiling: Tiling) -> Pixels:
     return Pixels(None, tiling.size, view, transform, inputs, repr(asdict(tiling)))
 
 
-def best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:
-    """The grid of tiles that keeps most of an image's pixels and adds fewest.
+def _best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:
+    """The grid of tiles that keeps the most pixels of an image and, among equals, adds the fewest.
 
     Args:
         image: (width, height) in pixels.
-        tiling: with the candidates.
+        tiling: has the candidates.
 
     Returns:
         (across, down).
@@ -81,12 +81,12 @@ def best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - candidate[0] * candidate[1]
 
-    # Of equals the first.
+    # Among equals max() takes the first, as the authors' code does.
     best = max(tiling.candidates, key=fitness)
     return best[0] // tiling.size, best[1] // tiling.size
 
 
-def cut_up(image: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
+def _cut(image: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
     """(1 + across * down, 3, H, W) float32: the whole image, then its tiles row by row."""
     size = tiling.size
     across, down = tiles

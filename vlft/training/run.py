@@ -141,7 +141,7 @@ def _prepare_images(
     if config.train_vision:
         return Images(processor)
     images = distinct_images(data)
-    stage: Stage = "seen" if config.train_aligner else "aligned"
+    stage: Stage = "vision" if config.train_aligner else "aligned"
     plan = plan_cache(config.vision_cache, model, processor, images, stage)
     plan = backend.world.broadcast(plan)
     if images:

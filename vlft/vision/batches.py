@@ -1,4 +1,4 @@
-"""Images -> features, in batches; decoding runs in worker processes beside the encoding."""
+"""Images -> features, in batches; worker processes decode while the towers encode."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlft import console
+from vlft.distributed import SINGLE
 from vlft.errors import DataError
 from vlft.vision.encode import moved
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from vlft.data.encode import EncodedImage
+    from vlft.distributed import World
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Pixels in the towers at once: an image of 1,024 pixels a side, or 7 views of 384. What is encoded
-# together is always the same, so that a run can be repeated to the last bit.
+# Pixels per batch: one image of 1024 x 1024, or 7 views of 384 x 384. A constant, because the size
+# of a batch changes the last bits of its features, and a run must be repeatable bit for bit.
 PIXELS_AT_ONCE = 1024**2
-# Decoding in other processes pays from so many batches on.
+# Fewer batches are decoded in the main process, sooner than worker processes would start.
 BATCHES_FOR_WORKERS = 8
 
 
@@ -34,34 +36,34 @@ def encode_all(
     images: Sequence[EncodedImage],
     stage: Stage,
     missing: Collection[str],
-    turn: tuple[int, int] = (0, 1),
+    world: World = SINGLE,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(key, features) of the missing images.
+    """(key, features) of the missing images, or of this rank's share of them.
 
-    Batches are cut from all images, so that what is encoded together, and with it the last bits,
-    does not depend on what an earlier run has left.
+    Batches are cut from all images, missing or not, so that the batch of an image, and with it the
+    last bits of its features, does not depend on what is cached already.
 
     Args:
         model: the class of the family.
         processor: of the checkpoint.
-        images: distinct ones, in the order of the data.
-        stage: how far they go.
-        missing: keys of those that are wanted.
-        turn: (i, n) takes every n-th batch from the i-th on.
+        images: distinct, in the order of the data.
+        stage: of the features.
+        missing: keys of the images to encode.
+        world: the ranks that share the batches.
     """
     wanted = [
         batch
         for batch in cut_batches(images, processor)
         if any(image.key in missing for image in batch)
     ]
-    batches = wanted[turn[0] :: turn[1]]
+    batches = wanted[world.rank :: world.size]
     workers = _workers(len(batches))
     loader: DataLoader[Tensor | None] = DataLoader(
         _Decoded(batches, processor),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=2 if workers else None,
-        # Its own: it must not draw from the one that dropout draws from.
+        # Drawing from the default generator would change the dropout masks of the run.
         generator=torch.Generator(),
     )
     live = Progress(console=console.err, disable=not console.err.is_terminal, transient=True)
@@ -82,17 +84,18 @@ def encode_batch(
     stage: Stage,
     views: Tensor | None = None,
 ) -> list[Tensor]:
-    """The features of each image, on the CPU: (views, T, W) if seen, (tokens, D) if aligned."""
+    """The features of each image on the CPU: (tokens, D) if aligned, else (views, T, W)."""
     family, tiles = processor.family, [image.tiles for image in images]
     # Features may be stored under the digest of an image, so they must come from these bytes.
     views = processor.pixel_values(images, verify=True) if views is None else views
     weight = model.get_input_embeddings().weight
     inputs = moved(processor.pixels.inputs(views, tiles), weight)
-    # As in training, where Accelerate computes so.
+    # The same autocast as Accelerate applies in training.
     half = weight.dtype != torch.float32
     with torch.autocast(weight.device.type, dtype=weight.dtype if half else None, enabled=half):
-        seen = family.see(model, inputs)
-        rows = family.align(model, seen, tiles) if stage == "aligned" else seen
+        rows = family.vision_features(model, inputs)
+        if stage == "aligned":
+            rows = family.align(model, rows, tiles)
     rows = rows.to(weight.dtype)
     if stage == "aligned":
         sizes = [image.tokens for image in images]
@@ -102,7 +105,7 @@ def encode_batch(
 
 
 def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[list[EncodedImage]]:
-    """Images that go through the towers together, in their order."""
+    """The images in batches of at most PIXELS_AT_ONCE, or of one larger image, in order."""
     size = processor.pixels.size
     batches: list[list[EncodedImage]] = []
     used = 0
@@ -134,6 +137,7 @@ class _Decoded(Dataset["Tensor | None"]):
 
 
 def _workers(batches: int) -> int:
+    """Number of worker processes that decode so many batches."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,10 +1,10 @@
-"""Every distinct image through the frozen towers once: before step one, and never again.
+"""The vision cache: frozen towers encode every distinct image once, before the first step.
 
-    images of all samples ── distinct by content and treatment ── those not on disk ── decoded in
-    worker processes, encoded in batches ── features in memory, or in checked files on disk
+    images of all samples -> distinct by content and tiles -> those not on disk -> decoded in worker
+    processes, encoded in batches -> features in memory, or in checked files on disk
 
-The features kept are those before the first trained module: after the aligner if it is frozen too,
-else before it.
+The cached features are the input of the first trained module: aligned features if the aligner is
+frozen, else features of the towers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlft.vision.encode import RowImages, pixels_of
 from vlft.vision.shards import read_shards, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vlft.data.encode import EncodedImage
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from vlft.vision.cache_plan import CachePlan
     from vlft.vision.encode import Stage
 
-# Bytes of a file.
+# A file of features is closed when it reaches this size.
 SHARD_BYTES = 256 * 2**20
 
 
 @dataclass
 class Images:
-    """Where a run's rows get their images from.
+    """The source of a run's images: cached features, or pixels if nothing is cached.
 
     Attributes:
         processor: of the checkpoint.
-        stage: how far the kept features are; pixels if none are kept.
-        features: by the image's key.
-        encoded: images that went through the towers so far.
-        reused: images whose features an earlier run had left.
+        stage: of the cached features; pixels if there are none.
+        features: cached features by the key of the image.
+        encoded: number of images encoded by the towers so far.
+        reused: number of images whose features an earlier run left on disk.
     """
 
     processor: Processor
@@ -55,12 +55,12 @@ class Images:
     reused: int = 0
 
     def of(self, images: Sequence[EncodedImage]) -> RowImages:
-        """The distinct images of a row."""
+        """The distinct images of a row, as far as they are encoded."""
         if self.stage == "pixels" or not images:
             self.encoded += len(images)
             return pixels_of(images, self.processor)
-        kept = torch.cat([self.features[image.key] for image in images])
-        return RowImages(self.stage, {"features": kept}, tuple(image.tiles for image in images))
+        cached = torch.cat([self.features[image.key] for image in images])
+        return RowImages(self.stage, {"features": cached}, tuple(image.tiles for image in images))
 
 
 def fill(
@@ -70,16 +70,16 @@ def fill(
     images: Sequence[EncodedImage],
     world: World = SINGLE,
 ) -> Images:
-    """Encodes what is not there yet.
+    """The features of these images; those that are not cached yet are encoded.
 
-    Stopped in the middle, what was encoded until then stays on disk. Several processes divide the
-    images among them if they meet on a disk; in memory, each encodes all.
+    On disk, ranks share the work, and what is encoded when a run stops is kept. In memory, every
+    rank encodes all images.
 
     Args:
-        plan: where to.
+        plan: where features are cached.
         model: the class of the family.
         processor: of the checkpoint.
-        images: distinct ones, in the order of the data.
+        images: distinct, in the order of the data.
         world: of the run.
     """
     if plan.where == "off":
@@ -91,22 +91,14 @@ def fill(
             console.warn(f"vision cache: {problem}; encoded again")
     reused = len(features)
     encoded = len(images) - reused
-    missing = {image.key for image in images if image.key not in features}
-    # The same in all, whatever another process has written meanwhile.
+    missing = {image.key for image in images} - features.keys()
+    # No rank may write before all have read, so that all agree on what is missing.
     world.barrier()
     started = time.perf_counter()
     if plan.where == "memory":
         features.update(encode_all(model, processor, images, plan.stage, missing))
     elif any(world.all_gather(bool(missing))):
-        turn = (world.rank, world.size)
-        write_all(encode_all(model, processor, images, plan.stage, missing, turn), plan.folder)
-        world.barrier()
-        # From the files from now on, mapped instead of held.
-        features, _ = read_shards(plan.folder, [image.key for image in images])
-        missing = {image.key for image in images if image.key not in features}
-        if missing:  # Another process wrote them to a disk that is not here.
-            write_all(encode_all(model, processor, images, plan.stage, missing), plan.folder)
-            features, _ = read_shards(plan.folder, [image.key for image in images])
+        features = _encode_to_disk(plan, model, processor, images, missing, world)
     seconds = time.perf_counter() - started
     rate = f", {encoded / seconds:,.1f} images/s" if encoded else ""
     console.info(
@@ -117,7 +109,7 @@ def fill(
 
 
 def release_towers(model: nn.Module, processor: Processor) -> None:
-    """Takes the towers off the GPU; they are still there to be written with the model."""
+    """Moves the towers to the CPU: with cached features, only export still needs them."""
     for name in processor.family.parts.vision:
         owner, _, leaf = name.rpartition(".")
         part = getattr(model.get_submodule(owner), leaf)
@@ -126,12 +118,32 @@ def release_towers(model: nn.Module, processor: Processor) -> None:
             torch.cuda.empty_cache()
 
 
-def write_all(made: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes features as they come, a file at a time; what a stop finds in hand is written too."""
+def _encode_to_disk(
+    plan: CachePlan,
+    model: Any,
+    processor: Processor,
+    images: Sequence[EncodedImage],
+    missing: Collection[str],
+    world: World,
+) -> dict[str, Tensor]:
+    """The features of all images, mapped from files, to which the missing ones are added."""
+    keys = [image.key for image in images]
+    _write_all(encode_all(model, processor, images, plan.stage, missing, world), plan.folder)
+    world.barrier()
+    features, _ = read_shards(plan.folder, keys)
+    missing = set(keys) - features.keys()
+    if missing:  # Ranks on another machine wrote to a disk that is not shared.
+        _write_all(encode_all(model, processor, images, plan.stage, missing), plan.folder)
+        features, _ = read_shards(plan.folder, keys)
+    return features
+
+
+def _write_all(encoded: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    """Writes features file by file while they are encoded; an interruption loses none of them."""
     waiting: dict[str, Tensor] = {}
     size = 0
     try:
-        for key, tensor in made:
+        for key, tensor in encoded:
             waiting[key] = tensor
             size += tensor.numel() * tensor.element_size()
             if size >= SHARD_BYTES:

@@ -1,4 +1,4 @@
-"""Where the features of a run's images are kept, and under which name."""
+"""Where the features of a run's images are cached, and under which name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is to be kept, and where.
+    """Where features are cached.
 
     Attributes:
         where: disk, memory or off.
-        stage: aligned or seen.
+        stage: vision or aligned.
         folder: of the features on disk.
-        reason: of the choice, for the user.
+        reason: for the choice, shown to the user.
     """
 
     where: str
@@ -41,7 +41,7 @@ class CachePlan:
 
 
 def cache_root() -> Path:
-    """The folder of all kept features of this user."""
+    """The folder of all cached features of this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "vlft" / "features"
 
@@ -49,14 +49,14 @@ def cache_root() -> Path:
 def plan_cache(
     asked: str, model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> CachePlan:
-    """Where the features of these images go.
+    """Where the features of these images are cached.
 
     Args:
         asked: auto, disk, memory or off.
-        model: with weights; their bytes are part of the folder's name.
+        model: its weights are part of the fingerprint, the name of the folder.
         processor: of the checkpoint.
-        images: distinct ones.
-        stage: aligned or seen.
+        images: distinct.
+        stage: vision or aligned.
     """
     if asked == "off" or not images:
         return CachePlan("off", stage, Path(), "as asked" if images else "there are no images")
@@ -64,8 +64,8 @@ def plan_cache(
     if asked != "auto":
         return CachePlan(asked, stage, folder, "as asked")
     if any(folder.glob(f"*{SUFFIX}")):
-        return CachePlan("disk", stage, folder, "an earlier run left some")
-    size = size_of_features(model, processor, images, stage)
+        return CachePlan("disk", stage, folder, "it holds features of an earlier run")
+    size = _size_of_features(model, processor, images, stage)
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
@@ -75,13 +75,13 @@ def plan_cache(
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if size < memory / 2:
         return CachePlan("memory", stage, folder, f"{words}, the disk is nearly full")
-    return CachePlan("off", stage, folder, f"{words}, more than half of what disk and memory have")
+    return CachePlan("off", stage, folder, f"{words}, more than half of the free disk and memory")
 
 
-def size_of_features(
+def _size_of_features(
     model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> int:
-    """Bytes of the features of these images, from those of the first."""
+    """Bytes of the features of these images, extrapolated from the first."""
     with torch.no_grad():
         first = encode_batch(model, processor, images[:1], stage)[0]
     if stage == "aligned":
@@ -92,7 +92,7 @@ def size_of_features(
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
-    """Names all that the features depend on: weights, dtype, treatment of images, stage."""
+    """Hash of all that the features depend on: weights, dtype, image settings, stage."""
     parts = processor.family.parts
     used = parts.vision + (parts.aligner if stage == "aligned" else ())
     digest = hashlib.sha256(
@@ -106,14 +106,14 @@ def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
 
 
 def clear_cache() -> int:
-    """Removes all kept features; returns how many bytes they had."""
+    """Removes all cached features; returns how many bytes they had."""
     size = sum(size for _, _, size in list_cache())
     shutil.rmtree(cache_root(), ignore_errors=True)
     return size
 
 
 def list_cache() -> list[tuple[str, int, int]]:
-    """(fingerprint, files, bytes) of each folder of kept features."""
+    """(fingerprint, files, bytes) of each folder of cached features."""
     rows = []
     for folder in sorted(path for path in cache_root().glob("*") if path.is_dir()):
         files = list(folder.glob(f"*{SUFFIX}"))

@@ -1,4 +1,4 @@
-"""Images -> the features that take the place of their image tokens."""
+"""Images -> the features that replace their image tokens in the input embeddings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from vlft.families.base import Family, Tiles
     from vlft.families.processor import Processor
 
-Stage = Literal["pixels", "seen", "aligned"]
+Stage = Literal["pixels", "vision", "aligned"]
 
 
 @dataclass(frozen=True)
 class RowImages:
-    """The images of a row, as far as they have been encoded.
+    """The distinct images of a row, as far as they are encoded.
 
     Attributes:
-        stage: pixels; seen: by the towers; aligned: ready to replace image tokens.
-        tensors: the model's inputs for pixels, else ``features``: (V, T, W) or (R, D).
-        tiles: of each image; empty for text alone.
+        stage: pixels; vision: features of the towers; aligned: ready to replace image tokens.
+        tensors: for pixels the image inputs of the model, else ``features``: (V, T, W) if vision,
+            (R, D) if aligned.
+        tiles: of each image; empty for a row of text only.
     """
 
     stage: Stage
@@ -40,7 +41,7 @@ class RowImages:
 
 
 def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:
-    """Distinct images, not encoded at all."""
+    """Distinct images of a row as pixels."""
     tiles = tuple(image.tiles for image in images)
     return RowImages("pixels", processor.image_inputs(images), tiles)
 
@@ -57,11 +58,12 @@ def place_features(
 
     Args:
         model: the class of the family.
-        family: knows how to encode.
+        family: of the model.
         input_ids: (1, N).
-        images: of the row, each image once.
-        image_positions: (M,) where features go.
-        feature_rows: (M,) which features, in those of all images laid end to end.
+        images: of the row.
+        image_positions: (M,) positions of the image tokens in the row.
+        feature_rows: (M,) index of the feature at each of them, in the features of all images end
+            to end.
 
     Returns:
         (1, N, D) in the model's dtype.
@@ -72,17 +74,17 @@ def place_features(
     tensors = moved(images.tensors, embeddings)
     if images.stage == "pixels":
         features = encode_images(family, model, tensors, images.tiles)
-    elif images.stage == "seen":
+    elif images.stage == "vision":
         features = family.align(model, tensors["features"], images.tiles)
     else:
         features = tensors["features"]
-    # Not by indexing, which adds the gradients of an image in two places up in any order.
+    # Not by indexing: if an image occurs twice, its backward adds the gradients in any order.
     chosen = features.index_select(0, feature_rows).to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))
 
 
 def moved(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """Inputs on the device of a tensor, and in its dtype where they are not integers."""
+    """Inputs on the device of a tensor; those of floating point also in its dtype."""
     return {
         name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()

@@ -1,4 +1,4 @@
-"""Tensors by name in a folder of safetensors files: whole or absent, checked, mapped into memory.
+"""A folder of safetensors files, each whole or absent, with a checksum of every tensor.
 
     <folder>/<random>.safetensors     tensors by name; a CRC-32 of each in the file's metadata
 
@@ -30,11 +30,11 @@ SUFFIX = ".safetensors"
 def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The wanted tensors that a folder holds, mapped from its files.
 
-    A file that is cut off and a tensor whose bytes have changed are left out; a file in which
-    anything is wrong is removed, what is right in it is written anew.
+    Truncated files and tensors with a wrong checksum are left out. A damaged file is removed; its
+    intact tensors are written to a new one.
 
     Returns:
-        The tensors by name, and what was found wrong.
+        The tensors by name, and a description of each damaged file.
     """
     found: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -58,13 +58,13 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Writes one file; returns its path.
 
     Raises:
-        VlftError: the disk did not take it.
+        VlftError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
     part = path.with_suffix(".part")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sums = {name: str(checksum(tensor)) for name, tensor in ready.items()}
+    sums = {name: str(_checksum(tensor)) for name, tensor in ready.items()}
     try:
         save_file(ready, part, metadata=sums)
         with part.open("rb") as file:
@@ -81,12 +81,6 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    data: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
-    return zlib.crc32(data)
-
-
 def _read(path: Path, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
     tensors: dict[str, Tensor] = {}
     wrong: list[str] = []
@@ -94,8 +88,14 @@ def _read(path: Path, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
         sums = file.metadata() or {}
         for name in wanted.intersection(file.keys()):
             tensor = file.get_tensor(name)
-            if sums.get(name) == str(checksum(tensor)):
+            if sums.get(name) == str(_checksum(tensor)):
                 tensors[name] = tensor
             else:
                 wrong.append(name)
     return tensors, wrong
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor."""
+    data: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
+    return zlib.crc32(data)
