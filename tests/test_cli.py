@@ -12,6 +12,7 @@ import pytest
 from vlft import __version__
 from vlft.cli import app, models
 from vlft.cli.commands import COMMANDS
+from vlft.cli.ms_swift import ALIASES
 from vlft.families.registry import FAMILIES
 from vlft.planning.published import KNOWN
 from vlft.settings import flag
@@ -70,15 +71,18 @@ def test_flags_are_frozen(command):
 def test_help_reads_well_at_80_columns(monkeypatch, capfd, command):
     code, text, _ = run(monkeypatch, capfd, command, "--help")
     assert code == 0
+    assert run(monkeypatch, capfd, command, "-h")[1] == text
     assert max(map(len, text.splitlines())) <= 80
     for name in FLAGS[command].split():
         assert name in text.replace("[no-]", ""), name
     for spec in dataclasses.fields(COMMANDS[command].config):
         assert spec.metadata["help"].split()[0] in text
     assert "…" not in text
+    # Our own spelling alone.
+    assert not any(alias in text for alias in ALIASES)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_commands(monkeypatch, capfd, arguments):
     assert FLAGS.keys() == COMMANDS.keys()
     code, text, err = run(monkeypatch, capfd, *arguments)

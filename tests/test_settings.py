@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from vlft.cli.options import command_function
+from vlft.cli.options import read_settings
 from vlft.config import InferConfig, MergeLoraConfig, SftConfig
 from vlft.errors import CollectedError, ConfigError, UsageError
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
@@ -411,11 +410,7 @@ class TestCommandLine:
         monkeypatch.chdir(tmp_path)
 
     def run(self, *arguments: str, cls: type = SftConfig) -> tuple[Any, set[str]]:
-        seen: list[tuple[Any, set[str]]] = []
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(command_function(cls, lambda config, written: seen.append((config, written))))
-        app(list(arguments), standalone_mode=False)
-        return seen[0]
+        return read_settings(cls, "sft", arguments)
 
     def test_flags(self):
         config, written = self.run(
@@ -475,8 +470,8 @@ class TestCommandLine:
         with pytest.raises(CollectedError) as error:
             self.run("--lora-rank", "0", "--val-ratio", "2", "--seed", "-1", "--dataset", "a")
         assert str(error.value).splitlines() == [
-            "--val-ratio: found 2, at most 0.9 is allowed",
             "--lora-rank: found 0, at least 1 is allowed",
+            "--val-ratio: found 2, at most 0.9 is allowed",
             "--seed: found -1, at least 0 is allowed",
         ]
 

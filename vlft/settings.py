@@ -102,6 +102,11 @@ def field_type(cls: type, name: str) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
+def is_repeatable(cls: type, name: str) -> bool:
+    """Whether a field holds many values, a flag for each."""
+    return typing.get_origin(typing.get_type_hints(cls)[name]) is tuple
+
+
 def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
     """A checked config from named values.
 
@@ -113,24 +118,32 @@ def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> 
     Raises:
         UsageError: one or many; nothing is reported one at a time.
     """
+    converted, problems = convert(cls, values, source=source)
+    raise_all(problems)
+    config = cls(**converted)
+    raise_all(config.problems())
+    return config
+
+
+def convert(
+    cls: type, values: Mapping[str, Any], *, source: str = ""
+) -> tuple[dict[str, Any], list[UsageError]]:
+    """The values in the types of their fields, and what is wrong with each; see ``build``."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     problems: list[UsageError] = []
     converted = {}
     for name, value in values.items():
         place = f"{source}: {name}" if source else flag(name)
-        if not source and name in fields and fields[name].metadata["argument"]:
-            place = name.upper()
         if name not in fields:
             problems.append(unknown_name(name, list(fields), place=place, what="setting"))
             continue
+        if not source and fields[name].metadata["argument"]:
+            place = name.upper()
         try:
             converted[name] = _convert(cls, fields[name], value, place)
         except UsageError as error:
             problems.append(error)
-    raise_all(problems)
-    config = cls(**converted)
-    raise_all(config.problems())
-    return config
+    return converted, problems
 
 
 def check(config: Config) -> Config:
@@ -143,7 +156,7 @@ def check(config: Config) -> Config:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, keys as fields or as flags without dashes.
+    """The settings in a JSON or YAML file, with underscores in the keys as in fields.
 
     Raises:
         ConfigError: the file is missing or is not a table of settings.
@@ -208,7 +221,7 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
         # A flag that takes a word too is read as text.
         value = int(value)
     kind = field_type(cls, spec.name)
-    if typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple:
+    if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_scalar(kind, item, place) for item in items)
     converted = _scalar(kind, value, place)

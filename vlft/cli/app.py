@@ -9,14 +9,15 @@ import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from vlft import __version__
 from vlft.cli.commands import COMMANDS
 from vlft.cli.help import print_command, print_overview
-from vlft.cli.options import command_function
+from vlft.cli.options import read_settings
 from vlft.console import err, show_error
-from vlft.errors import UsageError, VlftError, shown
+from vlft.errors import ConfigError, UsageError, VlftError, shown
+from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -25,27 +26,47 @@ PURPOSE = "Fine-tune, run and merge DeepSeek's vision-language models."
 
 
 class _Group(TyperGroup):
-    """``vlft``, with our own help page."""
+    """``vlft``, with our own help page and error for an unknown command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Prints the page."""
         print_overview(PURPOSE, COMMANDS)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name.
 
-class _Command(TyperCommand):
-    """A command with our own help page."""
+        Raises:
+            ConfigError: there is none.
+        """
+        name = cmd_name.replace("_", "-")
+        if name == "export":
+            hint = "vlft merge-lora writes a merged model, vlft convert another layout"
+            raise ConfigError("unknown command 'export'", place="vlft", hint=hint)
+        if name not in COMMANDS:
+            raise unknown_name(cmd_name, list(COMMANDS), place="vlft", what="command")
+        return super().get_command(ctx, name)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Prints the page."""
-        print_command(ctx.info_name, COMMANDS[ctx.info_name])
+
+def _run(ctx: typer.Context) -> None:
+    """Runs the command that the context names, with the words that follow it."""
+    name = str(ctx.command.name)
+    if "--help" in ctx.args or "-h" in ctx.args:
+        print_command(name, COMMANDS[name])
+    else:
+        COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, ctx.args))
 
 
+# Typer finds the command; cli/options.py reads its words, in all the spellings that are allowed.
+UNREAD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False)
-for _name, _command in COMMANDS.items():
-    app.command(_name, cls=_Command)(command_function(_command.config, _command.run))
+for _name in COMMANDS:
+    app.command(_name, context_settings=UNREAD)(_run)
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help", "-h"]},
+)
 def options(
     ctx: typer.Context, version: Annotated[bool, typer.Option("--version")] = False
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlft.settings import field_type, flag
+from vlft.settings import field_type, flag, is_repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,9 +68,8 @@ def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
     name = flag(spec.name)
     if kind is bool:
         name = name.replace("--", "--[no-]", 1)
-    repeatable = typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple
     metavar = " WORD" if spec.metadata["choices"] else METAVARS[kind]
-    return name + metavar + ("..." if repeatable else "")
+    return name + metavar + ("..." if is_repeatable(cls, spec.name) else "")
 
 
 def help_text(spec: dataclasses.Field[Any]) -> Text:
