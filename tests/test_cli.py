@@ -110,6 +110,7 @@ def test_version(monkeypatch, capfd):
         (["convert", "a"], "vlft convert: two folders are needed"),
         (["convert", "nowhere", "b"], "--model nowhere: no such folder"),
         (["cache", "clean"], "ACTION: found 'clean'"),
+        (["plan", "--gpu", "4091"], "--gpu: found '4091'\n hint: a size like 24GB, or t4, l4"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments, message):
@@ -118,6 +119,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments,
     assert text == ""
     assert err.startswith(f"error: {message}")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("gpu", ["4090", "RTX 4090"])
+def test_a_gpu_by_its_name(monkeypatch, capfd, gpu):
+    model = "deepseek-ai/deepseek-vl-1.3b-chat"
+    code, text, _ = run(monkeypatch, capfd, "plan", "--model", model, "--gpu", gpu)
+    assert code == 0
+    assert f"fits on {gpu} (24 GiB)" in text
 
 
 def test_models(monkeypatch, capfd):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlft.cli.options import read_settings
-from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+from vlft.config import GPUS, InferConfig, MergeLoraConfig, SftConfig, gpu_gib
 from vlft.errors import CollectedError, ConfigError, UsageError
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
 
@@ -526,3 +526,31 @@ class TestAuto:
     def test_other_words(self, given):
         with pytest.raises(UsageError, match=f"found '{given}', a whole number or auto"):
             build(SftConfig, {"dataset": ["a"], "tokens_per_microbatch": given})
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        ("gpu", "gib"),
+        [
+            ("4090", 24), ("rtx4090", 24), ("RTX 4090", 24), ("rtx-4090", 24), ("rtx_4090", 24),
+            ("NVIDIA GeForce RTX 4090", 24), ("h100", 80), ("NVIDIA H100 PCIe", 80),
+            ("NVIDIA A100", 80), ("A100 80GB", 80), ("a100-40gb", 40), ("A100 40 GiB", 40),
+            ("NVIDIA A100-SXM4-40GB", 40), ("Tesla T4", 15), ("V100-16GB", 16), ("RTX A6000", 48),
+            ("24GB", 24), ("80 gib", 80), ("16", 16), (" 22.5 GB", 22.5), ("288GB", 288),
+        ],
+    )  # fmt: skip
+    def test_names_and_sizes(self, gpu, gib):
+        assert gpu_gib(gpu) == gib
+
+    @pytest.mark.parametrize(
+        "gpu", ["", "fast", "4091", "257", "0", "0GB", "-3", "-3GB", "x100 80GB", "4091 24GB", "GB"]
+    )
+    def test_others_are_refused_with_the_names(self, gpu):
+        with pytest.raises(ConfigError) as error:
+            gpu_gib(gpu)
+        assert str(error.value).startswith(
+            f"--gpu: found {gpu!r}\n hint: a size like 24GB, or t4, l4, "
+        )
+
+    def test_every_name(self):
+        assert all(gpu_gib(name) == gib for name, gib in GPUS.items())

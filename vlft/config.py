@@ -27,11 +27,13 @@ TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 # products of a CPU, where longer rows would only take more memory; on a GPU all that fits.
 JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
-# GiB of memory, by the name of the GPU.
+# Memory in GiB of a GPU, by its name without the maker and the series.
 GPUS = {
-    "t4": 15, "l4": 22.5, "a10": 22.5, "v100": 32, "rtx3090": 24, "rtx4090": 24, "rtx5090": 32,
-    "a100-40gb": 40, "a6000": 48, "l40s": 45, "a100": 80, "h100": 80, "h200": 140, "b200": 180,
+    "t4": 15, "l4": 22.5, "a10": 22.5, "a10g": 22.5, "v100": 32, "3090": 24, "4090": 24, "5090": 32,
+    "a6000": 48, "l40s": 45, "a100": 80, "h100": 80, "h200": 140, "b200": 180,
 }  # fmt: skip
+# A number above this is a mistyped name, not a size in GiB.
+LARGEST_GPU = 256
 
 # These set base weights too, which 4 and 8 bit cannot hold.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
@@ -261,8 +263,13 @@ class PlanConfig(SftConfig):
     gpu: str = setting("24GB", "GPU to plan for: its memory, or a name like a100.", panel="Plan")
 
     def problems(self) -> list[UsageError]:
-        """Those of the run; without data its memory can still be planned."""
-        return [problem for problem in super().problems() if problem.place != "--dataset"]
+        """Those of the run, except missing data: memory is planned without; and the GPU's."""
+        found = [problem for problem in super().problems() if problem.place != "--dataset"]
+        try:
+            gpu_gib(self.gpu)
+        except ConfigError as error:
+            found.append(error)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,6 +476,27 @@ class CacheConfig(Settings):
         argument=True,
         choices=("info", "clear"),
     )
+
+
+def gpu_gib(gpu: str) -> float:
+    """Memory of a GPU in GiB, from its size or a name like ``NVIDIA A100-SXM4-40GB``.
+
+    Raises:
+        ConfigError: neither a size nor a name in ``GPUS``.
+    """
+    text = gpu.lower().strip()
+    sized = re.fullmatch(r"(.*[\s_-])?(\d+(?:\.\d+)?)\s*gi?b", text)
+    before_size = sized[1] or "" if sized else text
+    name = re.sub(r"nvidia|geforce|rtx|tesla|sxm\d?|pcie|[\s_-]", "", before_size)
+    if sized:
+        gib = float(sized[2]) if name in GPUS or not before_size else 0
+    else:
+        number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0
+        gib = GPUS.get(name, number if number <= LARGEST_GPU else 0)
+    if not gib:
+        names = ", ".join(GPUS)
+        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
+    return gib
 
 
 def _shard_size_problems(size: str) -> list[UsageError]:

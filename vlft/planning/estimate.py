@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import GPUS, TOKENS_PER_ROW
-from vlft.errors import CheckpointError, ConfigError
+from vlft.config import TOKENS_PER_ROW, gpu_gib
+from vlft.errors import CheckpointError
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, Memory, MemorySpec, memory
 from vlft.planning.published import KNOWN
 from vlft.planning.sizes import TextSizes, language_params, lm_head_params, text_sizes, tower_scores
@@ -146,12 +145,7 @@ def gpu_bytes(gpu: str) -> float:
     Raises:
         ConfigError: neither.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)?", gpu, re.IGNORECASE)
-    gib = float(found[1]) if found else GPUS.get(gpu.lower().replace(" ", ""))
-    if not gib:
-        names = ", ".join(GPUS)
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
-    return gib * GIB
+    return gpu_gib(gpu) * GIB
 
 
 def device_of(config: PlanConfig) -> str:
