@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,13 @@ FLAGS = {
 }
 # The same, so that a run is planned with its own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded():
+    """Imports what takes long: a command that has to says so, before all else."""
+    for command in COMMANDS.values():
+        importlib.import_module(command.work.partition(":")[0])
 
 
 def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
@@ -203,6 +212,21 @@ def test_help_imports_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_first_line_does_not_wait_for_torch(tmp_path):
+    """It is there in a small part of the time that the imports take, on stderr."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "vlft", "infer", "--ckpt-dir", "nowhere"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline()
+        waited = time.monotonic() - start
+        rest, text = process.stderr.read(), process.stdout.read()
+    assert first == f"vlft {__version__}: loading torch and transformers\n"
+    assert waited < (time.monotonic() - start) / 2
+    assert (rest.splitlines()[0], text) == ("error: nowhere: no such folder", "")
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vlft import config
+from vlft import __version__, config
 from vlft.cli.quiet import quiet
+from vlft.console import working
 
 if TYPE_CHECKING:
     from vlft.settings import Settings
@@ -44,7 +45,8 @@ class Command:
         """
         quiet()
         module, _, name = self.work.partition(":")
-        work = getattr(importlib.import_module(module), name)
+        with working(f"vlft {__version__}: loading torch and transformers", after=0.2):
+            work = getattr(importlib.import_module(module), name)
         result = work(settings, given) if self.resumes else work(settings)
         if getattr(result, "finished", True) is False:
             raise typer.Exit(130)
