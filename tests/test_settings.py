@@ -507,6 +507,19 @@ class TestTheLastResort:
             "error: No space left on device\n hint: --debug shows the traceback\n",
         )
 
+    def test_ctrl_c_in_a_command(self, monkeypatch, capsys):
+        from vlft.cli import app
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("vlft.cli.models.list_models", stop)
+        monkeypatch.setattr(sys, "argv", ["vlft", "models"])
+        with pytest.raises(SystemExit) as exit_:
+            app.main()
+        assert exit_.value.code == 130
+        assert capsys.readouterr().err == "error: stopped; what was saved before is whole\n"
+
     def test_debug_shows_the_traceback(self, monkeypatch, capsys):
         code, text = self.main(monkeypatch, capsys, ConfigError("wrong", place="--x"), "--debug")
         assert code == 2

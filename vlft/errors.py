@@ -2,6 +2,7 @@
 
     VlftError            exit code 1   the work failed for a reason that is not the input
     ├── VerificationError              a result that was checked and is not right
+    ├── StoppedError     exit code 130 the user ended the command
     └── UsageError       exit code 2   the input must change
         ├── ConfigError                settings: flags, configuration file, what they ask for
         ├── DataError                  a data file, a record of it, one of its images
@@ -43,6 +44,15 @@ class VlftError(Exception):
 
 class VerificationError(VlftError):
     """A result that was checked against a second computation and differs."""
+
+
+class StoppedError(VlftError):
+    """The user ended the command, with Ctrl-C."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("stopped; what was saved before is whole")
 
 
 class UsageError(VlftError):

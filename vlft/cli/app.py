@@ -16,7 +16,7 @@ from vlft.cli.commands import COMMANDS
 from vlft.cli.help import print_command, print_overview
 from vlft.cli.options import read_settings
 from vlft.console import err, show_error
-from vlft.errors import ConfigError, UsageError, VlftError, shown
+from vlft.errors import ConfigError, StoppedError, UsageError, VlftError, shown
 from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
@@ -52,8 +52,12 @@ def _run(ctx: typer.Context) -> None:
     name = str(ctx.command.name)
     if "--help" in ctx.args or "-h" in ctx.args:
         print_command(name, COMMANDS[name])
-    else:
+        return
+    try:
         COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, ctx.args))
+    except KeyboardInterrupt as error:
+        # Typer would end without a word.
+        raise StoppedError from error
 
 
 # Typer finds the command; cli/options.py reads its words, in all the spellings that are allowed.
@@ -78,8 +82,12 @@ def options(
         print_overview(PURPOSE, COMMANDS)
 
 
-def _file_error(error: OSError) -> VlftError:
-    """What the system has against a file that no command checked: a path, a right, a full disk."""
+def _as_ours(error: VlftError | OSError | KeyboardInterrupt) -> VlftError:
+    """The error to show: of the system's own, what is wrong with a file or a disk."""
+    if isinstance(error, VlftError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError()
     reason = str(error.strerror or error).split("\n")[0]
     place = shown(error.filename) if isinstance(error.filename, str) else ""
     wrong_path = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -90,12 +98,12 @@ def _file_error(error: OSError) -> VlftError:
 
 
 def _is_said_elsewhere(error: VlftError) -> bool:
-    """Whether another process says it: all find a user's mistake, the first of a machine speaks."""
-    return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    """Whether the first process of this machine shows it: all of them find a user's mistake."""
+    return isinstance(error, UsageError | StoppedError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _pass_on(dropped: UnraisableHookArgs) -> None:
-    """Has a Ctrl-C come again that Python dropped, as it does with all that a callback raises."""
+    """Sends a Ctrl-C again that Python dropped, as it drops whatever a callback raises."""
     if dropped.exc_type is KeyboardInterrupt:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
@@ -105,23 +113,12 @@ def _pass_on(dropped: UnraisableHookArgs) -> None:
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     sys.unraisablehook = _pass_on
-    debug = "--debug" in sys.argv
     try:
         app()
-    except VlftError as error:
-        if debug:
+    except (VlftError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
             err.print_exception()
-        if not _is_said_elsewhere(error):
-            show_error(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if debug:
-            err.print_exception()
-        failed = _file_error(error)
-        show_error(str(failed))
-        sys.exit(failed.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            err.print_exception()
-        show_error("stopped; what was saved before is whole")
-        sys.exit(130)
+        ours = _as_ours(error)
+        if not _is_said_elsewhere(ours):
+            show_error(str(ours))
+        sys.exit(ours.exit_code)
