@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
+import vlft
 from vlft.cli.options import read_settings
 from vlft.config import GPUS, InferConfig, MergeLoraConfig, SftConfig, gpu_gib
 from vlft.errors import CollectedError, ConfigError, UsageError
+from vlft.inference.generate import Sampling
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
+from vlft.training.lora import LoraOptions
 
 CONFIGS = {
     SftConfig: {"dataset": ["a.jsonl"]},
@@ -567,3 +571,21 @@ class TestGpus:
 
     def test_every_name(self):
         assert all(gpu_gib(name) == gib for name, gib in GPUS.items())
+
+
+class TestDefaultsAreWrittenOnce:
+    """Python's functions and the parts of a run take the defaults of the command line."""
+
+    @pytest.mark.parametrize("function", [vlft.load, vlft.generate, Sampling])
+    def test_of_inference(self, function):
+        for name, parameter in inspect.signature(function).parameters.items():
+            default = getattr(InferConfig, name, None)
+            if default is not None:
+                assert parameter.default == default, name
+        assert inspect.signature(vlft.load).parameters["quantize"].default == SftConfig.quantize
+
+    def test_of_lora(self):
+        for spec in dataclasses.fields(LoraOptions):
+            names = (spec.name, f"lora_{spec.name}", f"{spec.name}_lora_weights")
+            (name,) = [name for name in names if hasattr(SftConfig, name)]
+            assert spec.default == getattr(SftConfig, name)

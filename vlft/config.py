@@ -105,7 +105,7 @@ class SftConfig:
         panel="Tuning",
     )
     lora_rank: int = setting(8, "Rank of the update.", panel="Tuning", minimum=1)
-    lora_alpha: float = setting(32, "Scale of the update, times 1/rank.", panel="Tuning", above=0)
+    lora_alpha: float = setting(32.0, "Scale of the update, times 1/rank.", panel="Tuning", above=0)
     lora_dropout: float = setting(
         0.0, "Dropout before the update.", panel="Tuning", minimum=0, maximum=0.95
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, load_processor, native_config
 from vlft.families.registry import find_family
@@ -52,7 +53,7 @@ def locate_model(
     name: str | None,
     *,
     revision: str | None = None,
-    hub: str = "huggingface",
+    hub: str = SftConfig.hub,
     weights: bool = True,
 ) -> ModelFolder:
     """The folder of a model.

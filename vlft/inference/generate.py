@@ -11,6 +11,7 @@ import torch
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
+from vlft.config import InferConfig, SftConfig
 from vlft.errors import ConfigError, DataError
 from vlft.vision.encode import moved
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 class Sampling:
     """How the next token is chosen; temperature 0 is greedy."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    max_new_tokens: int = InferConfig.max_new_tokens
+    temperature: float = InferConfig.temperature
+    top_p: float = InferConfig.top_p
+    top_k: int = InferConfig.top_k
+    repetition_penalty: float = InferConfig.repetition_penalty
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Reply:
 def load(
     path: str | Path,
     adapter: str | Path | None = None,
-    dtype: str = "auto",
-    quantize: str = "none",
-    device: str = "auto",
+    dtype: str = InferConfig.dtype,
+    quantize: str = SftConfig.quantize,
+    device: str = InferConfig.device,
 ) -> tuple[Any, Processor]:
     """A model ready to run, and its processor.
 
@@ -80,13 +81,13 @@ def generate(
     model: Any,
     processor: Processor,
     rows: Sequence[Mapping[str, Any]],
-    max_new_tokens: int = 64,
+    max_new_tokens: int = InferConfig.max_new_tokens,
     *,
     image_root: str | Path | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
+    temperature: float = InferConfig.temperature,
+    top_p: float = InferConfig.top_p,
+    top_k: int = InferConfig.top_k,
+    repetition_penalty: float = InferConfig.repetition_penalty,
 ) -> list[Reply]:
     """Replies to rows of the native layout, in one batch; a row's ``response`` is left out.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from vlft.config import TOKENS_PER_ROW, SftConfig
 from vlft.planning.sizes import TextSizes, language_params, language_weights, lm_head_params
 from vlft.training.targets import choose_targets
 
@@ -54,12 +55,12 @@ class MemorySpec:
     """
 
     width: int = 2
-    quantize: str = "none"
+    quantize: str = SftConfig.quantize
     full: bool = False
-    targets: str = "qkv"
-    rank: int = 8
+    targets: str = SftConfig.lora_target_modules
+    rank: int = SftConfig.lora_rank
     checkpointing: bool = True
-    tokens: int = 8192
+    tokens: int = TOKENS_PER_ROW["cuda"]
     scores: int = 0
     cached: bool = True
     cuda: bool = True
