@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from vlft import __version__
 from vlft.cli import app, models
 from vlft.cli.commands import COMMANDS
+from vlft.cli.ms_swift import ALIASES
 from vlft.families.registry import FAMILIES
 from vlft.planning.published import PUBLISHED_MODELS
 from vlft.settings import flag
@@ -50,6 +53,13 @@ FLAGS = {
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded():
+    """Imports what takes long: a command that has to says so, before all else."""
+    for command in COMMANDS.values():
+        importlib.import_module(command.work.partition(":")[0])
+
+
 def run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["vlft", *arguments])
     monkeypatch.setenv("COLUMNS", "80")
@@ -70,15 +80,20 @@ def test_flags_are_frozen(command):
 def test_help_reads_well_at_80_columns(monkeypatch, capfd, command):
     code, text, _ = run(monkeypatch, capfd, command, "--help")
     assert code == 0
+    assert run(monkeypatch, capfd, command, "-h")[1] == text
     assert max(map(len, text.splitlines())) <= 80
     for name in FLAGS[command].split():
         assert name in text.replace("[no-]", ""), name
     for spec in dataclasses.fields(COMMANDS[command].config):
         assert spec.metadata["help"].split()[0] in text
     assert "…" not in text
+    # Our own spelling alone.
+    aliases = " ".join(ALIASES.values()).split()
+    others = {f"--{alias}" for alias in aliases} | {flag(alias) for alias in aliases}
+    assert not any(f"{other} " in text for other in others - set(FLAGS[command].split()))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_commands(monkeypatch, capfd, arguments):
     assert FLAGS.keys() == COMMANDS.keys()
     code, text, err = run(monkeypatch, capfd, *arguments)
@@ -106,6 +121,7 @@ def test_version(monkeypatch, capfd):
         (["convert", "a"], "vlft convert: two folders are needed"),
         (["convert", "nowhere", "b"], "--model nowhere: no such folder"),
         (["cache", "clean"], "ACTION: found 'clean'"),
+        (["plan", "--gpu", "4091"], "--gpu: found '4091'\n hint: a size like 24GB, or t4, l4"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments, message):
@@ -114,6 +130,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(monkeypatch, capfd, arguments,
     assert text == ""
     assert err.startswith(f"error: {message}")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("gpu", ["4090", "RTX 4090"])
+def test_a_gpu_by_its_name(monkeypatch, capfd, gpu):
+    model = "deepseek-ai/deepseek-vl-1.3b-chat"
+    code, text, _ = run(monkeypatch, capfd, "plan", "--model", model, "--gpu", gpu)
+    assert code == 0
+    assert f"fits on {gpu} (24 GiB)" in text
 
 
 def test_models(monkeypatch, capfd):
@@ -192,6 +216,21 @@ def test_help_imports_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_first_line_does_not_wait_for_torch(tmp_path):
+    """It is there in a small part of the time that the imports take, on stderr."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "vlft", "infer", "--ckpt-dir", "nowhere"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline()
+        waited = time.monotonic() - start
+        rest, text = process.stderr.read(), process.stdout.read()
+    assert first == f"vlft {__version__}: loading torch and transformers\n"
+    assert waited < (time.monotonic() - start) / 2
+    assert (rest.splitlines()[0], text) == ("error: nowhere: no such folder", "")
 
 
 def test_importing_the_package_imports_nothing_heavy():

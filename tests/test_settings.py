@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from vlft.cli.options import command_function
-from vlft.config import InferConfig, MergeLoraConfig, SftConfig
+import vlft
+from vlft.cli.options import read_settings
+from vlft.config import GPUS, InferConfig, MergeLoraConfig, SftConfig, gpu_gib
 from vlft.errors import CollectedError, ConfigError, UsageError
+from vlft.inference.generate import Sampling
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
+from vlft.training.lora import LoraOptions
 
 CONFIGS = {
     SftConfig: {"dataset": ["a.jsonl"]},
@@ -411,11 +414,7 @@ class TestCommandLine:
         monkeypatch.chdir(tmp_path)
 
     def run(self, *arguments: str, cls: type = SftConfig) -> tuple[Any, set[str]]:
-        seen: list[tuple[Any, set[str]]] = []
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(command_function(cls, lambda config, written: seen.append((config, written))))
-        app(list(arguments), standalone_mode=False)
-        return seen[0]
+        return read_settings(cls, "sft", arguments)
 
     def test_flags(self):
         config, written = self.run(
@@ -475,8 +474,8 @@ class TestCommandLine:
         with pytest.raises(CollectedError) as error:
             self.run("--lora-rank", "0", "--val-ratio", "2", "--seed", "-1", "--dataset", "a")
         assert str(error.value).splitlines() == [
-            "--val-ratio: found 2, at most 0.9 is allowed",
             "--lora-rank: found 0, at least 1 is allowed",
+            "--val-ratio: found 2, at most 0.9 is allowed",
             "--seed: found -1, at least 0 is allowed",
         ]
 
@@ -512,6 +511,19 @@ class TestTheLastResort:
             "error: No space left on device\n hint: --debug shows the traceback\n",
         )
 
+    def test_ctrl_c_in_a_command(self, monkeypatch, capsys):
+        from vlft.cli import app
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("vlft.cli.models.list_models", stop)
+        monkeypatch.setattr(sys, "argv", ["vlft", "models"])
+        with pytest.raises(SystemExit) as exit_:
+            app.main()
+        assert exit_.value.code == 130
+        assert capsys.readouterr().err == "error: stopped; what was saved before is whole\n"
+
     def test_debug_shows_the_traceback(self, monkeypatch, capsys):
         code, text = self.main(monkeypatch, capsys, ConfigError("wrong", place="--x"), "--debug")
         assert code == 2
@@ -531,3 +543,49 @@ class TestAuto:
     def test_other_words(self, given):
         with pytest.raises(UsageError, match=f"found '{given}', a whole number or auto"):
             build(SftConfig, {"dataset": ["a"], "tokens_per_microbatch": given})
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        ("gpu", "gib"),
+        [
+            ("4090", 24), ("rtx4090", 24), ("RTX 4090", 24), ("rtx-4090", 24), ("rtx_4090", 24),
+            ("NVIDIA GeForce RTX 4090", 24), ("h100", 80), ("NVIDIA H100 PCIe", 80),
+            ("NVIDIA A100", 80), ("A100 80GB", 80), ("a100-40gb", 40), ("A100 40 GiB", 40),
+            ("NVIDIA A100-SXM4-40GB", 40), ("Tesla T4", 15), ("V100-16GB", 16), ("RTX A6000", 48),
+            ("24GB", 24), ("80 gib", 80), ("16", 16), (" 22.5 GB", 22.5), ("288GB", 288),
+        ],
+    )  # fmt: skip
+    def test_names_and_sizes(self, gpu, gib):
+        assert gpu_gib(gpu) == gib
+
+    @pytest.mark.parametrize(
+        "gpu", ["", "fast", "4091", "257", "0", "0GB", "-3", "-3GB", "x100 80GB", "4091 24GB", "GB"]
+    )
+    def test_others_are_refused_with_the_names(self, gpu):
+        with pytest.raises(ConfigError) as error:
+            gpu_gib(gpu)
+        assert str(error.value).startswith(
+            f"--gpu: found {gpu!r}\n hint: a size like 24GB, or t4, l4, "
+        )
+
+    def test_every_name(self):
+        assert all(gpu_gib(name) == gib for name, gib in GPUS.items())
+
+
+class TestDefaultsAreWrittenOnce:
+    """Python's functions and the parts of a run take the defaults of the command line."""
+
+    @pytest.mark.parametrize("function", [vlft.load, vlft.generate, Sampling])
+    def test_of_inference(self, function):
+        for name, parameter in inspect.signature(function).parameters.items():
+            default = getattr(InferConfig, name, None)
+            if default is not None:
+                assert parameter.default == default, name
+        assert inspect.signature(vlft.load).parameters["quantize"].default == SftConfig.quantize
+
+    def test_of_lora(self):
+        for spec in dataclasses.fields(LoraOptions):
+            names = (spec.name, f"lora_{spec.name}", f"{spec.name}_lora_weights")
+            (name,) = [name for name in names if hasattr(SftConfig, name)]
+            assert spec.default == getattr(SftConfig, name)

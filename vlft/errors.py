@@ -2,6 +2,7 @@
 
     VlftError            exit code 1   the work failed for a reason that is not the input
     ├── VerificationError              a result that was checked and is not right
+    ├── StoppedError     exit code 130 the user ended the command
     └── UsageError       exit code 2   the input must change
         ├── ConfigError                settings: flags, configuration file, what they ask for
         ├── DataError                  a data file, a record of it, one of its images
@@ -45,6 +46,15 @@ class VerificationError(VlftError):
     """A result that was checked against a second computation and differs."""
 
 
+class StoppedError(VlftError):
+    """The user ended the command, with Ctrl-C."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("stopped; what was saved before is whole")
+
+
 class UsageError(VlftError):
     """The input must change before the command can work."""
 
@@ -64,35 +74,35 @@ class CheckpointError(UsageError):
 
 
 class CollectedError(UsageError):
-    """Several problems of one kind, shown together.
+    """Several problems of the input, reported together.
 
     Args:
         problems: all of them, in the order of the input.
-        shown: how many are printed in full; the rest is counted.
+        limit: how many are printed; the rest are counted.
     """
 
-    def __init__(self, problems: Sequence[UsageError], *, shown: int = 20) -> None:
+    def __init__(self, problems: Sequence[UsageError], *, limit: int = 20) -> None:
         super().__init__(f"{len(problems)} problems")
         self.problems = tuple(problems)
-        self.shown = shown
+        self.limit = limit
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[: self.shown]]
-        rest = len(self.problems) - self.shown
+        lines = [str(problem) for problem in self.problems[: self.limit]]
+        rest = len(self.problems) - self.limit
         if rest > 0:
             lines.append(f"... and {rest} more")
         return "\n".join(lines)
 
 
 def shown(path: str | Path) -> str:
-    """The path as messages name it: from the working folder if it lies inside, never endless."""
+    """The path for a message: relative to the working folder if inside it, shortened if long."""
     whole, here = Path(path), Path.cwd()
     text = str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
 def raise_all(problems: Sequence[UsageError]) -> None:
-    """Raises the one problem, or all of them together; returns if there is none."""
+    """Raises the problem, or a CollectedError of several; returns if there is none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:

@@ -12,6 +12,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
 from vlft.checkpoints.weights import read_tensors
+from vlft.config import MergeLoraConfig
 from vlft.errors import ConfigError
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import template_source
@@ -44,7 +45,7 @@ def export_model(
     *,
     layout: str,
     dtype: torch.dtype | None,
-    max_shard_size: str = "5GB",
+    max_shard_size: str = MergeLoraConfig.max_shard_size,
 ) -> None:
     """Writes a model that loads like its base did.
 

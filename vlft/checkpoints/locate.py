@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, load_processor, native_config
 from vlft.families.registry import find_family
@@ -63,7 +64,7 @@ def locate_model(
     name: str | None,
     *,
     revision: str | None = None,
-    hub: str = "huggingface",
+    hub: str = SftConfig.hub,
     weights: bool = True,
 ) -> ModelFolder:
     """The folder of a model.

@@ -9,14 +9,15 @@ import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from vlft import __version__
 from vlft.cli.commands import COMMANDS
 from vlft.cli.help import print_command, print_overview
-from vlft.cli.options import command_function
+from vlft.cli.options import read_settings
 from vlft.console import err, show_error
-from vlft.errors import UsageError, VlftError, shown
+from vlft.errors import ConfigError, StoppedError, UsageError, VlftError, shown
+from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -25,27 +26,51 @@ PURPOSE = "Fine-tune, run and merge DeepSeek's vision-language models."
 
 
 class _Group(TyperGroup):
-    """``vlft``, with our own help page."""
+    """``vlft``, with our own help page and error for an unknown command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Prints the page."""
         print_overview(PURPOSE, COMMANDS)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name.
 
-class _Command(TyperCommand):
-    """A command with our own help page."""
+        Raises:
+            ConfigError: there is none.
+        """
+        name = cmd_name.replace("_", "-")
+        if name == "export":
+            hint = "vlft merge-lora writes a merged model, vlft convert another layout"
+            raise ConfigError("unknown command 'export'", place="vlft", hint=hint)
+        if name not in COMMANDS:
+            raise unknown_name(cmd_name, list(COMMANDS), place="vlft", what="command")
+        return super().get_command(ctx, name)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Prints the page."""
-        print_command(ctx.info_name, COMMANDS[ctx.info_name])
+
+def _run(ctx: typer.Context) -> None:
+    """Runs the command that the context names, with the words that follow it."""
+    name = str(ctx.command.name)
+    if "--help" in ctx.args or "-h" in ctx.args:
+        print_command(name, COMMANDS[name])
+        return
+    try:
+        COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, ctx.args))
+    except KeyboardInterrupt as error:
+        # Typer would end without a word.
+        raise StoppedError from error
 
 
+# Typer finds the command; cli/options.py reads its words, in all the spellings that are allowed.
+UNREAD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False)
-for _name, _command in COMMANDS.items():
-    app.command(_name, cls=_Command)(command_function(_command.config, _command.run))
+for _name in COMMANDS:
+    app.command(_name, context_settings=UNREAD)(_run)
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help", "-h"]},
+)
 def options(
     ctx: typer.Context, version: Annotated[bool, typer.Option("--version")] = False
 ) -> None:
@@ -57,8 +82,12 @@ def options(
         print_overview(PURPOSE, COMMANDS)
 
 
-def _file_error(error: OSError) -> VlftError:
-    """What the system has against a file that no command checked: a path, a right, a full disk."""
+def _as_ours(error: VlftError | OSError | KeyboardInterrupt) -> VlftError:
+    """The error to show: of the system's own, what is wrong with a file or a disk."""
+    if isinstance(error, VlftError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError()
     reason = str(error.strerror or error).split("\n")[0]
     place = shown(error.filename) if isinstance(error.filename, str) else ""
     wrong_path = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -68,13 +97,13 @@ def _file_error(error: OSError) -> VlftError:
     return VlftError(reason, place=place, hint="--debug shows the traceback")
 
 
-def _is_said_elsewhere(error: VlftError) -> bool:
-    """Whether another process says it: all find a user's mistake, the first of a machine speaks."""
-    return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
+def _is_shown_by_another_rank(error: VlftError) -> bool:
+    """Whether local rank 0 shows it: every rank finds a mistake in the input, one message is enough."""
+    return isinstance(error, UsageError | StoppedError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _pass_on(dropped: UnraisableHookArgs) -> None:
-    """Has a Ctrl-C come again that Python dropped, as it does with all that a callback raises."""
+    """Sends a Ctrl-C again that Python dropped, as it drops whatever a callback raises."""
     if dropped.exc_type is KeyboardInterrupt:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
@@ -84,23 +113,12 @@ def _pass_on(dropped: UnraisableHookArgs) -> None:
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     sys.unraisablehook = _pass_on
-    debug = "--debug" in sys.argv
     try:
         app()
-    except VlftError as error:
-        if debug:
+    except (VlftError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
             err.print_exception()
-        if not _is_said_elsewhere(error):
-            show_error(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if debug:
-            err.print_exception()
-        failed = _file_error(error)
-        show_error(str(failed))
-        sys.exit(failed.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            err.print_exception()
-        show_error("stopped; what was saved before is whole")
-        sys.exit(130)
+        ours = _as_ours(error)
+        if not _is_shown_by_another_rank(ours):
+            show_error(str(ours))
+        sys.exit(ours.exit_code)

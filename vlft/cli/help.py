@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlft.settings import field_type, flag
+from vlft.settings import field_type, flag, is_repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,13 +64,12 @@ def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
     """The flag with what it takes: ``--lora-rank N``, ``--[no-]use-dora``."""
     if spec.metadata["argument"]:
         return spec.name.upper()
-    kind = field_type(cls, spec.name)
+    value_type = field_type(cls, spec.name)
     name = flag(spec.name)
-    if kind is bool:
+    if value_type is bool:
         name = name.replace("--", "--[no-]", 1)
-    repeatable = typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple
-    metavar = " WORD" if spec.metadata["choices"] else METAVARS[kind]
-    return name + metavar + ("..." if repeatable else "")
+    metavar = " WORD" if spec.metadata["choices"] else METAVARS[value_type]
+    return name + metavar + ("..." if is_repeatable(cls, spec.name) else "")
 
 
 def help_text(spec: dataclasses.Field[Any]) -> Text:
@@ -87,7 +85,7 @@ def help_text(spec: dataclasses.Field[Any]) -> Text:
 
 def default_text(spec: dataclasses.Field[Any]) -> str:
     """The default as the help page shows it; empty where there is none."""
-    described: str = spec.metadata["shown"]
+    described: str = spec.metadata["default_text"]
     if described or spec.default is None or spec.default is dataclasses.MISSING:
         return described
     if isinstance(spec.default, bool):

@@ -1,95 +1,197 @@
-"""Settings dataclass -> command line options. Names and defaults are written there only."""
+"""Command line and file of settings -> one checked settings dataclass.
+
+    vlft sft --dataset a.jsonl b.jsonl --lora_rank=16 --use-dora false --config run.yaml
+
+Names and defaults are in ``vlft.config`` alone. Names may have underscores or be ms-swift's, a
+boolean flag takes ``true``, ``false`` or nothing, and a repeatable one takes several values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import typing
+import difflib
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
+from vlft.errors import ConfigError, UsageError, raise_all
+from vlft.settings import (
+    Config,
+    build,
+    convert,
+    field_type,
+    flag,
+    is_repeatable,
+    read_config_file,
+)
 
-from vlft.errors import UsageError
-from vlft.settings import Config, build, field_type, flag, read_config_file
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-if typing.TYPE_CHECKING:
-    from collections.abc import Callable
+# A word that can only be a flag; other words that begin with a hyphen are values.
+FLAG = re.compile(r"--([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
+BOOLEANS = {"true": True, "false": False}
 
 
-def command_function(
-    cls: type[Config], work: Callable[[Config, set[str]], None]
-) -> Callable[..., None]:
-    """A function that Typer can make a command of: one option per field of ``cls``.
+@dataclass(frozen=True)
+class _Flag:
+    """What a flag sets.
+
+    Attributes:
+        name: of the setting.
+        value_type: type of its value, or of one of them.
+        repeatable: whether it takes several values.
+        negative: whether it is the ``--no-x`` of a boolean.
+    """
+
+    name: str
+    value_type: Any
+    repeatable: bool = False
+    negative: bool = False
+
+
+def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tuple[Config, set[str]]:
+    """The settings of a command, flags before file before default, and the names of those given.
 
     Args:
         cls: the settings.
-        work: gets the checked settings, and the names of those that the user wrote.
+        command: its name, for messages.
+        words: what follows it on the command line.
 
-    Returns:
-        A function whose signature is the fields, ``--config`` and ``--debug``.
+    Raises:
+        UsageError: one or many; what is wrong with single flags and settings is shown together.
     """
-
-    def run(**given: Any) -> None:
-        config_file = given.pop("config")
-        given.pop("debug")
-        written: dict[str, Any] = {
-            name: value for name, value in given.items() if value not in (None, [])
-        }
-        table: dict[str, Any] = {}
-        if config_file is not None:
-            table = read_config_file(config_file)
-            # What is wrong in the file is said with the file's name, before the flags join in.
-            _check_names(cls, table, str(config_file))
-        config = build(cls, {**table, **written})
-        work(config, {*table, *written})
-
-    parameters = [_parameter(cls, spec) for spec in dataclasses.fields(cls)]
-    parameters += [
-        _option("config", Path | None, None, "--config"),
-        _option("debug", bool, False, "--debug"),
-    ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    given, problems = _read_words(cls, command, words)
+    given.pop("debug", None)
+    file = given.pop("config", None)
+    table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(file))
+    values, wrong = convert(cls, given)
+    raise_all([*wrong_in_file, *problems, *wrong])
+    return build(cls, {**table, **values}), {*table, *values}
 
 
-def _parameter(cls: type, spec: dataclasses.Field[Any]) -> inspect.Parameter:
-    """One option; absent on the command line it is None, so that a file can set it."""
-    kind = field_type(cls, spec.name)
-    names = flag(spec.name)
-    if spec.metadata["argument"]:
-        place = typer.Argument(metavar=spec.name.upper(), show_default=False)
-        return _parameter_of(spec.name, kind | None, None, place)
-    if spec.metadata["auto"]:
-        kind = str
-    if kind is bool:
-        names = f"{names}/--no-{names.removeprefix('--')}"
-    if spec.metadata["choices"]:
-        kind = typing.Literal[spec.metadata["choices"]]
-    repeatable = typing.get_origin(typing.get_type_hints(cls)[spec.name]) is tuple
-    annotation: Any = list[kind] if repeatable else kind  # type: ignore[valid-type]
-    return _option(spec.name, annotation | None, None, names)
+def _names(cls: type) -> dict[str, str]:
+    """Every name of a setting, aliases included -> the name of its field."""
+    own = {spec.name: spec.name for spec in dataclasses.fields(cls)}
+    return aliases(own.keys()) | own
 
 
-def _option(name: str, annotation: Any, default: object, names: str) -> inspect.Parameter:
-    return _parameter_of(name, annotation, default, typer.Option(names))
+def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]:
+    """The settings in a file, by field, and the problems found."""
+    names, table = _names(cls), {}
+    problems: list[UsageError] = []
+    for key, value in read_config_file(path).items():
+        name, place = names.get(key, key), f"{path}: {key}"
+        if name in table:
+            problems.append(ConfigError(f"the same setting as {name!r}, given twice", place=place))
+        elif key not in names and key in INSTEAD:
+            found = f"unknown setting {key!r}"
+            problems.append(ConfigError(found, place=place, hint=INSTEAD[key]))
+        else:
+            table[name] = _our_word(name, value)
+    converted, wrong = convert(cls, table, source=str(path))
+    return converted, problems + wrong
 
 
-def _parameter_of(name: str, annotation: Any, default: object, place: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[annotation, place],
-    )
+def _our_word(name: str, value: Any) -> Any:
+    """The value of a setting, a synonym replaced by our own word."""
+    return SYNONYMS.get(name, {}).get(value, value) if isinstance(value, str) else value
 
 
-def _check_names(cls: type[Config], table: dict[str, Any], source: str) -> None:
-    """Raises what is wrong with the file itself; what is missing may still come as flags."""
-    try:
-        build(cls, table, source=source)
-    except UsageError as error:
-        problems = getattr(error, "problems", (error,))
-        if any(problem.place.startswith(source) for problem in problems):
-            raise
+def _read_words(
+    cls: type, command: str, words: Sequence[str]
+) -> tuple[dict[str, Any], list[UsageError]]:
+    """The settings in the words of a command line, by field, and the problems found."""
+    flags = _flags(cls)
+    arguments = [spec.name for spec in dataclasses.fields(cls) if spec.metadata["argument"]]
+    given: dict[str, Any] = {}
+    problems: list[UsageError] = []
+    alone: list[str] = []
+    for typed, values in _groups(words):
+        known = flags.get(typed.replace("-", "_"))
+        if not typed:
+            alone += values
+        elif known is None:
+            problems.append(_unknown_flag(typed, command, flags))
+        else:
+            try:
+                value, rest = _take(known, typed, values, bool(arguments))
+            except ConfigError as error:
+                problems.append(error)
+                continue
+            alone += rest
+            before = given.get(known.name, []) if known.repeatable else None
+            given[known.name] = value if before is None else [*before, *value]
+    place = f"vlft {command}"
+    for word in alone[len(arguments) :]:
+        hint = f"{place} --help lists the flags"
+        problems.append(ConfigError(f"found {word!r} without a flag", place=place, hint=hint))
+    return given | dict(zip(arguments, alone, strict=False)), problems
+
+
+def _groups(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The flags without dashes, each with the words up to the next; ``""`` has those before."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        found = FLAG.fullmatch(word)
+        if found:
+            groups.append((found[1], [] if found[2] is None else [found[2]]))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def _flags(cls: type) -> dict[str, _Flag]:
+    """All flags of a command, by name with underscores."""
+    flags = {"config": _Flag("config", str), "debug": _Flag("debug", bool)}
+    for name, field_name in _names(cls).items():
+        value_type = field_type(cls, field_name)
+        flags[name] = _Flag(field_name, value_type, is_repeatable(cls, field_name))
+        if value_type is bool:
+            flags[f"no_{name}"] = _Flag(field_name, value_type, negative=True)
+    for spec in dataclasses.fields(cls):
+        if spec.metadata["argument"]:
+            del flags[spec.name]
+    return flags
+
+
+def _take(
+    known: _Flag, typed: str, values: list[str], has_arguments: bool
+) -> tuple[Any, list[str]]:
+    """The value of a flag, and those of the words after it that are arguments of the command.
+
+    Raises:
+        ConfigError: too few words, too many, or one that is not allowed.
+    """
+    place = f"--{typed}"
+    if known.value_type is bool:
+        is_given = bool(values) and values[0].lower() in BOOLEANS and not known.negative
+        rest = values[is_given:]
+        if rest and not has_arguments:
+            allowed = "no value" if known.negative else "true or false"
+            raise ConfigError(f"found {' '.join(rest)!r}, {allowed} is allowed", place=place)
+        return BOOLEANS[values[0].lower()] if is_given else not known.negative, rest
+    if not values:
+        raise ConfigError("found nothing, a value is needed", place=place)
+    if known.repeatable:
+        return values, []
+    value, *rest = values
+    if rest and not has_arguments:
+        hint = "put quotes around a value with spaces, commas between several names"
+        raise ConfigError(f"found {len(values)} values, one is allowed", place=place, hint=hint)
+    if known.value_type is int and re.fullmatch(r"[+-]?\d{1,4000}", value):
+        return int(value), rest
+    return _our_word(known.name, value), rest
+
+
+def _unknown_flag(typed: str, command: str, flags: dict[str, _Flag]) -> ConfigError:
+    """The error for an unknown flag; its hint is what to write instead, or the nearest flag."""
+    place = f"vlft {command}"
+    hint = INSTEAD.get(typed.replace("-", "_"), "")
+    if not hint:
+        own = [flag(name) for name, known in flags.items() if name.endswith(known.name)]
+        near = difflib.get_close_matches(f"--{typed}", own, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{place} --help lists the flags"
+    return ConfigError(f"unknown flag '--{typed}'", place=place, hint=hint)

@@ -11,7 +11,7 @@ import torch
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
-from vlft.config import InferConfig
+from vlft.config import InferConfig, SftConfig
 from vlft.errors import ConfigError, DataError
 from vlft.vision.encode import moved
 
@@ -62,7 +62,7 @@ def load(
     path: str | Path,
     adapter: str | Path | None = None,
     dtype: str = InferConfig.dtype,
-    quantize: str = "none",
+    quantize: str = SftConfig.quantize,
     device: str = InferConfig.device,
 ) -> tuple[Any, Processor]:
     """A model in evaluation mode, and its processor.

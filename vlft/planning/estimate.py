@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import GPUS, TOKENS_PER_ROW
-from vlft.errors import CheckpointError, ConfigError
+from vlft.config import TOKENS_PER_ROW, gpu_gib
+from vlft.errors import CheckpointError
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, MemorySpec, estimate_memory
 from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
 from vlft.planning.sizes import (
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from vlft.config import PlanConfig
 
 GIB = 2**30
-_LARGEST_BARE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -126,19 +124,7 @@ def gpu_bytes(gpu: str) -> float:
     Raises:
         ConfigError: it is neither.
     """
-    names = {_plain_gpu_name(name): gib for name, gib in GPUS.items()}
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)?", gpu, re.IGNORECASE)
-    gib = names.get(_plain_gpu_name(gpu), float(size[1]) if size else 0.0)
-    # A large bare number is the name of a GPU that is not in the table.
-    if not gib or (size and not size[2] and gib > _LARGEST_BARE_SIZE):
-        hint = f"a size like 24GB, or {', '.join(GPUS)}"
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=hint)
-    return gib * GIB
-
-
-def _plain_gpu_name(name: str) -> str:
-    """``NVIDIA RTX 4090`` and ``rtx4090`` -> ``4090``."""
-    return re.sub(r"nvidia|geforce|rtx|[\s-]", "", name.lower())
+    return gpu_gib(gpu) * GIB
 
 
 def planned_device(config: PlanConfig) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vlft.checkpoints.adapter import with_grouped_experts
 from vlft.checkpoints.quantize import is_quantized
+from vlft.config import SftConfig
 from vlft.errors import ConfigError
 from vlft.families.base import is_in, keeps_dtype
 from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 class LoraOptions:
     """LoRA settings; see the flags of the same names."""
 
-    target_modules: str = "qkv"
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.0
-    use_dora: bool = False
-    use_rslora: bool = False
-    init: str = "default"
-    train_aligner: bool = False
-    train_vision: bool = False
+    target_modules: str = SftConfig.lora_target_modules
+    rank: int = SftConfig.lora_rank
+    alpha: float = SftConfig.lora_alpha
+    dropout: float = SftConfig.lora_dropout
+    use_dora: bool = SftConfig.use_dora
+    use_rslora: bool = SftConfig.use_rslora
+    init: str = SftConfig.init_lora_weights
+    train_aligner: bool = SftConfig.train_aligner
+    train_vision: bool = SftConfig.train_vision
 
 
 def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
