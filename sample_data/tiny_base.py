@@ -193,7 +193,8 @@ def original_tensors(native: dict[str, nn.Parameter], dtype: torch.dtype) -> dic
     """The parameters of transformers' class under the authors' names."""
     tensors: dict[str, Tensor] = {}
     for name in native:
-        match = FAMILY.keys.from_native(name.replace("vision_model.vision_model", "vision_model"))
+        name_in_file = name.replace("vision_model.vision_model", "vision_model")
+        (match,) = FAMILY.keys.from_native(name_in_file)
         parts = [native[adapt_name(part, set(native))].detach() for part in match.native]
         tensors[match.original] = match.to_original(parts).to(dtype).contiguous()
     return dict(sorted(tensors.items()))

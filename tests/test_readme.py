@@ -92,3 +92,14 @@ def test_the_python_block_runs(clone, environment):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_scripts_remake_the_sample_data(tmp_path, environment):
+    data, base = tmp_path / "handwriting", tmp_path / "base"
+    run([sys.executable, "sample_data/handwriting.py", "--out-dir", str(data)], ROOT, environment)
+    for name in ("train.jsonl", "val.jsonl"):
+        assert (data / name).read_bytes() == (ROOT / "sample_data/handwriting" / name).read_bytes()
+    run([sys.executable, "sample_data/tiny_base.py", str(base)], ROOT, environment)
+    # The weights of tiny-vl are trained, in the recipe's next stages.
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (base / name).read_bytes() == (ROOT / "sample_data/tiny-vl" / name).read_bytes()
