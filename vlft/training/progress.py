@@ -189,9 +189,8 @@ def closing_lines(
         shown = [("best and last", best, position.best_loss)] if position.best_step else shown[1:]
     lines = [f"done: {position.step} steps in {_clock(seconds)}"]
     for name, checkpoint, loss in shown:
-        lines.append(f"{name}: {checkpoint}")
-        if loss is not None:
-            lines[-1] += f"  validation loss {loss:.4f}"
+        evaluated = "" if loss is None else f", validation loss {loss:.4f}"
+        lines.append(f"{name}: {checkpoint.name}{evaluated}")
     answered = "" if position.best_loss is None else " --load-dataset-config"
     return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
 
