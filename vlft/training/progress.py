@@ -1,4 +1,4 @@
-"""What a run shows: a live line at a terminal, a line per log step; metrics.jsonl; last lines."""
+"""The progress of a run: live line, log lines, metrics.jsonl, closing lines."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class RunLog:
         self._first = first_step
         self._live: Progress | None = None
         if console.err.is_terminal and writes:
-            # The time left is our own: rich forgets steps after 30 s and then shows none.
+            # rich's own column shows no time left if the last 30 s have no step.
             self._live = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -117,7 +117,7 @@ class RunLog:
             self._live.stop()
 
     def advance(self, step: int) -> None:
-        """Moves the live line to a step; steps between two log lines need no more."""
+        """Moves the live line to a step."""
         if self._live is not None:
             self._live.update(self._task, completed=step, left=self._time_left(step))
 
