@@ -1,7 +1,7 @@
-"""The demo: reading handwritten digits, before tuning, after it, and merged.
+"""The demo: reads handwritten digits with the base, with the tuned and with the merged model.
 
-Runs the commands as a user would type them and prints them as it goes. About five minutes on two
-cores. Everything it writes is under output/demo.
+Runs the commands that a user would type, and prints each. Takes about five minutes on two cores.
+Writes to output/demo only.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ INFER = ["--dataset", str(DATA / "val.jsonl"), "--max-new-tokens", "8", "--batch
 
 
 def vlft(*arguments: str) -> None:
-    """Runs a command and shows it; its failure ends the demo."""
+    """Prints and runs a command; a command that fails ends the demo."""
     print(f"\n$ vlft {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", "vlft", *arguments], cwd=ROOT, check=True)
 
 
 def exact_match(name: str) -> tuple[float, int]:
-    """Percent of replies that are the label, and how many there are."""
+    """Percentage of replies that equal their label, and the number of replies."""
     lines = (ROOT / OUTPUT / f"{name}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     right = sum(row["response"] == row["label"] for row in rows)
@@ -34,12 +34,12 @@ def exact_match(name: str) -> tuple[float, int]:
 
 
 def answers(name: str) -> list[str]:
-    """The flags that write the held-out answers to a file of this name."""
+    """The flags that answer the held-out records into a file of this name."""
     return [*INFER, "--output", str(OUTPUT / f"{name}.jsonl"), "--show-samples", "2"]
 
 
 def main() -> None:
-    """Tunes, answers, merges, and prints the three figures."""
+    """Tunes, answers, merges, and prints the exact match of all three models."""
     started = time.perf_counter()
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)
     vlft("infer", "--model", "sample_data/tiny-vl", *answers("base"))

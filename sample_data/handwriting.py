@@ -2,8 +2,8 @@
 
     python sample_data/handwriting.py
 
-Writes sample_data/handwriting/: 800 records to train on, 200 others to validate, and their scans.
-Each scan is 8 x 8 cells with ink from 0 to 16; it becomes a 64 x 64 picture, dark on light.
+Writes sample_data/handwriting/: 800 training records, 200 validation records, and their scans.
+Each scan is 8 x 8 cells with ink from 0 to 16; it becomes a 64 x 64 image, black ink on white.
 A file is named after its scan's index in the set.
 """
 
@@ -25,7 +25,7 @@ SEED = 0
 
 
 def main() -> None:
-    """Writes both files and the pictures."""
+    """Writes both files and the images."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Make the handwriting task.")
     parser.add_argument("--out-dir", type=Path, default=here / "handwriting")
@@ -38,7 +38,7 @@ def main() -> None:
         with (out_dir / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for index in indices:
                 image = f"images/{index:04}.png"
-                to_picture(digits.images[index]).save(out_dir / image, optimize=True)
+                to_image(digits.images[index]).save(out_dir / image, optimize=True)
                 record = {
                     "query": "<image>" + rng.choice(DIGIT_QUESTIONS),
                     "response": str(digits.target[index]),
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def split(labels: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate; the latter hold every digit equally often."""
+    """Training and validation indices; the validation set holds every digit equally often."""
     order = list(range(len(labels)))
     rng.shuffle(order)
     val: list[int] = []
@@ -60,8 +60,8 @@ def split(labels: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
     return train, val
 
 
-def to_picture(scan: np.ndarray) -> Image.Image:
-    """Ink (8, 8) from 0 to 16 -> a grey picture, black ink on white paper."""
+def to_image(scan: np.ndarray) -> Image.Image:
+    """Ink (8, 8) from 0 to 16 -> a grey image, black ink on white paper."""
     paper = np.round(255 * (1 - scan / 16)).astype(np.uint8)
     return Image.fromarray(paper).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
 

@@ -1,11 +1,11 @@
-"""Pictures of printed text and shapes with questions: what the tiny base is trained on.
+"""Images of printed text and shapes with questions: the training data of the tiny base.
 
     python sample_data/printed.py OUT_DIR --images 24000 --seed 0
     python sample_data/printed.py OUT_DIR --images 24000 --seed 1 --kinds digit letter --questions 1
 
-Writes OUT_DIR/images/000000.png, ... and OUT_DIR/train.jsonl. Records of one picture stand next to
-each other. Picture i depends on the seed and on i alone: more images leave the first as they are.
-``--kinds`` and ``--questions`` make an easier course: only such pictures, N questions on each.
+Writes OUT_DIR/images/000000.png, ... and OUT_DIR/train.jsonl. Records of one image are
+neighbours. Image i depends on the seed and on i alone: with more images the first stay the same.
+``--kinds`` and ``--questions`` make easier data: only scenes of these kinds, N questions on each.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pictures import COLOURS, SHAPES, Scene, draw
-from questions import WITHOUT_PICTURE, Exchange, ask
+from questions import WITHOUT_IMAGE, Exchange, ask
+from scenes import COLOURS, SHAPES, Scene, draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Shares of the pictures.
+# Shares of the images.
 KINDS = {"digit": 0.36, "letter": 0.16, "number": 0.14, "word": 0.08, "shape": 0.14, "count": 0.12}
-QUESTIONS = (1, 2, 2, 3, 3, 4)  # on a picture, equally likely
-MULTI_TURN = 0.28  # of the pictures with two questions or more: about 10 % of the records
-TEXT_ONLY = 0.05  # for every question on a picture
+QUESTIONS = (1, 2, 2, 3, 3, 4)  # on an image, equally likely
+MULTI_TURN = 0.28  # of the images with two questions or more: about 10 % of the records
+TEXT_ONLY = 0.05  # per question on an image: probability of another record without an image
 
-# Letters that look like no other letter or digit, whatever their size.
+# Letters that cannot be confused with a digit or with a letter of the other case.
 CAPITALS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SMALL = "abdefghnqrty"
 WORDS = (
@@ -45,13 +45,13 @@ WORDS = (
 
 
 def main() -> None:
-    """Writes the pictures and their records."""
-    parser = argparse.ArgumentParser(description="Make pictures of printed text and shapes.")
+    """Writes the images and their records."""
+    parser = argparse.ArgumentParser(description="Make images of printed text and shapes.")
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--images", type=int, default=24000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--questions", type=int, help="on a picture (default: 1 to 4)")
+    parser.add_argument("--questions", type=int, help="per image (default: 1 to 4)")
     options = parser.parse_args()
     (options.out_dir / "images").mkdir(parents=True, exist_ok=True)
     with (options.out_dir / "train.jsonl").open("w", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def make_scene(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Scene:
-    """What a picture of one of these kinds shows, drawn by chance."""
+    """A random scene of one of these kinds."""
     kind = rng.choices(kinds, weights=[KINDS[kind] for kind in kinds])[0]
     if kind in ("shape", "count"):
         count = rng.randint(1, 5) if kind == "count" else 1
@@ -82,7 +82,7 @@ def make_scene(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Scene
 def make_records(
     scene: Scene, image: str, rng: random.Random, questions: int | None = None
 ) -> list[dict[str, Any]]:
-    """The records of a picture, now and then followed by one without a picture."""
+    """The records of an image, in some cases followed by one without an image."""
     exchanges = ask(scene, questions or rng.choice(QUESTIONS), rng)
     text_only = rng.random() < TEXT_ONLY * len(exchanges)
     if len(exchanges) > 1 and rng.random() < MULTI_TURN:
@@ -93,12 +93,12 @@ def make_records(
         records = []
     records += [_record([exchange], image) for exchange in exchanges]
     if text_only:
-        records.append(_record([Exchange(*rng.choice(WITHOUT_PICTURE))], None))
+        records.append(_record([Exchange(*rng.choice(WITHOUT_IMAGE))], None))
     return records
 
 
 def _record(exchanges: list[Exchange], image: str | None) -> dict[str, Any]:
-    """One record of the native layout; the picture stands at the start of the first question."""
+    """A record of the native layout; the image tag is at the start of the first question."""
     turns = [list(exchange) for exchange in exchanges]
     if image:
         turns[0][0] = "<image>" + turns[0][0]

@@ -1,4 +1,4 @@
-"""Questions and replies about a scene, and those of the records without a picture."""
+"""Questions about a scene with replies, and exchanges without an image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import random
 
-    from pictures import Scene
+    from scenes import Scene
 
-# What the handwriting task asks; the base knows these from printed digits.
+# The questions of the handwriting task; the base is trained to answer them for printed digits.
 DIGIT_QUESTIONS = (
     "Which digit is this?",
     "What digit is shown here?",
@@ -34,7 +34,7 @@ DIGIT_NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
-WITHOUT_PICTURE = (
+WITHOUT_IMAGE = (
     ("Hello!", "Hello! Show me a picture."),
     ("Hi, who are you?", "I am a tiny vision assistant."),
     ("Good morning.", "Good morning! How can I help?"),
@@ -70,7 +70,7 @@ class Exchange(NamedTuple):
 
 
 def ask(scene: Scene, count: int, rng: random.Random) -> list[Exchange]:
-    """That many different questions on a scene, the main one among them; fewer if it has fewer."""
+    """At most ``count`` different questions on a scene, the main one among them."""
     makers = {
         "digit": _about_digit,
         "letter": _about_letter,

@@ -1,4 +1,4 @@
-"""The last step of the base's recipe: a trained checkpoint, stored in bfloat16.
+"""The last step of the base's recipe: stores a trained checkpoint in bfloat16.
 
 python sample_data/store_base.py CHECKPOINT sample_data/tiny-vl
 """
@@ -17,7 +17,7 @@ from vlft.checkpoints.locate import describe
 
 
 def main() -> None:
-    """Writes the folder anew."""
+    """Replaces the folder."""
     source, target = describe(Path(sys.argv[1])), Path(sys.argv[2])
     chat = source.processor().chat
     placement = resolve_placement(source, dtype="float32", device="cpu", quantize="none")

@@ -1,4 +1,4 @@
-"""The tiny base before its training: a DeepSeek-VL checkpoint in the authors' layout.
+"""Makes the untrained tiny base: a DeepSeek-VL checkpoint in the authors' layout.
 
     python sample_data/tiny_base.py OUT_DIR --seed 0
 
@@ -40,12 +40,13 @@ IMAGE_SIZE, PATCH_SIZE = 64, 16
 TOWER_WIDTH, TOWER_LAYERS = 128, 4
 HIDDEN, MLP, LAYERS, HEADS = 192, 512, 4, 6
 VOCABULARY = 1000
-ROWS = 1024  # of the embedding: the vocabulary, rounded up to a multiple of 64
+ROWS = 1024  # rows of the embedding: the vocabulary, rounded up to a multiple of 64
 MAX_LENGTH = 2048
 
-# Random weights. The layers that end a residual branch are smaller by the root of the number of
-# branches (GPT-2, section 2.3). Loud picture features and tokens helped a little: the loss of short
-# runs fell sooner with linear2 at 3 than at 1, and with tokens at 0.3 than at 0.02.
+# Gains of the random initialisation. Layers that end a residual branch are scaled by one over the
+# root of the number of branches (GPT-2, section 2.3). Large image features and token embeddings
+# helped a little: the loss of short runs fell sooner with a gain of 3 than of 1 for the aligner's
+# linear2, and with a token standard deviation of 0.3 than of 0.02.
 GAINS = {
     "out_proj": (2 * TOWER_LAYERS) ** -0.5,
     "fc2": (2 * TOWER_LAYERS) ** -0.5,
@@ -58,7 +59,7 @@ POSITION_STD, TOKEN_STD = 0.2, 0.3
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 
-# DeepSeek's own rules, as its tokenizer.json states them.
+# The splitting rules of DeepSeek's tokenizer.json.
 LETTERS = (
     r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ]+"
 )
@@ -68,7 +69,7 @@ SPLITS = (r"[\r\n]", LETTERS, PUNCTUATION, r"\s+$", CHINESE)
 
 
 def main() -> None:
-    """Writes the folder."""
+    """Writes the model folder."""
     parser = argparse.ArgumentParser(description="Make the untrained tiny base.")
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--seed", type=int, default=0)
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def corpus(seed: int) -> list[str]:
-    """Texts as the base will read them, and some English."""
+    """Texts in the form in which the base reads them, and some English."""
     rng = random.Random(f"tokenizer {seed}")
     texts = [SYSTEM_PROMPT + "\n\nUser: \n\nAssistant: "] * 200
     for _ in range(4000):
@@ -100,7 +101,7 @@ def corpus(seed: int) -> list[str]:
                 *record.get("history", []),
                 [record["query"], record["response"]],
             ]:
-                # A question that follows a picture has no space before it.
+                # A question that follows an image has no space before it.
                 texts += query.split("<image>")
                 texts.append(f"User: \n\nAssistant: {response}")
     english = Path(__file__).resolve().parent / "english.txt"
@@ -108,7 +109,7 @@ def corpus(seed: int) -> list[str]:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A tokenizer with DeepSeek's rules and special tokens, and merges of these texts."""
+    """A tokenizer with DeepSeek's splitting rules and special tokens, trained on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([])
     tokenizer.pre_tokenizer = pre.Sequence(
@@ -137,7 +138,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def settings(dtype: str) -> dict[str, dict[str, Any]]:
-    """The contents of the folder's small files, by name."""
+    """The contents of the folder's JSON files, by file name."""
     return {
         "config.json": {
             "architectures": ["MultiModalityCausalLM"],
@@ -173,7 +174,7 @@ def settings(dtype: str) -> dict[str, dict[str, Any]]:
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Random weights: a linear layer keeps the variance of its input, times GAINS; no biases."""
+    """Fills in random weights that keep a layer's input variance, times GAINS; biases are zero."""
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
@@ -193,7 +194,8 @@ def original_tensors(native: dict[str, nn.Parameter], dtype: torch.dtype) -> dic
     """The parameters of transformers' class under the authors' names."""
     tensors: dict[str, Tensor] = {}
     for name in native:
-        match = FAMILY.keys.from_native(name.replace("vision_model.vision_model", "vision_model"))
+        name_in_file = name.replace("vision_model.vision_model", "vision_model")
+        (match,) = FAMILY.keys.from_native(name_in_file)
         parts = [native[adapt_name(part, set(native))].detach() for part in match.native]
         tensors[match.original] = match.to_original(parts).to(dtype).contiguous()
     return dict(sorted(tensors.items()))

@@ -246,11 +246,11 @@ def test_python_m_vlft():
     assert done.stdout == f"vlft {__version__}\n"
 
 
-def test_without_the_repository_a_model_is_required(monkeypatch, capfd):
+def test_without_the_tiny_model_a_model_is_required(monkeypatch, capfd):
     monkeypatch.setattr("vlft.checkpoints.locate.TINY_MODEL", Path("/nowhere/tiny-vl"))
     code, _, err = run(monkeypatch, capfd, "sft", "--dataset", "a.jsonl")
     assert code == 2
-    assert "error: --model: the tiny model comes with the repository only" in err
+    assert "--model: no model is named, and the tiny model is not at /nowhere/tiny-vl" in err
 
 
 def test_a_ctrl_c_in_a_callback_is_not_lost():

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,46 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A folder with what the README's reader has: the repository's data and templates."""
-    home = tmp_path_factory.mktemp("readme")
+def clone(tmp_path_factory):
+    """The files of the repository that the README's commands name."""
+    home = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "sample_data", home / "sample_data")
     return home
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with the package as ``pip install .`` leaves it, away from the repository."""
+    site = tmp_path_factory.mktemp("site")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for package in wheel["packages"]:
+        shutil.copytree(ROOT / package, site / package)
+    for source, place in wheel["force-include"].items():
+        shutil.copytree(ROOT / source, site / place)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(site)}
+
+
+def run(command: list[str], clone: Path, environment: dict[str, str]) -> str:
+    """The standard output of a command that must succeed."""
+    done = subprocess.run(
+        command,
+        cwd=clone,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+def test_the_package_is_not_the_repository(clone, environment):
+    code = "import vlft; print(vlft.__file__)"
+    file = Path(run([sys.executable, "-c", code], clone, environment).strip())
+    assert file.is_relative_to(environment["PYTHONPATH"])
 
 
 def test_the_two_commands_come_first():
@@ -34,7 +70,7 @@ def test_the_two_commands_come_first():
     ]
 
 
-def test_the_commands_run_in_order(copy):
+def test_the_commands_run_in_order(clone, environment):
     """Every line of the README's console blocks; training is cut short, the demo does all of it."""
     lines = [
         line.removeprefix("$ ")
@@ -43,30 +79,27 @@ def test_the_commands_run_in_order(copy):
         if line.startswith("$ ")
     ]
     assert len(lines) >= 3
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in lines:
         short = f"{line} --max-steps 40" if line.startswith("vlft sft") else line
-        done = subprocess.run(
-            ["bash", "-c", short],
-            cwd=copy,
-            env={**os.environ, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, (line, done.stderr)
+        run(["bash", "-c", short], clone, environment)
 
 
-def test_the_python_block_runs(copy):
+def test_the_python_block_runs(clone, environment):
     code = "\n".join(blocks("python"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert run([sys.executable, "-c", code], clone, environment).strip()
 
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_scripts_remake_the_sample_data(tmp_path, environment):
+    data, base = tmp_path / "handwriting", tmp_path / "base"
+    run([sys.executable, "sample_data/handwriting.py", "--out-dir", str(data)], ROOT, environment)
+    for name in ("train.jsonl", "val.jsonl"):
+        assert (data / name).read_bytes() == (ROOT / "sample_data/handwriting" / name).read_bytes()
+    run([sys.executable, "sample_data/tiny_base.py", str(base)], ROOT, environment)
+    # The weights of tiny-vl are trained, in the recipe's next stages.
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (base / name).read_bytes() == (ROOT / "sample_data/tiny-vl" / name).read_bytes()

@@ -164,8 +164,8 @@ class TestClosingLines:
         )
         assert closing_lines(self.run, position, 125.2) == [
             "done: 300 steps in 2:05",
-            f"best: {self.run}/checkpoint-250  validation loss 0.0512",
-            f"last: {self.run}/checkpoint-300  validation loss 0.0534",
+            "best: checkpoint-250, validation loss 0.0512",
+            "last: checkpoint-300, validation loss 0.0534",
             f"next: vlft infer --ckpt-dir {self.run}/checkpoint-250 --load-dataset-config",
         ]
 
@@ -173,13 +173,13 @@ class TestClosingLines:
         position = Position(step=300, best_loss=0.05123, best_step=300, finished=True)
         assert closing_lines(self.run, position, 7325.0)[:2] == [
             "done: 300 steps in 2:02:05",
-            f"best and last: {self.run}/checkpoint-300  validation loss 0.0512",
+            "best and last: checkpoint-300, validation loss 0.0512",
         ]
 
     def test_without_validation(self):
         assert closing_lines(self.run, Position(step=4, finished=True), 1.0) == [
             "done: 4 steps in 0:01",
-            f"last: {self.run}/checkpoint-4",
+            "last: checkpoint-4",
             f"next: vlft infer --ckpt-dir {self.run}/checkpoint-4",
         ]
 

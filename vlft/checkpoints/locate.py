@@ -16,7 +16,10 @@ from vlft.files import read_object
 if TYPE_CHECKING:
     from vlft.families.base import Family
 
-TINY_MODEL = Path(__file__).resolve().parents[2] / "sample_data" / "tiny-vl"
+# A wheel carries the tiny model in the package; an editable installation uses the repository's.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_REPOSITORY = _PACKAGE.parent / "sample_data" / "tiny-vl"
+TINY_MODEL = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _PACKAGE / "tiny-vl"
 
 # Never a .py: nothing that could run is even downloaded.
 DOWNLOADED = ("*.json", "*.jinja", "*.txt", "LICENSE*")
@@ -70,7 +73,7 @@ def locate_model(
     """The folder of a model.
 
     Args:
-        name: a folder, a hub id, or None for the tiny model of the repository.
+        name: a folder, a hub id, or None for the tiny model that comes with vlft.
         revision: on the hub.
         hub: huggingface or modelscope.
         weights: whether they are wanted too.
@@ -81,7 +84,7 @@ def locate_model(
     if name is None:
         if not (TINY_MODEL / "config.json").exists():
             raise ConfigError(
-                "the tiny model comes with the repository only, not with an installed vlft",
+                f"no model is named, and the tiny model is not at {TINY_MODEL}",
                 place="--model",
                 hint="name a folder or a hub id, e.g. --model deepseek-ai/deepseek-vl-1.3b-chat",
             )

@@ -162,7 +162,7 @@ def _stream_reply(
     *,
     interactive: bool,
 ) -> str | None:
-    """The reply, printed as it grows; at a terminal Ctrl-C ends it: what was printed, or None."""
+    """The reply, printed as it is generated; after Ctrl-C at a terminal its start, or None."""
     streamer = _ConsoleStreamer(processor)
     try:
         prompt = processor.encode_conversation(conversation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,21 +49,13 @@ def run_infer(config: InferConfig) -> InferResult | None:
         VlftError: bad input.
     """
     config = check(config)
-    sampling = Sampling(
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.top_k,
-        config.repetition_penalty,
-    )
-    tuned: Tuned | None = None
-    if config.ckpt_dir is not None:
-        tuned = open_tuned(
-            config.ckpt_dir, model=config.model, revision=config.revision, hub=config.hub
-        )
-        folder = tuned.base
+    sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
+    hub: Any = {"revision": config.revision, "hub": config.hub}
+    if config.ckpt_dir is None:
+        tuned, folder = None, locate_model(config.model, **hub)
     else:
-        folder = locate_model(config.model, revision=config.revision, hub=config.hub)
+        tuned = open_tuned(config.ckpt_dir, model=config.model, **hub)
+        folder = tuned.base
     processor = folder.processor()
     data = _load_data(config, tuned, processor)
     torch.manual_seed(config.seed)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Points = list[tuple[int, float]]
 
-# At most so many points of a curve are drawn; a figure is 768 pixels wide.
+# The most points that are drawn of a curve; a figure is 768 pixels wide.
 POINTS = 1000
 
 # File name -> label of the y axis, curves.
@@ -89,7 +89,7 @@ class _Figure:
 
 @functools.lru_cache(maxsize=1)
 def _figures(run: Path) -> dict[str, _Figure]:
-    """The figures of a run. New ones at each save would leave megabytes of cyclic garbage."""
+    """The figures of a run, kept, as new ones at each save would leave cyclic garbage."""
     return {
         name: _Figure(run / "images" / f"{name}.png", label, names)
         for name, (label, names) in FIGURES.items()
@@ -97,7 +97,7 @@ def _figures(run: Path) -> dict[str, _Figure]:
 
 
 def _read_curves(metrics: Path) -> dict[str, Points]:
-    """(step, value) of each curve, at most POINTS: few lines of a long file are parsed."""
+    """At most POINTS points (step, value) per curve; only a sample of a long file is parsed."""
     curves: dict[str, Points] = {name: [] for name in STYLES}
     # A run that is stopped early saves before it has logged a step.
     if not metrics.exists():

@@ -1,4 +1,4 @@
-"""What a run shows: a live line at a terminal, a line per log step; metrics.jsonl; last lines."""
+"""The progress of a run: live line, log lines, metrics.jsonl, closing lines."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RunLog:
         self._first = first_step
         self._live: Progress | None = None
         if console.err.is_terminal and writes:
-            # The time left is our own: rich forgets steps after 30 s and then shows none.
+            # rich's own column shows no time left if the last 30 s have no step.
             self._live = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -118,7 +118,7 @@ class RunLog:
             self._live.stop()
 
     def advance(self, step: int) -> None:
-        """Moves the live line to a step; steps between two log lines need no more."""
+        """Moves the live line to a step."""
         if self._live is not None:
             self._live.update(self._task, completed=step, left=self._time_left(step))
 
@@ -188,9 +188,8 @@ def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
         shown = [("best and last", best, position.best_loss)] if position.best_step else shown[1:]
     lines = [f"done: {position.step} steps in {_clock(seconds)}"]
     for name, checkpoint, loss in shown:
-        lines.append(f"{name}: {checkpoint}")
-        if loss is not None:
-            lines[-1] += f"  validation loss {loss:.4f}"
+        evaluated = "" if loss is None else f", validation loss {loss:.4f}"
+        lines.append(f"{name}: {checkpoint.name}{evaluated}")
     answered = "" if position.best_loss is None else " --load-dataset-config"
     return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
 

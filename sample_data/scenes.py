@@ -1,7 +1,7 @@
-"""Pictures of printed text and of shapes, 64 x 64 RGB. A scene says what is to be seen.
+"""Images of printed text and of shapes, 64 x 64 RGB, drawn from the description of a scene.
 
-Glyphs are drawn at four times the size and reduced, so that they are smooth; they are turned by
-a few degrees, never bent: what they look like is left to the fonts.
+Glyphs are drawn at four times the size and reduced, so that they are smooth. They are rotated by
+a few degrees and not distorted: their shapes are those of the fonts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 SIZE = 64
 SCALE = 4
-MAX_TURN = 8.0  # degrees
-MAX_SHIFT = 6.0  # pixels from the middle, of text
-MAX_BLUR = 2.0  # pixels, of a Gaussian
+MAX_ROTATION = 8.0  # degrees
+MAX_SHIFT = 6.0  # pixels, of text from the centre
+MAX_BLUR = 2.0  # pixels, standard deviation of a Gaussian
 
-# The text fonts that matplotlib carries, and Pillow's own; the rest are parts of formulas.
+# The text fonts that matplotlib ships, and Pillow's own; matplotlib's other fonts are symbols.
 FONTS = (
     *(f"DejaVuSans{mono}{style}" for mono in ("", "Mono")
       for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -49,14 +49,14 @@ SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "h
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """The content of an image.
 
     Attributes:
         kind: digit, letter, number, word, shape or count.
-        text: of a digit, letter, number or word.
-        shape: of a shape or count.
-        colour: of a shape or count; of text, dark or light.
-        count: shapes in the picture.
+        text: for the kinds digit, letter, number and word.
+        shape: for the kinds shape and count.
+        colour: name of the colour of shapes; dark or light for text.
+        count: number of shapes.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Scene:
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """The picture of a scene; size, place, turn, font, greys and blur are drawn by chance."""
+    """The image of a scene; size, position, rotation, font, greys and blur are random."""
     if scene.text:
         mask = _text_mask(scene, rng)
         ink, paper = _text_colours(scene.colour, rng)
@@ -75,11 +75,11 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
         mask = _shapes_mask(scene, rng)
         ink, paper = _shape_colours(scene.colour, rng)
     mask = mask.resize((SIZE, SIZE), Image.Resampling.BOX)
-    picture = Image.composite(
+    image = Image.composite(
         Image.new("RGB", (SIZE, SIZE), ink), Image.new("RGB", (SIZE, SIZE), paper), mask
     )
     blur = rng.uniform(0.0, MAX_BLUR) if rng.random() < 0.5 else 0.0
-    return picture.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.2 else picture
+    return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.2 else image
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,11 +91,11 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_mask(scene: Scene, rng: random.Random) -> Image.Image:
-    """The text somewhere in the picture, whole, in one of the fonts."""
+    """The text in one of the fonts, completely inside of the image."""
     name = rng.choice(FONTS)
     left, top, right, bottom = _font(name, 100).getbbox(scene.text)
     height = rng.uniform(36, 60) if len(scene.text) == 1 else rng.uniform(18, 36)
-    # A slim glyph is limited by its height, a word by its width.
+    # The height limits a slim glyph, the width a word.
     factor = min(height / (bottom - top), rng.uniform(46, 60) / (right - left))
     font = _font(name, round(100 * factor * SCALE))
     left, top, right, bottom = font.getbbox(scene.text)
@@ -104,18 +104,18 @@ def _text_mask(scene: Scene, rng: random.Random) -> Image.Image:
     mask = Image.new("L", (size, size))
     place = (x * SCALE - (left + right) / 2, y * SCALE - (top + bottom) / 2)
     ImageDraw.Draw(mask).text(place, scene.text, font=font, fill=255)
-    turn = rng.uniform(-MAX_TURN, MAX_TURN) * rng.random()
-    return mask.rotate(turn, Image.Resampling.BICUBIC, center=(x * SCALE, y * SCALE))
+    rotation = rng.uniform(-MAX_ROTATION, MAX_ROTATION) * rng.random()
+    return mask.rotate(rotation, Image.Resampling.BICUBIC, center=(x * SCALE, y * SCALE))
 
 
 def _centre(rng: random.Random, width: float, height: float, shift: float) -> tuple[float, float]:
-    """The middle of something of that size: inside of the picture, at most ``shift`` off."""
+    """The centre of an object: at most ``shift`` from the image's, the object inside of it."""
     x, y = (min(shift, max(0.0, SIZE - 2 - side) / 2) for side in (width, height))
     return SIZE / 2 + rng.uniform(-x, x), SIZE / 2 + rng.uniform(-y, y)
 
 
 def _text_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(ink, paper), grey or nearly so, at least 100 of 255 levels apart."""
+    """(ink, paper): greys, or nearly, at least 100 of 255 levels apart."""
     dark = rng.randint(0, 90)
     light = rng.randint(max(130, dark + 100), 255)
     ink, paper = (dark, light) if colour == "dark" else (light, dark)
@@ -128,7 +128,7 @@ def _tinted(grey: int, rng: random.Random) -> tuple[int, ...]:
 
 
 def _shape_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(ink, paper): the named colour, a little varied, on a grey that it stands out from."""
+    """(ink, paper): a variation of the named colour on a grey with enough contrast."""
     ink = tuple(min(255, max(0, level + rng.randint(-14, 14))) for level in COLOURS[colour])
     light_ink = colour in LIGHT_COLOURS
     paper = rng.randint(30, 110) if light_ink else rng.randint(160, 240)
@@ -138,7 +138,7 @@ def _shape_colours(colour: str, rng: random.Random) -> tuple[tuple[int, ...], tu
 
 
 def _shapes_mask(scene: Scene, rng: random.Random) -> Image.Image:
-    """The shapes: a single one anywhere, several in cells of a 3 x 3 grid."""
+    """The shapes: one anywhere in the image, several in cells of a 3 x 3 grid."""
     mask = Image.new("L", (SIZE * SCALE, SIZE * SCALE))
     if scene.kind == "shape":
         radius = rng.uniform(13, 27)
@@ -150,10 +150,12 @@ def _shapes_mask(scene: Scene, rng: random.Random) -> Image.Image:
             (_cell(cell % 3) + rng.uniform(-1, 1), _cell(cell // 3) + rng.uniform(-1, 1), radius)
             for cell in cells
         ]
-    turn = math.radians(rng.uniform(-MAX_TURN, MAX_TURN))
+    rotation = math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
     for x, y, radius in places:
         part = Image.new("L", mask.size)
-        _draw_shape(ImageDraw.Draw(part), scene.shape, x * SCALE, y * SCALE, radius * SCALE, turn)
+        _draw_shape(
+            ImageDraw.Draw(part), scene.shape, x * SCALE, y * SCALE, radius * SCALE, rotation
+        )
         mask = ImageChops.lighter(mask, part)
     return mask
 
@@ -163,7 +165,7 @@ def _cell(index: int) -> float:
 
 
 def _draw_shape(
-    pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, turn: float
+    pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, rotation: float
 ) -> None:
     if shape in ("circle", "ring"):
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
@@ -173,7 +175,7 @@ def _draw_shape(
         return
     pen.polygon(
         [
-            (x + radius * r * math.sin(a + turn), y - radius * r * math.cos(a + turn))
+            (x + radius * r * math.sin(a + rotation), y - radius * r * math.cos(a + rotation))
             for r, a in _corners(shape)
         ],
         fill=255,
@@ -181,7 +183,7 @@ def _draw_shape(
 
 
 def _corners(shape: str) -> list[tuple[float, float]]:
-    """(distance, angle from the top) of a polygon's corners."""
+    """(distance from the centre, angle from the top) of a polygon's corners, for radius 1."""
     if shape == "star":
         return [(0.42 if i % 2 else 1.0, math.pi * i / 5) for i in range(10)]
     if shape == "cross":
