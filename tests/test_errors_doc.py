@@ -66,6 +66,7 @@ def real_run(tmp_path_factory) -> Path:
         model=str(MODEL),
         dataset=(str(data),),
         max_steps=1,
+        device="cpu",
         output_dir=folder / "output",
         show_sample=False,
     )
@@ -76,6 +77,9 @@ def real_run(tmp_path_factory) -> Path:
 def workplace(tmp_path, monkeypatch) -> Path:
     """The folder that the page speaks of."""
     monkeypatch.chdir(tmp_path)
+    # The page is the same where there is a GPU, and the tests do not start on it.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     Path("model").symlink_to(MODEL)
     for name, source in (("a.jpg", "photo_a.jpg"), ("b.jpg", "photo_b.jpg")):
         shutil.copy(GOLDEN / "images" / source, name)

@@ -4,7 +4,7 @@
     replies = vlft.generate(model, processor, [{"query": "What is this?", "images": ["a.jpg"]}])
     result = vlft.sft(vlft.SftConfig(dataset=("train.jsonl",)))
 
-Names are imported when they are first used, so that ``import vlft`` stays instant.
+Names are imported at first use, so that ``import vlft`` is instant.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public name, imported now."""
+    """The public name, imported at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vlft' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vlft.errors import ConfigError, UsageError
-from vlft.settings import Settings, flag, setting
+from vlft.settings import Settings, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -21,10 +22,11 @@ ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
 
-# Tokens of a row that keep a step busy; on a GPU until what fits has been found out.
+# The default of --tokens-per-microbatch. On a GPU it is only where training starts to look for the
+# longest row that fits.
 TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
-# Samples that share little are joined in a row up to so many tokens: enough to fill the matrix
-# products of a CPU, where longer rows would only take more memory; on a GPU all that fits.
+# Samples that share little are packed into a row up to this many tokens. On a CPU this is enough
+# to make the matrix products efficient, and longer rows would only take more memory.
 JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
 # Memory in GiB of a GPU, by its name without the maker and the series.
@@ -35,235 +37,193 @@ GPUS = {
 # A number above this is a mistyped name, not a size in GiB.
 LARGEST_GPU = 256
 
-# These set base weights too, which 4 and 8 bit cannot hold.
+# These initialisations change the base weights as well, which 4 and 8 bit weights cannot follow.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
+
+# A setting in one of the panels of --help.
+_model = partial(setting, panel="Model")
+_data = partial(setting, panel="Data")
+_tuning = partial(setting, panel="Tuning")
+_optimisation = partial(setting, panel="Optimisation")
+_run = partial(setting, panel="Run")
+_plan = partial(setting, panel="Plan")
+_generation = partial(setting, panel="Generation")
+_output = partial(setting, panel="Output")
+_action = partial(setting, panel="Action")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig:
     """Settings of ``vlft sft``."""
 
-    model: str | None = setting(
-        None,
-        "Model folder or hub id.",
-        panel="Model",
-        shown="the tiny model in sample_data",
+    model: str | None = _model(
+        None, "Model folder or hub id.", default_text="the tiny model in sample_data"
     )
-    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
-    dtype: str = setting(
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
+    dtype: str = _model(
         "auto",
-        "Number format of the weights. auto: float32 on the CPU, the checkpoint's on a GPU.",
-        panel="Model",
+        "Data type of the weights. auto: float32 on the CPU, the checkpoint's on a GPU.",
         choices=DTYPES,
     )
-    device: str = setting("auto", "Where to run.", panel="Model", choices=DEVICES)
-    quantize: str = setting(
-        "none", "Store the frozen LLM in 4 or 8 bit (QLoRA).", panel="Model", choices=QUANTIZE
-    )
-    attn: str = setting(
+    device: str = _model("auto", "Device to run on.", choices=DEVICES)
+    quantize: str = _model("none", "Store the frozen LLM in 4 or 8 bit (QLoRA).", choices=QUANTIZE)
+    attn: str = _model(
         "auto",
-        "Attention implementation; flex needs a GPU. auto: sdpa, by trees.",
-        panel="Model",
+        "Attention implementation; flex needs a GPU. auto: sdpa along the prefix trees.",
         choices=(*ATTENTION, "flex"),
     )
 
-    dataset: tuple[str, ...] = setting(
+    dataset: tuple[str, ...] = _data(
         (),
         "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
-        panel="Data",
-        shown="required",
+        default_text="required",
     )
-    val_dataset: tuple[str, ...] = setting((), "Validation data. Repeatable.", panel="Data")
-    val_ratio: float = setting(
+    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.")
+    val_ratio: float = _data(
         0.05,
-        "Share split off for validation when no validation data is given.",
-        panel="Data",
+        "Share split off for validation where --val-dataset is not given.",
         minimum=0,
         maximum=0.9,
     )
-    image_root: Path | None = setting(
-        None, "Folder that image paths start from.", panel="Data", shown="the data file's folder"
+    image_root: Path | None = _data(
+        None, "Folder that image paths are relative to.", default_text="the data file's folder"
     )
-    max_length: int | None = setting(
-        None, "Longest sample, in tokens.", panel="Data", minimum=8, shown="the model's"
+    max_length: int | None = _data(
+        None, "Longest sample, in tokens.", minimum=8, default_text="the model's"
     )
-    on_long: str = setting(
-        "error",
-        "What to do with a longer sample.",
-        panel="Data",
-        choices=("error", "skip", "truncate-history"),
+    on_long: str = _data(
+        "error", "What to do with a longer sample.", choices=("error", "skip", "truncate-history")
     )
-    on_bad_sample: str = setting(
-        "error", "What to do with a bad record.", panel="Data", choices=("error", "skip")
-    )
+    on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
 
-    tuner: str = setting("lora", "What is trained.", panel="Tuning", choices=("lora", "full"))
-    lora_target_modules: str = setting(
-        "qkv",
-        "qkv, ALL, module names with commas between, or a regular expression.",
-        panel="Tuning",
+    tuner: str = _tuning("lora", "Train LoRA adapters or all weights.", choices=("lora", "full"))
+    lora_target_modules: str = _tuning(
+        "qkv", "Layers with LoRA: qkv, ALL, names with commas between, or a regular expression."
     )
-    lora_rank: int = setting(8, "Rank of the update.", panel="Tuning", minimum=1)
-    lora_alpha: float = setting(32.0, "Scale of the update, times 1/rank.", panel="Tuning", above=0)
-    lora_dropout: float = setting(
-        0.0, "Dropout before the update.", panel="Tuning", minimum=0, maximum=0.95
+    lora_rank: int = _tuning(8, "LoRA rank.", minimum=1)
+    lora_alpha: float = _tuning(32.0, "LoRA alpha; the update is scaled by alpha / rank.", above=0)
+    lora_dropout: float = _tuning(
+        0.0, "Dropout on the input of LoRA layers.", minimum=0, maximum=0.95
     )
-    use_dora: bool = setting(False, "Train magnitude and direction apart.", panel="Tuning")
-    use_rslora: bool = setting(False, "Scale by 1/sqrt(rank).", panel="Tuning")
-    init_lora_weights: str = setting(
-        "default", "How the update starts.", panel="Tuning", choices=INIT_LORA
+    use_dora: bool = _tuning(False, "DoRA: train magnitude and direction separately.")
+    use_rslora: bool = _tuning(False, "rsLoRA: scale by alpha / sqrt(rank).")
+    init_lora_weights: str = _tuning(
+        "default", "Initialisation of the LoRA weights.", choices=INIT_LORA
     )
-    train_aligner: bool = setting(False, "Train the aligner too.", panel="Tuning")
-    train_vision: bool = setting(False, "Train the vision tower too.", panel="Tuning")
+    train_aligner: bool = _tuning(False, "Train the aligner too.")
+    train_vision: bool = _tuning(False, "Train the vision towers too.")
 
-    num_train_epochs: int = setting(
-        3, "Passes over the training data.", panel="Optimisation", minimum=1
+    num_train_epochs: int = _optimisation(3, "Passes over the training data.", minimum=1)
+    max_steps: int | None = _optimisation(
+        None, "Stop after this many optimiser steps.", minimum=1, default_text="by epochs"
     )
-    max_steps: int | None = setting(
-        None, "Stop after this many steps.", panel="Optimisation", minimum=1, shown="by epochs"
+    batch_size: int = _optimisation(
+        16, "Samples per optimiser step, on all GPUs together.", minimum=1
     )
-    batch_size: int = setting(16, "Samples per optimiser step.", panel="Optimisation", minimum=1)
-    tokens_per_microbatch: int | None = setting(
+    tokens_per_microbatch: int | None = _optimisation(
         None,
-        "Most tokens in one packed row; bounds memory, changes no result.",
-        panel="Optimisation",
+        "Most tokens in a packed row; bounds the memory, changes no result.",
         minimum=1,
-        shown="auto: 4096, on a GPU what fits",
+        default_text="auto: 4096, on a GPU what fits",
         auto=True,
     )
-    learning_rate: float | None = setting(
-        None, "Peak learning rate.", panel="Optimisation", above=0, shown="1e-4; 1e-5 for full"
+    learning_rate: float | None = _optimisation(
+        None, "Peak learning rate.", above=0, default_text="1e-4; 1e-5 for full"
     )
-    lr_scheduler: str = setting(
+    lr_scheduler: str = _optimisation(
         "cosine",
-        "Shape after the warm-up.",
-        panel="Optimisation",
+        "Course of the learning rate after the warm-up.",
         choices=("cosine", "linear", "constant"),
     )
-    warmup_ratio: float = setting(
-        0.05, "Share of the steps that warms up.", panel="Optimisation", minimum=0, maximum=1
+    warmup_ratio: float = _optimisation(
+        0.05, "Share of the steps with a linear warm-up.", minimum=0, maximum=1
     )
-    weight_decay: float = setting(0.1, "Of AdamW.", panel="Optimisation", minimum=0)
-    max_grad_norm: float = setting(
-        1.0, "Clip gradients to this norm; 0 does not.", panel="Optimisation", minimum=0
+    weight_decay: float = _optimisation(0.1, "AdamW weight decay.", minimum=0)
+    max_grad_norm: float = _optimisation(
+        1.0, "Clip gradients to this norm; 0 disables clipping.", minimum=0
     )
-    gradient_checkpointing: bool | None = setting(
+    gradient_checkpointing: bool | None = _optimisation(
         None,
-        "Recompute activations to save memory.",
-        panel="Optimisation",
-        shown="auto: if rows do not fit into a GPU without",
+        "Recompute activations in the backward pass to save memory.",
+        default_text="auto: on a GPU, where rows do not fit without",
         resumable=True,
     )
-    share_prefix: bool = setting(
-        True, "Run each shared prompt prefix once per row.", panel="Optimisation"
-    )
-    vision_cache: str = setting(
+    share_prefix: bool = _optimisation(True, "Compute each shared prompt prefix once per row.")
+    vision_cache: str = _optimisation(
         "auto",
-        "Where the features of images are kept while the tower is frozen.",
-        panel="Optimisation",
+        "Where image features are kept while the vision towers are frozen.",
         choices=("auto", "disk", "memory", "off"),
         resumable=True,
     )
-    seed: int = setting(42, "Of sampling, order and new weights.", panel="Optimisation", minimum=0)
+    seed: int = _optimisation(
+        42, "Random seed of sampling, shuffling and initialisation.", minimum=0
+    )
 
-    output_dir: Path = setting(Path("output"), "Where runs are written.", panel="Run")
-    save_steps: int | None = setting(
-        None,
-        "Steps between checkpoints.",
-        panel="Run",
+    output_dir: Path = _run(Path("output"), "Folder that run folders are written to.")
+    save_steps: int | None = _run(
+        None, "Optimiser steps between checkpoints.", minimum=1, default_text="each epoch"
+    )
+    eval_steps: int | None = _run(
+        None, "Optimiser steps between evaluations.", minimum=1, default_text="as save-steps"
+    )
+    save_total_limit: int | None = _run(
+        3,
+        "Newest checkpoints to keep, besides the best.",
         minimum=1,
-        shown="each epoch",
+        resumable=True,
     )
-    eval_steps: int | None = setting(
-        None, "Steps between evaluations.", panel="Run", minimum=1, shown="as save-steps"
-    )
-    save_total_limit: int | None = setting(
-        3, "Checkpoints kept; best and last always are.", panel="Run", minimum=1, resumable=True
-    )
-    logging_steps: int = setting(
-        1, "Steps between log lines.", panel="Run", minimum=1, resumable=True
-    )
-    early_stop: int | None = setting(
+    logging_steps: int = _run(1, "Optimiser steps between log lines.", minimum=1, resumable=True)
+    early_stop: int | None = _run(
         None,
-        "Stop after this many evaluations without a better loss.",
-        panel="Run",
+        "Stop after this many evaluations without a lower validation loss.",
         minimum=1,
-        shown="never",
+        default_text="never",
     )
-    report_to: str = setting(
+    report_to: str = _run(
         "none",
-        "Tracker to report to as well.",
-        panel="Run",
+        "Tracker to log to as well.",
         choices=("none", "tensorboard", "wandb"),
         resumable=True,
     )
-    resume: Path | None = setting(
-        None, "Run or checkpoint folder to continue.", panel="Run", resumable=True
+    resume: Path | None = _run(None, "Run or checkpoint folder to continue.", resumable=True)
+    overwrite: bool = _run(
+        False, "With --resume: remove the run's checkpoints after the resumed one.", resumable=True
     )
-    overwrite: bool = setting(
-        False,
-        "With --resume: remove the run's checkpoints after the resumed one.",
-        panel="Run",
-        resumable=True,
-    )
-    show_sample: bool = setting(
-        True, "Print one encoded sample first.", panel="Run", resumable=True
-    )
+    show_sample: bool = _run(True, "Print one encoded sample before training.", resumable=True)
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings; each alone is checked by ``check``."""
-        found: list[UsageError] = []
-        if not self.dataset and self.resume is None:
-            found.append(
-                ConfigError(
-                    "no training data given",
-                    place="--dataset",
-                    hint="name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl",
-                )
-            )
-        if self.tuner == "full":
-            if self.quantize != "none":
-                found.append(
-                    ConfigError(
-                        f"found {self.quantize} with --tuner full; quantised weights cannot train",
-                        place="--quantize",
-                        hint="use --tuner lora, or --quantize none",
-                    )
-                )
-            for name in ("use_dora", "use_rslora"):
-                if getattr(self, name):
-                    found.append(
-                        ConfigError("belongs to --tuner lora, found full", place=flag(name))
-                    )
-        if self.init_lora_weights == "orthogonal" and self.lora_rank % 2:
-            found.append(
-                ConfigError(
-                    f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an "
-                    "even rank",
-                    place="--lora-rank",
-                )
-            )
-        if self.init_lora_weights in CHANGES_BASE and self.quantize != "none":
-            found.append(
-                ConfigError(
-                    f"{self.init_lora_weights} changes the base weights, which {self.quantize} "
-                    "cannot hold",
-                    place="--init-lora-weights",
-                    hint="use default or gaussian with --quantize",
-                )
-            )
-        return found
+        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+        full, quantized, start = (
+            self.tuner == "full",
+            self.quantize != "none",
+            self.init_lora_weights,
+        )
+        return _problems(
+            (not self.dataset and self.resume is None, "--dataset", "no training data given",
+             "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
+            (full and quantized, "--quantize",
+             f"found {self.quantize} with --tuner full; quantised weights cannot train",
+             "use --tuner lora, or --quantize none"),
+            (full and self.use_dora, "--use-dora", "belongs to --tuner lora, found full", ""),
+            (full and self.use_rslora, "--use-rslora", "belongs to --tuner lora, found full", ""),
+            (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
+             f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
+             ""),
+            (start in CHANGES_BASE and quantized, "--init-lora-weights",
+             f"{start} changes the base weights, which {self.quantize} cannot hold",
+             "use default or gaussian with --quantize"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(SftConfig):
     """Settings of ``vlft plan``: those of the run that is planned, and the GPU."""
 
-    gpu: str = setting("24GB", "GPU to plan for: its memory, or a name like a100.", panel="Plan")
+    gpu: str = _plan("24GB", "GPU to plan for: its memory, or a name like a100 or 4090.")
 
     def problems(self) -> list[UsageError]:
-        """Those of the run, except missing data: memory is planned without; and the GPU's."""
+        """Those of a run and an unknown GPU; data is optional."""
         found = [problem for problem in super().problems() if problem.place != "--dataset"]
         try:
             gpu_gib(self.gpu)
@@ -276,188 +236,135 @@ class PlanConfig(SftConfig):
 class InferConfig:
     """Settings of ``vlft infer``."""
 
-    ckpt_dir: Path | None = setting(
-        None, "A run or a checkpoint-N folder of vlft sft.", panel="Model"
-    )
-    model: str | None = setting(
-        None, "Base model, or a model without adapter.", panel="Model", shown="the checkpoint's"
-    )
-    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
-    dtype: str = setting(
-        "auto", "Number format. auto: as in training.", panel="Model", choices=DTYPES
-    )
-    device: str = setting("auto", "Where to run.", panel="Model", choices=DEVICES)
-    quantize: str | None = setting(
+    ckpt_dir: Path | None = _model(None, "Run folder of vlft sft, or a checkpoint-N in it.")
+    model: str | None = _model(
         None,
-        "Store the LLM in 4 or 8 bit.",
-        panel="Model",
-        choices=QUANTIZE,
-        shown="as in training",
+        "Base model of the adapter, or a model to run without one.",
+        default_text="the checkpoint's",
     )
-    attn: str = setting("auto", "Attention implementation.", panel="Model", choices=ATTENTION)
-    merge_lora: bool = setting(False, "Merge the adapter in memory first.", panel="Model")
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
+    dtype: str = _model("auto", "Data type of the weights. auto: as in training.", choices=DTYPES)
+    device: str = _model("auto", "Device to run on.", choices=DEVICES)
+    quantize: str | None = _model(
+        None, "Store the LLM in 4 or 8 bit.", choices=QUANTIZE, default_text="as in training"
+    )
+    attn: str = _model("auto", "Attention implementation.", choices=ATTENTION)
+    merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
 
-    load_dataset_config: bool = setting(
-        False, "Answer the validation set of the run.", panel="Data"
+    load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
+    dataset: tuple[str, ...] = _data((), "Answer the records of these files. Repeatable.")
+    image_root: Path | None = _data(
+        None, "Folder that image paths are relative to.", default_text="the data file's folder"
     )
-    dataset: tuple[str, ...] = setting((), "Answer the records of these files.", panel="Data")
-    image_root: Path | None = setting(
-        None, "Folder that image paths start from.", panel="Data", shown="the data file's folder"
-    )
-    on_bad_sample: str = setting(
-        "error", "What to do with a bad record.", panel="Data", choices=("error", "skip")
-    )
-    system: str | None = setting(
-        None, "System prompt of a chat; empty for none.", panel="Data", shown="the family's"
+    on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
+    system: str | None = _data(
+        None, "System prompt of a chat; empty for none.", default_text="the family's"
     )
 
-    max_new_tokens: int = setting(512, "Longest reply, in tokens.", panel="Generation", minimum=1)
-    temperature: float = setting(
-        0.0, "0 is greedy; above, sampling.", panel="Generation", minimum=0
+    max_new_tokens: int = _generation(512, "Longest reply, in tokens.", minimum=1)
+    temperature: float = _generation(0.0, "0 decodes greedily, above 0 samples.", minimum=0)
+    top_p: float = _generation(
+        1.0, "Sample from the likeliest tokens of this total probability.", above=0, maximum=1
     )
-    top_p: float = setting(1.0, "Nucleus sampling.", panel="Generation", above=0, maximum=1)
-    top_k: int = setting(0, "Sample from the k best; 0: all.", panel="Generation", minimum=0)
-    repetition_penalty: float = setting(
-        1.0, "Above 1 discourages repeats.", panel="Generation", above=0
+    top_k: int = _generation(0, "Sample from the k likeliest tokens; 0 from all.", minimum=0)
+    repetition_penalty: float = _generation(
+        1.0, "Above 1 makes repeated tokens less likely.", above=0
     )
-    batch_size: int = setting(8, "Records answered at once.", panel="Generation", minimum=1)
-    seed: int = setting(42, "Of sampling.", panel="Generation", minimum=0)
+    batch_size: int = _generation(8, "Records answered together.", minimum=1)
+    seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
-    output: Path | None = setting(
-        None, "Result file (.jsonl).", panel="Run", shown="beside the checkpoint"
-    )
-    overwrite: bool = setting(
-        False, "Start the result file anew instead of continuing it.", panel="Run"
-    )
-    show_samples: int = setting(3, "Answers printed in full.", panel="Run", minimum=0)
+    output: Path | None = _run(None, "Result file (.jsonl).", default_text="beside the checkpoint")
+    overwrite: bool = _run(False, "Start the result file anew instead of continuing it.")
+    show_samples: int = _run(3, "Replies printed in full.", minimum=0)
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings; each alone is checked by ``check``."""
-        found: list[UsageError] = []
-        if self.load_dataset_config and self.dataset:
-            found.append(
-                ConfigError(
-                    "found together with --dataset; one of the two is allowed",
-                    place="--load-dataset-config",
-                    hint="leave one of them out",
-                )
-            )
-        if self.load_dataset_config and self.ckpt_dir is None:
-            found.append(
-                ConfigError(
-                    "needs the run whose validation set it answers",
-                    place="--load-dataset-config",
-                    hint="add --ckpt-dir output/.../checkpoint-N",
-                )
-            )
-        if self.merge_lora and self.quantize not in (None, "none"):
-            found.append(
-                ConfigError(
-                    f"found {self.quantize} with --merge-lora, which merges into whole weights",
-                    place="--quantize",
-                    hint="leave one of them out",
-                )
-            )
-        if self.system is not None and (self.dataset or self.load_dataset_config):
-            found.append(
-                ConfigError(
-                    "is of a chat; records have their own",
-                    place="--system",
-                    hint='write "system" into the records',
-                )
-            )
-        if self.merge_lora and self.ckpt_dir is None:
-            found.append(
-                ConfigError("needs an adapter", place="--merge-lora", hint="add --ckpt-dir")
-            )
-        return found
+        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+        answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
+        return _problems(
+            (answers_run and self.dataset, "--load-dataset-config",
+             "found together with --dataset; one of the two is allowed", "leave one of them out"),
+            (answers_run and not has_adapter, "--load-dataset-config",
+             "needs the run whose validation set it answers",
+             "add --ckpt-dir output/.../checkpoint-N"),
+            (self.merge_lora and self.quantize not in (None, "none"), "--quantize",
+             f"found {self.quantize} with --merge-lora, which merges into whole weights",
+             "leave one of them out"),
+            (self.system is not None and (self.dataset or answers_run), "--system",
+             "belongs to a chat; each record has its own system prompt",
+             'write "system" into the records'),
+            (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
+             "add --ckpt-dir"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeLoraConfig:
     """Settings of ``vlft merge-lora``."""
 
-    ckpt_dir: Path | None = setting(
-        None, "A run or a checkpoint-N folder of vlft sft.", panel="Model", shown="required"
+    ckpt_dir: Path | None = _model(
+        None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required"
     )
-    model: str | None = setting(None, "Base model.", panel="Model", shown="the run's")
-    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
-    base: str = setting(
+    model: str | None = _model(None, "Base model.", default_text="the run's")
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
+    base: str = _model(
         "dequantized",
-        "Weights that a QLoRA adapter is added to: those trained against, or the original ones.",
-        panel="Model",
+        "Weights to add a QLoRA adapter to: the dequantized ones of its training, or the original.",
         choices=("dequantized", "original"),
     )
-    device: str = setting("cpu", "Where to compute, in float32.", panel="Model", choices=DEVICES)
+    device: str = _model("cpu", "Device to merge on, in float32.", choices=DEVICES)
 
-    output_dir: Path | None = setting(
-        None, "New folder of the merged model.", panel="Output", shown="CKPT_DIR-merged"
+    output_dir: Path | None = _output(
+        None, "New folder for the merged model.", default_text="CKPT_DIR-merged"
     )
-    format: str = setting(
+    format: str = _output(
         "auto",
-        "Layout. original: the authors'. auto: as the base.",
-        panel="Output",
+        "Layout of the files. original: the authors'. auto: the base's.",
         choices=("auto", "original", "transformers"),
     )
-    dtype: str = setting(
-        "auto",
-        "Number format of the files. auto: the one the adapter was trained in.",
-        panel="Output",
-        choices=DTYPES,
+    dtype: str = _output(
+        "auto", "Data type of the files. auto: that of the adapter's training.", choices=DTYPES
     )
-    max_shard_size: str = setting("5GB", "Largest weight file.", panel="Output")
-    overwrite: bool = setting(False, "Replace a folder that is not empty.", panel="Output")
+    max_shard_size: str = _output("5GB", "Largest size of a weight file.")
+    overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings; each alone is checked by ``check``."""
-        if self.ckpt_dir is None:
-            return [
-                ConfigError(
-                    "no adapter given",
-                    place="--ckpt-dir",
-                    hint="name a run or a checkpoint-N folder of vlft sft",
-                )
-            ]
-        return _shard_size_problems(self.max_shard_size)
+        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+        return _problems(
+            (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
+             "name a run or a checkpoint-N folder of vlft sft"),
+            _shard_size(self.max_shard_size),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Settings of ``vlft convert``."""
 
-    src: str | None = setting(None, "Model folder or hub id.", panel="Model", argument=True)
-    dst: Path | None = setting(None, "New folder.", panel="Model", argument=True)
-    revision: str | None = setting(None, "Branch, tag or commit on the hub.", panel="Model")
-    hub: str = setting("huggingface", "Where a model id is looked up.", panel="Model", choices=HUBS)
+    src: str | None = _model(None, "Model folder or hub id.", argument=True)
+    dst: Path | None = _model(None, "New folder for the model.", argument=True)
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
 
-    format: str = setting(
+    format: str = _output(
         "original",
-        "Layout. original: the authors'.",
-        panel="Output",
+        "Layout of the files. original: the authors'.",
         choices=("original", "transformers"),
     )
-    dtype: str = setting(
-        "auto",
-        "Number format of the files. auto: each tensor as it is.",
-        panel="Output",
-        choices=DTYPES,
+    dtype: str = _output(
+        "auto", "Data type of the files. auto: that of each tensor.", choices=DTYPES
     )
-    max_shard_size: str = setting("5GB", "Largest weight file.", panel="Output")
-    overwrite: bool = setting(False, "Replace a folder that is not empty.", panel="Output")
+    max_shard_size: str = _output("5GB", "Largest size of a weight file.")
+    overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings; each alone is checked by ``check``."""
-        if self.src is None or self.dst is None:
-            return [
-                ConfigError(
-                    "two folders are needed",
-                    place="vlft convert",
-                    hint="write vlft convert SRC DST --format transformers",
-                )
-            ]
-        return _shard_size_problems(self.max_shard_size)
+        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+        return _problems(
+            (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
+             "write vlft convert SRC DST --format transformers"),
+            _shard_size(self.max_shard_size),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,10 +376,9 @@ class ModelsConfig(Settings):
 class CacheConfig(Settings):
     """Settings of ``vlft cache``."""
 
-    action: str = setting(
+    action: str = _action(
         "info",
-        "List what is kept, or remove all of it.",
-        panel="Action",
+        "info lists what is kept, clear removes all of it.",
         argument=True,
         choices=("info", "clear"),
     )
@@ -499,9 +405,13 @@ def gpu_gib(gpu: str) -> float:
     return gib
 
 
-def _shard_size_problems(size: str) -> list[UsageError]:
-    if re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size):
-        return []
+def _problems(*cases: tuple[object, str, str, str]) -> list[UsageError]:
+    """The errors of those cases (is wrong, place, message, hint) that are wrong."""
     return [
-        ConfigError(f"found {size!r}", place="--max-shard-size", hint="write e.g. 5GB or 500MB")
+        ConfigError(text, place=place, hint=hint) for wrong, place, text, hint in cases if wrong
     ]
+
+
+def _shard_size(size: str) -> tuple[object, str, str, str]:
+    is_size = re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size)
+    return not is_size, "--max-shard-size", f"found {size!r}", "write e.g. 5GB or 500MB"

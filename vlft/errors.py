@@ -74,35 +74,35 @@ class CheckpointError(UsageError):
 
 
 class CollectedError(UsageError):
-    """Several problems of one kind, shown together.
+    """Several problems of the input, reported together.
 
     Args:
         problems: all of them, in the order of the input.
-        shown: how many are printed in full; the rest is counted.
+        limit: how many are printed; the rest are counted.
     """
 
-    def __init__(self, problems: Sequence[UsageError], *, shown: int = 20) -> None:
+    def __init__(self, problems: Sequence[UsageError], *, limit: int = 20) -> None:
         super().__init__(f"{len(problems)} problems")
         self.problems = tuple(problems)
-        self.shown = shown
+        self.limit = limit
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[: self.shown]]
-        rest = len(self.problems) - self.shown
+        lines = [str(problem) for problem in self.problems[: self.limit]]
+        rest = len(self.problems) - self.limit
         if rest > 0:
             lines.append(f"... and {rest} more")
         return "\n".join(lines)
 
 
 def shown(path: str | Path) -> str:
-    """The path as messages name it: from the working folder if it lies inside, never endless."""
+    """The path for a message: relative to the working folder if inside it, shortened if long."""
     whole, here = Path(path), Path.cwd()
     text = str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
 def raise_all(problems: Sequence[UsageError]) -> None:
-    """Raises the one problem, or all of them together; returns if there is none."""
+    """Raises the problem, or a CollectedError of several; returns if there is none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:

@@ -1,4 +1,4 @@
-"""What a settings dataclass is made of, and how values from flags and files become one."""
+"""Fields of a settings dataclass, and checked settings from values of flags, files and Python."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Settings(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def problems(self) -> list[UsageError]:
-        """All that is wrong between settings; each alone is checked by ``check``."""
+        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
         return []
 
 
 Config = TypeVar("Config", bound=Settings)
 
-# The values of a type, in words.
+# Types as messages name them.
 IN_WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -53,24 +53,24 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     resumable: bool = False,
-    shown: str = "",
+    default_text: str = "",
     argument: bool = False,
     auto: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
     Args:
-        default: the value without flag and file; the only place where it is written.
+        default: used where neither a flag nor the file gives a value; written nowhere else.
         help: one line for ``--help``.
         panel: the group in ``--help``.
-        choices: the allowed words, empty for any.
-        minimum: least allowed number.
+        choices: the allowed words; empty if any text is allowed.
+        minimum: smallest allowed number.
         above: the number must be greater than this.
-        maximum: greatest allowed number.
-        resumable: may differ from the saved run when it is resumed, as no result depends on it.
-        shown: the default as shown in ``--help`` when the value says too little.
+        maximum: largest allowed number.
+        resumable: whether a resumed run may change it, because no result depends on it.
+        default_text: the default as ``--help`` shows it, where the value itself says too little.
         argument: given by its place on the command line, not by a flag.
-        auto: a number for which the word ``auto`` may stand; it becomes None.
+        auto: whether the word ``auto``, read as None, is allowed instead of a number.
     """
     metadata = {
         "help": help,
@@ -80,7 +80,7 @@ def setting(
         "above": above,
         "maximum": maximum,
         "resumable": resumable,
-        "shown": shown,
+        "default_text": default_text,
         "argument": argument,
         "auto": auto,
     }
@@ -95,7 +95,7 @@ def flag(name: str) -> str:
 
 
 def field_type(cls: type, name: str) -> Any:
-    """The type of a field's value, without ``None`` and without the tuple around it."""
+    """The type of a field's value; of an item, if it is a tuple; without ``None``."""
     hint = typing.get_type_hints(cls)[name]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
@@ -116,7 +116,7 @@ def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> 
         source: the file that the values come from, for messages; empty for flags.
 
     Raises:
-        UsageError: one or many; nothing is reported one at a time.
+        UsageError: all problems of single values together, or all wrong combinations.
     """
     converted, problems = convert(cls, values, source=source)
     raise_all(problems)
@@ -128,7 +128,7 @@ def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> 
 def convert(
     cls: type, values: Mapping[str, Any], *, source: str = ""
 ) -> tuple[dict[str, Any], list[UsageError]]:
-    """The values in the types of their fields, and what is wrong with each; see ``build``."""
+    """The values in the types of their fields, and the problems found; see ``build``."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     problems: list[UsageError] = []
     converted = {}
@@ -147,7 +147,7 @@ def convert(
 
 
 def check(config: Config) -> Config:
-    """The config itself, once each value and all of them together are found allowed.
+    """The config, converted and checked by ``build``: for settings made in Python.
 
     Raises:
         UsageError: one or many.
@@ -193,7 +193,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The settings as JSON values, to be read again by ``build``."""
+    """The settings as JSON values, which ``build`` reads back."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
@@ -201,14 +201,18 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
-    """The error for a name that does not exist, with the nearest one that does."""
+    """The error for a name that does not exist; its hint is the nearest one that does."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
     return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
 
 
 def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
-    """The value in the field's type, within the field's limits."""
+    """The value in the field's type.
+
+    Raises:
+        ConfigError: it has another type, or is outside the field's limits.
+    """
     if value is None:
         if spec.default is None:
             return None
@@ -218,23 +222,23 @@ def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) ->
             return None
         if not value.isdecimal():
             raise ConfigError(f"found {value!r}, a whole number or auto is allowed", place=place)
-        # A flag that takes a word too is read as text.
+        # On the command line such a number is still text.
         value = int(value)
-    kind = field_type(cls, spec.name)
+    value_type = field_type(cls, spec.name)
     if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_scalar(kind, item, place) for item in items)
-    converted = _scalar(kind, value, place)
+        return tuple(_scalar(value_type, item, place) for item in items)
+    converted = _scalar(value_type, value, place)
     _check_limits(spec.metadata, converted, place)
     return converted
 
 
-def _scalar(kind: Any, value: Any, place: str) -> Any:
-    if kind is Path and isinstance(value, str | Path):
+def _scalar(value_type: Any, value: Any, place: str) -> Any:
+    if value_type is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is str and isinstance(value, Path):
+    if value_type is str and isinstance(value, Path):
         return str(value)
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    if value_type is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML reads 1e-4 as text.
         try:
             number = float(value)
@@ -242,9 +246,11 @@ def _scalar(kind: Any, value: Any, place: str) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    elif isinstance(value, value_type) and not (value_type is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"found {reprlib.repr(value)}, {IN_WORDS[kind]} is allowed", place=place)
+    raise ConfigError(
+        f"found {reprlib.repr(value)}, {IN_WORDS[value_type]} is allowed", place=place
+    )
 
 
 def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
@@ -265,10 +271,10 @@ def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
 
 
 def _load_yaml(text: str) -> Any:
-    """What a YAML text says.
+    """The value of a YAML text.
 
     Raises:
-        ValueError: it is none; the message is one line.
+        ValueError: not YAML; the message is one line.
     """
     import yaml
 
@@ -283,7 +289,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _one_line(error: ValueError | RecursionError) -> str:
-    """What a parser has against a text."""
+    """A parser's message in one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
     return "too deeply nested" if isinstance(error, RecursionError) else str(error).split("\n")[0]

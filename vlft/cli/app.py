@@ -97,8 +97,8 @@ def _as_ours(error: VlftError | OSError | KeyboardInterrupt) -> VlftError:
     return VlftError(reason, place=place, hint="--debug shows the traceback")
 
 
-def _is_said_elsewhere(error: VlftError) -> bool:
-    """Whether the first process of this machine shows it: all of them find a user's mistake."""
+def _is_shown_by_another_rank(error: VlftError) -> bool:
+    """Whether local rank 0 shows it: all ranks find a mistake in the input, one should say it."""
     return isinstance(error, UsageError | StoppedError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
@@ -119,6 +119,6 @@ def main() -> None:
         if "--debug" in sys.argv:
             err.print_exception()
         ours = _as_ours(error)
-        if not _is_said_elsewhere(ours):
+        if not _is_shown_by_another_rank(ours):
             show_error(str(ours))
         sys.exit(ours.exit_code)

@@ -54,39 +54,24 @@ class Command:
 
 COMMANDS = {
     "sft": Command(
-        config.SftConfig,
-        "vlft.training.run:run_sft",
-        "Fine-tune a model with LoRA, QLoRA or fully.",
-        resumes=True,
-    ),
+        config.SftConfig, "vlft.training.run:run_sft",
+        "Fine-tune a model with LoRA, QLoRA or fully.", resumes=True),
     "plan": Command(
-        config.PlanConfig,
-        "vlft.planning.report:run_plan",
-        "Show what vlft sft with the same flags would do and need.",
-    ),
+        config.PlanConfig, "vlft.planning.report:run_plan",
+        "Show what vlft sft with the same flags would do and need."),
     "infer": Command(
-        config.InferConfig,
-        "vlft.inference.run:run_infer",
-        "Answer a data set, or chat, with a tuned or a base model.",
-    ),
+        config.InferConfig, "vlft.inference.run:run_infer",
+        "Answer a data set, or chat, with a tuned or a base model."),
     "merge-lora": Command(
-        config.MergeLoraConfig,
-        "vlft.checkpoints.merge:merge_lora",
-        "Add an adapter to its base and write the merged model.",
-    ),
+        config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",
+        "Add an adapter to its base and write the merged model."),
     "convert": Command(
-        config.ConvertConfig,
-        "vlft.checkpoints.convert:convert",
-        "Write a model in the authors' layout or in transformers'.",
-    ),
+        config.ConvertConfig, "vlft.checkpoints.convert:convert",
+        "Write a model in the authors' layout or in transformers'."),
     "models": Command(
-        config.ModelsConfig,
-        "vlft.cli.models:list_models",
-        "List the models that can be tuned.",
-    ),
+        config.ModelsConfig, "vlft.cli.models:list_models",
+        "List the models that can be tuned."),
     "cache": Command(
-        config.CacheConfig,
-        "vlft.cli.cache:run_cache",
-        "Show or clear the image features kept on disk.",
-    ),
-}
+        config.CacheConfig, "vlft.cli.cache:run_cache",
+        "Show or clear the image features kept on disk."),
+}  # fmt: skip

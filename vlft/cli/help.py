@@ -64,11 +64,11 @@ def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
     """The flag with what it takes: ``--lora-rank N``, ``--[no-]use-dora``."""
     if spec.metadata["argument"]:
         return spec.name.upper()
-    kind = field_type(cls, spec.name)
+    value_type = field_type(cls, spec.name)
     name = flag(spec.name)
-    if kind is bool:
+    if value_type is bool:
         name = name.replace("--", "--[no-]", 1)
-    metavar = " WORD" if spec.metadata["choices"] else METAVARS[kind]
+    metavar = " WORD" if spec.metadata["choices"] else METAVARS[value_type]
     return name + metavar + ("..." if is_repeatable(cls, spec.name) else "")
 
 
@@ -85,7 +85,7 @@ def help_text(spec: dataclasses.Field[Any]) -> Text:
 
 def default_text(spec: dataclasses.Field[Any]) -> str:
     """The default as the help page shows it; empty where there is none."""
-    described: str = spec.metadata["shown"]
+    described: str = spec.metadata["default_text"]
     if described or spec.default is None or spec.default is dataclasses.MISSING:
         return described
     if isinstance(spec.default, bool):

@@ -1,9 +1,9 @@
-"""The words of a command line, and a file of settings -> one checked settings dataclass.
+"""Command line and file of settings -> one checked settings dataclass.
 
     vlft sft --dataset a.jsonl b.jsonl --lora_rank=16 --use-dora false --config run.yaml
 
-Names and defaults are in ``vlft.config`` alone. Underscores stand for hyphens, aliases for our own
-names; a flag of yes or no takes nothing, ``true`` or ``false``; a repeatable one takes many values.
+Names and defaults are in ``vlft.config`` alone. Names may have underscores or be ms-swift's, a
+boolean flag takes ``true``, ``false`` or nothing, and a repeatable one takes several values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.cli.ms_swift import ALIASES, INSTEAD, SYNONYMS
+from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
 from vlft.errors import ConfigError, UsageError, raise_all
 from vlft.settings import (
     Config,
@@ -41,13 +41,13 @@ class _Flag:
 
     Attributes:
         name: of the setting.
-        kind: the type of its value.
-        repeatable: whether it takes many values.
-        negative: whether it is the ``--no-x`` of a flag of yes or no.
+        value_type: type of its value, or of one of them.
+        repeatable: whether it takes several values.
+        negative: whether it is the ``--no-x`` of a boolean.
     """
 
     name: str
-    kind: Any
+    value_type: Any
     repeatable: bool = False
     negative: bool = False
 
@@ -75,13 +75,11 @@ def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tupl
 def _names(cls: type) -> dict[str, str]:
     """Every name of a setting, aliases included -> the name of its field."""
     own = {spec.name: spec.name for spec in dataclasses.fields(cls)}
-    # custom_val_dataset_path is val_dataset, which is dataset where there is no validation.
-    aliases = {name: ALIASES.get(to, to) if to not in own else to for name, to in ALIASES.items()}
-    return {name: to for name, to in aliases.items() if to in own} | own
+    return aliases(own.keys()) | own
 
 
 def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]:
-    """The settings in a file, by field, and what is wrong with each."""
+    """The settings in a file, by field, and the problems found."""
     names, table = _names(cls), {}
     problems: list[UsageError] = []
     for key, value in read_config_file(path).items():
@@ -98,14 +96,14 @@ def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]
 
 
 def _our_word(name: str, value: Any) -> Any:
-    """The value of a setting in the word that we have for it."""
+    """The value of a setting, a synonym replaced by our own word."""
     return SYNONYMS.get(name, {}).get(value, value) if isinstance(value, str) else value
 
 
 def _read_words(
     cls: type, command: str, words: Sequence[str]
 ) -> tuple[dict[str, Any], list[UsageError]]:
-    """What the words of a command line set, by field, and what of them cannot be understood."""
+    """The settings in the words of a command line, by field, and the problems found."""
     flags = _flags(cls)
     arguments = [spec.name for spec in dataclasses.fields(cls) if spec.metadata["argument"]]
     given: dict[str, Any] = {}
@@ -134,7 +132,7 @@ def _read_words(
 
 
 def _groups(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The flags without their dashes, each with the words up to the next; first those of none."""
+    """The flags without dashes, each with the words up to the next; ``""`` has those before."""
     groups: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
         found = FLAG.fullmatch(word)
@@ -149,10 +147,10 @@ def _flags(cls: type) -> dict[str, _Flag]:
     """All flags of a command, by name with underscores."""
     flags = {"config": _Flag("config", str), "debug": _Flag("debug", bool)}
     for name, field_name in _names(cls).items():
-        kind = field_type(cls, field_name)
-        flags[name] = _Flag(field_name, kind, is_repeatable(cls, field_name))
-        if kind is bool:
-            flags[f"no_{name}"] = _Flag(field_name, kind, negative=True)
+        value_type = field_type(cls, field_name)
+        flags[name] = _Flag(field_name, value_type, is_repeatable(cls, field_name))
+        if value_type is bool:
+            flags[f"no_{name}"] = _Flag(field_name, value_type, negative=True)
     for spec in dataclasses.fields(cls):
         if spec.metadata["argument"]:
             del flags[spec.name]
@@ -162,19 +160,13 @@ def _flags(cls: type) -> dict[str, _Flag]:
 def _take(
     known: _Flag, typed: str, values: list[str], has_arguments: bool
 ) -> tuple[Any, list[str]]:
-    """The value of a flag, and the words after it that are not its own.
-
-    Args:
-        known: the flag.
-        typed: its name as typed.
-        values: the words after it.
-        has_arguments: whether the command takes words without a flag.
+    """The value of a flag, and those of the words after it that are arguments of the command.
 
     Raises:
         ConfigError: too few words, too many, or one that is not allowed.
     """
     place = f"--{typed}"
-    if known.kind is bool:
+    if known.value_type is bool:
         is_given = bool(values) and values[0].lower() in BOOLEANS and not known.negative
         rest = values[is_given:]
         if rest and not has_arguments:
@@ -189,13 +181,13 @@ def _take(
     if rest and not has_arguments:
         hint = "put quotes around a value with spaces, commas between several names"
         raise ConfigError(f"found {len(values)} values, one is allowed", place=place, hint=hint)
-    if known.kind is int and re.fullmatch(r"[+-]?\d{1,4000}", value):
+    if known.value_type is int and re.fullmatch(r"[+-]?\d{1,4000}", value):
         return int(value), rest
     return _our_word(known.name, value), rest
 
 
 def _unknown_flag(typed: str, command: str, flags: dict[str, _Flag]) -> ConfigError:
-    """The error for a flag that does not exist: what to write instead, or the nearest that does."""
+    """The error for an unknown flag; its hint is what to write instead, or the nearest flag."""
     place = f"vlft {command}"
     hint = INSTEAD.get(typed.replace("-", "_"), "")
     if not hint:

@@ -1,4 +1,4 @@
-"""Messages of other packages that say nothing to a user of vlft."""
+"""Messages of other packages that a user of vlft can do nothing about."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import warnings
 
 
 def quiet() -> None:
-    """Silences them for a command; ``--debug`` does not bring them back, Python's -W does."""
-    # The CPU kernels of bitsandbytes are optional, and looked for at every import.
+    """Silences them for a command, with ``--debug`` as well."""
+    # bitsandbytes looks for its optional CPU kernels at every import.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Janus' class passes its own superclass what that one advises against.
+    # transformers' Janus class passes deprecated arguments to its own superclass.
     logging.getLogger("transformers.generation").setLevel(logging.ERROR)
-    # peft asks transformers by a name that is on its way out.
+    # peft reads a deprecated attribute of transformers' models.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    # The authors' code drops transparency, whichever way the file has it.
+    # Pillow advises RGBA, but transparency is dropped, as the authors' code does.
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
-    # Accelerate knows only the older name.
+    # Accelerate passes a deprecated argument to DDP.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    # So does DeepSpeed.
+    # DeepSpeed calls deprecated functions.
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
