@@ -13,6 +13,7 @@ from vlft import console
 from vlft.checkpoints.adapter import is_adapter, load_adapter
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.config import LEARNING_RATES
 from vlft.distributed import World
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.base import keeps_dtype
@@ -205,7 +206,7 @@ def check_tracker(name: str) -> None:
 
 def learning_rate(config: SftConfig) -> float:
     """The peak rate; its default depends on the tuner."""
-    return config.learning_rate or (1e-4 if config.tuner == "lora" else 1e-5)
+    return config.learning_rate or LEARNING_RATES[config.tuner]
 
 
 def _lora_options(config: SftConfig) -> LoraOptions:
