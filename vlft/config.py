@@ -29,6 +29,9 @@ TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 # to make the matrix products efficient, and longer rows would only take more memory.
 JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
+# The default of --learning-rate, by --tuner.
+LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
+
 # Memory in GiB of a GPU, by its name without the maker and the series.
 GPUS = {
     "t4": 15, "l4": 22.5, "a10": 22.5, "a10g": 22.5, "v100": 32, "3090": 24, "4090": 24, "5090": 32,
@@ -125,7 +128,7 @@ class SftConfig:
         None,
         "Most tokens in a packed row; bounds the memory, changes no result.",
         minimum=1,
-        default_text="auto: 4096, on a GPU what fits",
+        default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits",
         auto=True,
     )
     learning_rate: float | None = _optimisation(

@@ -140,7 +140,7 @@ def convert(
         if not source and fields[name].metadata["argument"]:
             place = name.upper()
         try:
-            converted[name] = _convert(cls, fields[name], value, place)
+            converted[name] = _value(cls, fields[name], value, place)
         except UsageError as error:
             problems.append(error)
     return converted, problems
@@ -161,31 +161,26 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing or is not a table of settings.
     """
+    is_json = path.suffix == ".json"
+    example = 'a line "model: ..." and a line "dataset: train.jsonl"'
+    if is_json:
+        example = '{"model": "...", "dataset": ["train.jsonl"]}'
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 (byte {error.start})", place=str(path), hint="name a JSON or YAML file"
-        ) from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"cannot be read ({reason})", place=str(path), hint="name a JSON or YAML file"
-        ) from None
-    example = '{"model": "...", "dataset": ["train.jsonl"]}'
-    if path.suffix != ".json":
-        example = 'a line "model: ..." and a line "dataset: train.jsonl"'
+        found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        if isinstance(error, UnicodeDecodeError):
+            found = f"not UTF-8 (byte {error.start})"
+        raise ConfigError(found, place=str(path), hint="name a JSON or YAML file") from None
     try:
-        table = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+        table = json.loads(text) if is_json else _load_yaml(text)
     except (ValueError, RecursionError) as error:
-        layout = "JSON" if path.suffix == ".json" else "YAML"
-        raise ConfigError(
-            f"not {layout}: {_one_line(error)}", place=str(path), hint=f"write e.g. {example}"
-        ) from None
+        found = f"not {'JSON' if is_json else 'YAML'}: {_one_line(error)}"
+        raise ConfigError(found, place=str(path), hint=f"write e.g. {example}") from None
     if not isinstance(table, dict):
-        found = IN_WORDS.get(type(table), type(table).__name__)
+        found = f"found {IN_WORDS.get(type(table), type(table).__name__)}"
         raise ConfigError(
-            f"found {found}, a table of settings is allowed",
+            f"{found}, a table of settings is allowed",
             place=str(path),
             hint=f"write e.g. {example}",
         )
@@ -207,7 +202,7 @@ def unknown_name(name: str, known: list[str], *, place: str, what: str) -> Confi
     return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
 
 
-def _convert(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
+def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
     """The value in the field's type.
 
     Raises:

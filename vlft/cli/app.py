@@ -98,7 +98,7 @@ def _as_ours(error: VlftError | OSError | KeyboardInterrupt) -> VlftError:
 
 
 def _is_shown_by_another_rank(error: VlftError) -> bool:
-    """Whether local rank 0 shows it; every rank finds the same mistake in the input."""
+    """Whether local rank 0 shows it: all ranks find a mistake in the input, one should say it."""
     return isinstance(error, UsageError | StoppedError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 

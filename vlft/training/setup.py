@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
-from vlft.config import TOKENS_PER_ROW
+from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.errors import ConfigError
 from vlft.settings import check
 from vlft.training.resume import resumed_config
@@ -88,7 +88,7 @@ def _resolved(config: SftConfig, placement: Placement) -> SftConfig:
         config,
         tokens_per_microbatch=tokens,
         dtype=str(placement.dtype).removeprefix("torch."),
-        learning_rate=config.learning_rate or (1e-4 if config.tuner == "lora" else 1e-5),
+        learning_rate=config.learning_rate or LEARNING_RATES[config.tuner],
     )
 
 
