@@ -1,10 +1,10 @@
-"""Measurements behind docs/performance.md; nothing of vlft imports them.
+"""Measurements behind docs/performance.md; nothing in vlft imports them.
 
-__main__     names of the commands; each is a module with a main(arguments)
-command      options, result files and tables of all commands
-measure      seconds and peak memory of a computation
+__main__    the names of the benchmarks; each is a module with a main(arguments)
+command     options, result files and tables of all benchmarks
+measure     seconds and peak memory of a computation
 
-training     a LoRA job: shapes -> models, workloads -> samples, both -> sides -> comparison
-experts      a mixture-of-experts layer
-loss         the loss of the targets
+training, arithmetic, plan    a LoRA job: models and samples -> job -> sides
+attention, experts, loss      one part of a step
+startup                       the command line
 """

@@ -1,4 +1,4 @@
-"""The one entry point: python -m benchmarks NAME [OPTIONS]."""
+"""The entry point: python -m benchmarks NAME [OPTIONS]."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ import importlib
 import sys
 
 # Name of a module here, which has a main(arguments) -> what it measures.
-COMMANDS = {
-    "training": "a LoRA job: transformers and peft, padded batches, against vlft",
-    "arithmetic": "the operations of such a job, counted",
+BENCHMARKS = {
+    "training": "a LoRA job: transformers and peft with padded batches, against vlft",
+    "arithmetic": "the floating point operations of such a job, counted",
+    "plan": "the peak memory that vlft plan predicts, against the measured peak",
+    "attention": "attention of a packed row: trees, a dense mask, FlexAttention",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
-    "attention": "attention of a packed row: by trees, a dense mask, FlexAttention",
-    "startup": "from a command to what it first shows",
-    "plan": "the memory that vlft plan foretells, against the measured peak",
-    "loss": "the loss of the targets: vlft's kernel against torch's",
+    "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",
+    "startup": "the time from a command to its first output",
 }
 
 
 def main(arguments: list[str]) -> None:
     """Runs the benchmark that is named, or prints the names."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
+        width = max(map(len, BENCHMARKS))
+        print("python -m benchmarks NAME [--help | OPTIONS]\n")
+        print("\n".join(f"    {name:{width}}  {title}" for name, title in BENCHMARKS.items()))
         return
     name, *options = arguments
-    if name not in COMMANDS:
-        sys.exit(f"found {name!r}, allowed are {', '.join(COMMANDS)}")
+    if name not in BENCHMARKS:
+        sys.exit(f"found {name!r}, allowed are {', '.join(BENCHMARKS)}")
     importlib.import_module(f"benchmarks.{name}").main(options)
-
-
-def overview() -> str:
-    """The commands, one a line."""
-    width = max(map(len, COMMANDS))
-    lines = [f"    {name:{width}}  {title}" for name, title in COMMANDS.items()]
-    return "\n".join(["python -m benchmarks NAME [--help | OPTIONS]", "", *lines])
 
 
 if __name__ == "__main__":

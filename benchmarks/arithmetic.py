@@ -1,4 +1,4 @@
-"""The arithmetic of each way to train, counted: the bound of what the times can be.
+"""The arithmetic of each way to train, counted: the bound of any speed-up.
 
 Counted are the floating point operations of matrix products, convolutions and attention in a job
 of E epochs; causal attention counts half. Nothing is timed.
@@ -8,82 +8,46 @@ of E epochs; causal attention counts half. Nothing is timed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.command import DTYPES, markdown, new_parser, note, prepare, write
-from benchmarks.models import random_model
-from benchmarks.samples import random_samples
-from benchmarks.shapes import SCALES
-from benchmarks.sides import BatchSize, all_sides
-from benchmarks.workloads import WORKLOADS
-from vlft.config import TOKENS_PER_ROW
+from benchmarks.command import new_parser, note, prepare, publish
+from benchmarks.sides import add_job_options, cases_of, make_sides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.sides import Side
-
-TERA = 1e12
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row of the table.
-
-    Attributes:
-        model: by name.
-        workload: by name.
-        side: by name.
-        operations: of the job.
-        share: of the first side's.
-    """
-
-    model: str
-    workload: str
-    side: str
-    operations: int
-    share: float
+COLUMNS = {
+    "model": "{model}", "workload": "{workload}", "side": "{side}",
+    "TFLOP of the job": "{teraflop:.3g}", "plain's over it": "{ratio:.2f}",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
     """Counts, writes the files, prints the table."""
     parser = new_parser("arithmetic", __doc__, repeats=1)
-    add = parser.add_argument
-    add("--models", nargs="+", default=list(SCALES["middle"]), choices=list(SCALES["middle"]))
-    add("--workloads", nargs="+", default=["q1", "q2", "q5", "q10"], choices=list(WORKLOADS))
-    add("--scale", default="middle", choices=SCALES, help="of the models")
-    add("--dtype", default="float32", choices=DTYPES, help="default: float32")
-    add("--samples", type=int, default=10, help="of an optimiser step; default: 10")
-    add("--epochs", type=int, default=3, help="of a job; default: 3")
+    add_job_options(parser, workloads=["q1", "q2", "q5", "q10"], dtype="float32")
+    parser.add_argument("--epochs", type=int, default=3, help="of a job; default: 3")
     options = parser.parse_args(arguments)
-    device, content = prepare(options)
-    results: list[Result] = []
-    for name in options.models:
-        built = random_model(SCALES[options.scale][name], DTYPES[options.dtype], device)
-        for workload in options.workloads:
-            job = random_samples(WORKLOADS[workload], built, options.samples)
-            one = BatchSize(1, max(map(len, job.samples)))
-            first = 0
-            for side in all_sides(built, job, one, TOKENS_PER_ROW[device.type]):
-                operations = count(side, options.epochs)
-                built.tuned.zero_grad()
-                first = first or operations
-                results.append(Result(name, workload, side.name, operations, operations / first))
-            note(f"{name}, {workload}: done")
-            found = {**content, "results": [asdict(result) for result in results]}
-            write(options.output, found, table(results))
-    print(table(results))
-
-
-def count(side: Side, epochs: int) -> int:
-    """Operations of encoding, where the side does that once, and of the epochs."""
-    once = _count(side.encode) if side.encode else 0
-    return once + epochs * _count(side.epoch)
+    _, content = prepare(options)
+    results: list[dict[str, Any]] = []
+    for model in options.models:
+        for case in cases_of(options, model):
+            _, sides = make_sides(case)
+            counts = []
+            for side in sides:
+                once = _count(side.encode) if side.encode else 0
+                counts.append(once + options.epochs * _count(side.epoch))
+                names = {"model": model, "workload": case.workload, "side": side.name}
+                found = {"operations": counts[-1], "share": counts[-1] / counts[0]}
+                shown = {"teraflop": counts[-1] / 1e12, "ratio": counts[0] / counts[-1]}
+                results.append({**names, **found, **shown})
+                side.built.tuned.zero_grad()
+            note(f"{model}, {case.workload}: done")
+    publish(options, content, COLUMNS, results)
 
 
 def _count(compute: Callable[[], float]) -> int:
@@ -108,28 +72,18 @@ def _backward(
     _upstream: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int],
     _out: Sequence[int], _sums: Sequence[int], _dropout: float, is_causal: bool, **_: Any,
 ) -> int:  # fmt: skip
-    # The scores again, and a product for each of four gradients.
+    # The scores are computed again, and there is a product for each of four gradients.
     return 5 * _attention(query, key, value) // (4 if is_causal else 2)
 
 
 def _grouped(rows: Sequence[int], weights: Sequence[int], *_args: Any, **_: Any) -> int:
-    """Each row meets the weights of one group."""
+    """Each row is multiplied by the weights of one group."""
     return 2 * prod(rows) * weights[-1]
 
 
-# What torch's counter does not know.
+# Operations that torch's counter does not know.
 FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
     torch.ops.aten._grouped_mm: _grouped,
 }
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results in Markdown."""
-    columns = ("model", "workload", "side", "TFLOP of the job", "plain's over it")
-    rows = [
-        [r.model, r.workload, r.side, f"{r.operations / TERA:.3g}", f"{1 / r.share:.2f}"]
-        for r in results
-    ]
-    return markdown(columns, rows, words=3)

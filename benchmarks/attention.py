@@ -8,16 +8,15 @@ FlexAttention runs too, compiled; torch has no backward pass of it on the CPU.
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.command import DTYPES, markdown, new_parser, note, prepare, write
-from benchmarks.measure import Measured, measure
+from benchmarks.command import DTYPES, new_parser, note, prepare, publish
+from benchmarks.measure import measure_steps
 from vlft.data.encode import IGNORE, EncodedSample
 from vlft.models.tree_attention import tree_attention
 from vlft.packing.attention import additive_mask, block_mask, row_attention
@@ -28,28 +27,13 @@ if TYPE_CHECKING:
 
     from vlft.packing.prefix_tree import PackedBatch
 
+# Tokens of an image and its prompt, questions on each image, tokens of a question and its reply.
 TRUNK, QUESTIONS, BRANCH = 622, 5, 44
-HEADS, HEAD = 8, 64
-IMAGE_TOKEN = -1
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row of the table.
-
-    Attributes:
-        tokens: of the row.
-        side: by name.
-        seconds: forward and backward, the mask too.
-        peak_mib: memory that it adds.
-        output: mean of the squared output, which the sides share.
-    """
-
-    tokens: int
-    side: str
-    seconds: float
-    peak_mib: float
-    output: float
+HEADS, HEAD_DIM = 8, 64
+COLUMNS = {
+    "side": "{side}", "tokens": "{tokens}", "s": "{seconds:.3f}", "speed-up": "{speedup:.1f}",
+    "peak memory, MiB": "{peak_mib:.0f}", "mean square of the output": "{value:.6f}",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
@@ -59,55 +43,52 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     options = parser.parse_args(arguments)
     device, content = prepare(options)
-    results: list[Result] = []
-    for tokens in options.tokens:
-        row = random_row(tokens).to(device)
+    results: list[dict[str, Any]] = []
+    for limit in options.tokens:
+        row = random_row(limit).to(device)
         torch.manual_seed(0)
-        size = (1, HEADS, len(row), HEAD)
         inputs = [
-            torch.randn(size, device=device, dtype=DTYPES[options.dtype], requires_grad=True)
+            torch.randn((1, HEADS, len(row), HEAD_DIM), device=device, dtype=DTYPES[options.dtype])
             for _ in range(3)
         ]
-        for name, attend in sides(row, inputs, device).items():
-            step = step_of(attend, inputs)
-            runs = [measure(step, device, options.clock) for _ in range(options.repeats + 1)]
-            results.append(result_of(len(row), name, runs[1:]))
-            note(f"{len(row)} tokens, {name}: done")
-    write(options.output, {**content, "results": [asdict(r) for r in results]}, table(results))
-    print(table(results))
+        base: dict[str, float] = {}
+        for side, attend in sides(row, inputs).items():
+            step = partial(forward_and_backward, attend, inputs)
+            found = measure_steps(step, device, options.clock, options.repeats)
+            base = base or found
+            speedup = base["seconds"] / found["seconds"]
+            results.append({"tokens": len(row), "side": side, "speedup": speedup, **found})
+            note(f"{len(row)} tokens, {side}: done")
+    publish(options, content, COLUMNS, results)
 
 
 def random_row(tokens: int) -> PackedBatch:
-    """Images with five questions each, as many as fit."""
+    """Images with their questions, as many as fit."""
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(tokens // (TRUNK + QUESTIONS * BRANCH)):
         trunk = torch.randint(1000, (TRUNK,), generator=generator)
         for _ in range(QUESTIONS):
             branch = torch.randint(1000, (BRANCH,), generator=generator)
-            ids = torch.cat([trunk, branch])
             labels = torch.cat([torch.full_like(trunk, IGNORE), branch])
-            samples.append(EncodedSample(ids, labels, "", ()))
-    return pack(samples, IMAGE_TOKEN)
+            samples.append(EncodedSample(torch.cat([trunk, branch]), labels, "", ()))
+    return pack(samples, image_token_id=-1)
 
 
-def sides(
-    row: PackedBatch, inputs: list[Tensor], device: torch.device
-) -> dict[str, Callable[[], Tensor]]:
+def sides(row: PackedBatch, inputs: list[Tensor]) -> dict[str, Callable[[], Tensor]]:
     """The ways to attend, by name: (1, H, N, d) each, the mask made anew each time."""
-    query, key, value = inputs
-    module = nn.Module()
+    query, key, value = (tensor.requires_grad_() for tensor in inputs)
 
     def dense() -> Tensor:
         mask = additive_mask(row.exit, query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def trees() -> Tensor:
-        told = row_attention(row.trees, row.exit, query.dtype)
-        return tree_attention(module, query, key, value, None, row=told)[0].transpose(1, 2)
+        masks = row_attention(row.trees, row.exit, query.dtype)
+        return tree_attention(nn.Module(), query, key, value, None, row=masks)[0].transpose(1, 2)
 
     found: dict[str, Callable[[], Tensor]] = {"dense mask": dense, "trees": trees}
-    if device.type == "cuda":
+    if query.device.type == "cuda":
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled: Any = torch.compile(flex_attention)
@@ -117,38 +98,8 @@ def sides(
     return found
 
 
-def step_of(attend: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], float]:
-    """Forward and backward; returns the mean of the squared output."""
-
-    def step() -> float:
-        output = attend().float().square().mean()
-        torch.autograd.grad(output, inputs)
-        return output.item()
-
-    return step
-
-
-def result_of(tokens: int, name: str, runs: list[Measured]) -> Result:
-    """The row of a side."""
-    seconds = statistics.median(run.seconds for run in runs)
-    peak = max(run.peak_bytes for run in runs) / 2**20
-    return Result(tokens, name, seconds, peak, runs[-1].value)
-
-
-def table(results: list[Result]) -> str:
-    """The results in Markdown; the dense mask is the side compared with."""
-    rows = []
-    for result in results:
-        base = next(other for other in results if other.tokens == result.tokens)
-        rows.append(
-            [
-                result.side,
-                str(result.tokens),
-                f"{result.seconds:.3f}",
-                f"{base.seconds / result.seconds:.1f}",
-                f"{result.peak_mib:.0f}",
-                f"{result.output:.6f}",
-            ]
-        )
-    columns = ("side", "tokens", "s", "speed-up", "peak memory, MiB", "mean square of the output")
-    return markdown(columns, rows, words=1)
+def forward_and_backward(attend: Callable[[], Tensor], inputs: list[Tensor]) -> float:
+    """The mean of the squared output, after a backward pass from it."""
+    output = attend().float().square().mean()
+    torch.autograd.grad(output, inputs)
+    return output.item()

@@ -1,10 +1,11 @@
-"""What all benchmarks share: common options, result files, Markdown tables."""
+"""What all benchmarks share: options, result files, Markdown tables."""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +15,14 @@ import torch
 from benchmarks.measure import CLOCKS, load_average, machine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NUMBER = re.compile(r"-?\d[\d.]*(e[+-]?\d+)?")
 
 
 def new_parser(name: str, description: str | None, *, repeats: int) -> argparse.ArgumentParser:
-    """A parser with the options of every benchmark.
-
-    Args:
-        name: of the command.
-        description: of the command, its module's text.
-        repeats: the default.
-    """
+    """A parser with the options of every benchmark; the description is its module's docstring."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",
         description=description,
@@ -35,7 +31,7 @@ def new_parser(name: str, description: str | None, *, repeats: int) -> argparse.
     add = parser.add_argument
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, choices=["cpu", "cuda"], help=f"default: {default}")
-    add("--threads", type=int, help="of torch; default: its own choice")
+    add("--threads", type=int, help="torch threads; default: torch's choice")
     add("--clock", default="wall", choices=sorted(CLOCKS), help="default: wall")
     add("--repeats", type=int, default=repeats, help=f"after a warm-up; default: {repeats}")
     add("--output", type=Path, help="path without suffix; PATH.json and PATH.md are written")
@@ -43,43 +39,60 @@ def new_parser(name: str, description: str | None, *, repeats: int) -> argparse.
 
 
 def prepare(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any]]:
-    """Makes the process ready to measure.
+    """Sets the process up to measure.
 
     Returns:
         The device, and the head of the result file: machine, its load, settings.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    # What was imported stays: measuring need not look through it for garbage each time.
+    # The garbage collection before each measurement need not look through imported modules.
     gc.freeze()
     device = torch.device(options.device)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
-    head = {"machine": machine(device), "load_before": load_average(), "settings": settings}
-    return device, head
+    return device, {"machine": machine(device), "load_before": load_average(), "settings": settings}
+
+
+def changed(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
+    """The options with some changed or added."""
+    return argparse.Namespace(**{**vars(options), **changes})
 
 
 def write(output: Path | None, content: Mapping[str, Any], table: str) -> None:
     """Writes OUTPUT.json and OUTPUT.md, if there is an output."""
-    if output is None:
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2)
-    output.with_name(f"{output.name}.json").write_text(f"{text}\n", "utf-8")
-    output.with_name(f"{output.name}.md").write_text(f"{table}\n", "utf-8")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (("json", json.dumps(content, indent=2)), ("md", table)):
+            output.with_name(f"{output.name}.{suffix}").write_text(f"{text}\n", "utf-8")
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> str:
-    """A table.
+def publish(
+    options: argparse.Namespace,
+    content: Mapping[str, Any],
+    columns: Mapping[str, str],
+    results: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes the files and prints the table of all results."""
+    table = markdown(columns, results)
+    write(options.output, {**content, "results": results}, table)
+    print(table)
+
+
+def markdown(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table, its numbers aligned to the right.
 
     Args:
-        columns: their titles.
-        rows: their cells.
-        words: so many columns, the first ones, hold words; the others hold numbers.
+        columns: title -> format of the cell, as in ``{seconds:.2f}``.
+        rows: the fields of each row.
     """
-    rule = ["---"] * words + ["---:"] * (len(columns) - words)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+    cells = [[text.format_map(row) for text in columns.values()] for row in rows]
+    rule = [
+        "---:" if all(map(NUMBER.fullmatch, column)) else "---"
+        for column in zip(*cells, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rule, *cells))
 
 
 def note(text: str) -> None:
-    """Progress, apart from the table."""
+    """Reports progress on stderr, apart from the table."""
     print(text, file=sys.stderr, flush=True)

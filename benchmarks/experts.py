@@ -11,8 +11,7 @@ to the weights in every step.
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,207 +19,136 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.command import DTYPES, markdown, new_parser, prepare, write
-from benchmarks.measure import measure
+from benchmarks.command import DTYPES, new_parser, note, prepare, publish
+from benchmarks.measure import measure_steps
 from vlft.checkpoints.adapter import with_grouped_experts
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
 from vlft.models.experts import PLAIN_EXPERTS
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the layer and its input."""
-
-    tokens: int
-    experts: int
-    best: int
-    hidden: int
-    inner: int
-    rank: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """The input, with the routing that the layer before would have given."""
-
-    hidden: Tensor
-    chosen: Tensor
-    weights: Tensor
-
-
-class LoopExperts(nn.Module):
-    """The computation as the authors' training code has it."""
-
-    def __init__(self, fused: Any, shape: Shape, *, lora: bool) -> None:
-        super().__init__()
-        self.fused, self.shape, self.lora = fused, shape, lora
-        sizes = {"gate": (shape.hidden, shape.inner), "up": (shape.hidden, shape.inner)}
-        sizes["down"] = (shape.inner, shape.hidden)
-        self.adapters = nn.ModuleDict()
-        for expert in range(shape.experts if lora else 0):
-            for name, (inputs, outputs) in sizes.items():
-                first = nn.Linear(inputs, shape.rank, bias=False)
-                second = nn.Linear(shape.rank, outputs, bias=False)
-                nn.init.zeros_(second.weight)  # as peft starts
-                self.adapters[f"{expert}-{name}"] = nn.Sequential(first, second)
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
-        flat = chosen.flatten()
-        repeated = hidden.repeat_interleave(chosen.shape[1], dim=0)
-        rows = torch.empty_like(repeated)
-        for expert in range(self.shape.experts):
-            mask = flat == expert
-            rows[mask] = self.run(expert, repeated[mask])
-        return (rows.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
-
-    def run(self, expert: int, rows: Tensor) -> Tensor:
-        """One expert on its rows."""
-        gate_weight, up_weight = self.fused.gate_up_proj[expert].chunk(2)
-        gate = self.linear(f"{expert}-gate", gate_weight, rows)
-        up = self.linear(f"{expert}-up", up_weight, rows)
-        return self.linear(f"{expert}-down", self.fused.down_proj[expert], F.silu(gate) * up)
-
-    def linear(self, name: str, weight: Tensor, rows: Tensor) -> Tensor:
-        """A linear layer, with its addition if there is one."""
-        product = F.linear(rows, weight)
-        return product + self.adapters[name](rows) if self.lora else product
-
-
-def fused_experts(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """Frozen experts with random weights."""
-    config = DeepseekVL2TextConfig(
-        hidden_size=shape.hidden,
-        moe_intermediate_size=shape.inner,
-        n_routed_experts=shape.experts,
-        num_experts_per_tok=shape.best,
-        topk_method="greedy",
-    )
-    config._experts_implementation = "grouped_mm"
-    with torch.device(device):
-        experts = PLAIN_EXPERTS(config).to(dtype).requires_grad_(False)
-    for weight in experts.parameters():
-        weight.normal_(std=0.02)
-    return experts
-
-
-def with_lora(fused: Any, shape: Shape, *, grouped: bool) -> nn.Module:
-    """peft's LoRA around the experts, with vlft's forward or with its own."""
-    config = LoraConfig(
-        r=shape.rank, target_parameters=["experts.gate_up_proj", "experts.down_proj"]
-    )
-    if grouped:
-        with_grouped_experts(config)
-    model = get_peft_model(nn.ModuleDict({"experts": fused}), config)
-    tuned: nn.Module = model.base_model.model["experts"]
-    return tuned
-
-
-def sides(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Functions that make each side's module, in the order they are run."""
-
-    def loop(lora: bool) -> nn.Module:
-        fused = fused_experts(shape, dtype, device)
-        return LoopExperts(fused, shape, lora=lora).to(device, dtype)
-
-    return {
-        "loop over experts": lambda: loop(False),
-        "vlft": lambda: fused_experts(shape, dtype, device),
-        "loop over experts, LoRA": lambda: loop(True),
-        "peft, LoRA": lambda: with_lora(fused_experts(shape, dtype, device), shape, grouped=False),
-        "vlft, LoRA": lambda: with_lora(fused_experts(shape, dtype, device), shape, grouped=True),
-    }
-
-
-def measure_side(
-    module: nn.Module, work: Work, device: torch.device, repeats: int, clock: str
-) -> dict[str, Any]:
-    """Median seconds and peak memory of forward and backward, after one warm-up."""
-
-    def step() -> float:
-        module.zero_grad()
-        hidden = work.hidden.clone().requires_grad_()
-        output = module(hidden, work.chosen, work.weights)
-        output.sum().backward()
-        return float(output.detach().float().abs().mean())
-
-    step()
-    runs = [measure(step, device, clock) for _ in range(repeats)]
-    return {
-        "seconds": statistics.median(run.seconds for run in runs),
-        "peak_mib": max(run.peak_bytes for run in runs) / 2**20,
-        "mean_output": runs[-1].value,
-    }
-
-
-def compare(
-    shape: Shape, dtype: torch.dtype, device: torch.device, repeats: int, clock: str
-) -> list[dict[str, Any]]:
-    """Every side on the same work, one module in memory at a time."""
-    torch.manual_seed(0)
-    scores = torch.randn(shape.tokens, shape.experts, device=device).softmax(-1)
-    weights, chosen = scores.topk(shape.best)
-    hidden = torch.randn(shape.tokens, shape.hidden, device=device, dtype=dtype)
-    work = Work(hidden, chosen, weights.to(dtype))
-    rows: list[dict[str, Any]] = []
-    for name, make in sides(shape, dtype, device).items():
-        torch.manual_seed(1)
-        module: nn.Module = make()
-        result = measure_side(module, work, device, repeats, clock)
-        base = next(
-            (
-                row
-                for row in rows
-                if row["side"].startswith("loop")
-                and (row["side"].endswith("LoRA") == name.endswith("LoRA"))
-            ),
-            None,
-        )
-        result["speedup"] = base["seconds"] / result["seconds"] if base else 1.0
-        rows.append({"side": name, **result})
-        del module
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The result as Markdown."""
-    columns = (
-        "side", "s, forward and backward", "speed-up", "peak memory, MiB", "mean of the output",
-    )  # fmt: skip
-    cells = [
-        [
-            row["side"],
-            f"{row['seconds']:.3f}",
-            f"{row['speedup']:.1f}",
-            f"{row['peak_mib']:.0f}",
-            f"{row['mean_output']:.5f}",
-        ]
-        for row in rows
-    ]
-    return markdown(columns, cells, words=1)
+TOP_K = 6
+COLUMNS = {
+    "side": "{side}", "s, forward and backward": "{seconds:.3f}", "speed-up": "{speedup:.1f}",
+    "peak memory, MiB": "{peak_mib:.0f}", "mean of the output": "{value:.5f}",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the comparison, prints the table, writes the files."""
-    options = parse_arguments(arguments)
-    device, content = prepare(options)
-    shape = Shape(options.tokens, options.experts, 6, options.hidden, options.inner, options.rank)
-    rows = compare(shape, DTYPES[options.dtype], device, options.repeats, options.clock)
-    print(table(rows))
-    write(options.output, {**content, "rows": rows}, table(rows))
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The options."""
+    """Measures, writes the files, prints the table."""
     parser = new_parser("experts", __doc__, repeats=3)
     add = parser.add_argument
     add("--dtype", default="bfloat16", choices=DTYPES)
     add("--tokens", type=int, default=1024)
     add("--experts", type=int, default=64)
     add("--hidden", type=int, default=2048)
-    add("--inner", type=int, default=1408)
+    add("--intermediate-size", type=int, default=1408, help="of an expert; default: 1408")
     add("--rank", type=int, default=8)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    _, content = prepare(options)
+    publish(options, content, COLUMNS, compare(options))
+
+
+class LoopExperts(nn.Module):
+    """The computation as the authors' training code has it; no LoRA with a rank of 0."""
+
+    def __init__(self, fused: Any, rank: int) -> None:
+        super().__init__()
+        self.fused = fused
+        experts, hidden, width = fused.down_proj.shape
+        sizes = [(hidden, width), (hidden, width), (width, hidden)] * (experts if rank else 0)
+        self.adapters = nn.ModuleList(_lora(*size, rank) for size in sizes)
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        flat = chosen.flatten()
+        repeated = hidden.repeat_interleave(chosen.shape[1], dim=0)
+        rows = torch.empty_like(repeated)
+        for expert, down in enumerate(self.fused.down_proj):
+            mask = flat == expert
+            gate, up = self.fused.gate_up_proj[expert].chunk(2)
+            inputs = repeated[mask]
+            gated = F.silu(self.linear(3 * expert, gate, inputs))
+            rows[mask] = self.linear(
+                3 * expert + 2, down, gated * self.linear(3 * expert + 1, up, inputs)
+            )
+        return (rows.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
+
+    def linear(self, index: int, weight: Tensor, rows: Tensor) -> Tensor:
+        """A linear layer, with LoRA if there is any."""
+        product = F.linear(rows, weight)
+        return product + self.adapters[index](rows) if self.adapters else product
+
+
+def _lora(inputs: int, outputs: int, rank: int) -> nn.Module:
+    first, second = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
+    nn.init.zeros_(second.weight)  # as peft starts
+    return nn.Sequential(first, second)
+
+
+def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
+    """Functions that make each side's module, in the order they are run."""
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+
+    def fused() -> Any:
+        config = DeepseekVL2TextConfig(
+            hidden_size=options.hidden,
+            moe_intermediate_size=options.intermediate_size,
+            n_routed_experts=options.experts,
+            num_experts_per_tok=TOP_K,
+            topk_method="greedy",
+        )
+        config._experts_implementation = "grouped_mm"
+        with device:
+            experts = PLAIN_EXPERTS(config).to(dtype).requires_grad_(False)
+        for weight in experts.parameters():
+            weight.normal_(std=0.02)
+        return experts
+
+    def loop(rank: int) -> nn.Module:
+        return LoopExperts(fused(), rank).to(device, dtype)
+
+    def peft(grouped: bool) -> nn.Module:
+        names = ["experts.gate_up_proj", "experts.down_proj"]
+        config = LoraConfig(r=options.rank, target_parameters=names)
+        if grouped:
+            with_grouped_experts(config)
+        model = get_peft_model(nn.ModuleDict({"experts": fused()}), config)
+        tuned: nn.Module = model.base_model.model["experts"]
+        return tuned
+
+    return {
+        "loop over experts": lambda: loop(0),
+        "vlft": fused,
+        "loop over experts, LoRA": lambda: loop(options.rank),
+        "peft, LoRA": lambda: peft(False),
+        "vlft, LoRA": lambda: peft(True),
+    }
+
+
+def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every side on the same tokens and routing, one module in memory at a time."""
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    torch.manual_seed(0)
+    scores = torch.randn(options.tokens, options.experts, device=device).softmax(-1)
+    weights, chosen = scores.topk(TOP_K)
+    weights = weights.to(dtype)
+    tokens = torch.randn(options.tokens, options.hidden, device=device, dtype=dtype)
+
+    def step(module: nn.Module) -> float:
+        module.zero_grad()
+        output = module(tokens.clone().requires_grad_(), chosen, weights)
+        output.sum().backward()
+        return float(output.detach().float().abs().mean())
+
+    rows: list[dict[str, Any]] = []
+    base = 0.0
+    for name, make in sides(options).items():
+        torch.manual_seed(1)
+        found = measure_steps(partial(step, make()), device, options.clock, options.repeats)
+        base = found["seconds"] if name.startswith("loop") else base
+        rows.append({"side": name, "speedup": base / found["seconds"], **found})
+        note(f"{name}: done")
+    return rows

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a computation, and the machine in generic terms."""
+"""Seconds and peak memory of a computation, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import gc
 import multiprocessing
 import os
 import platform
+import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,56 +21,64 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+GIB = 2**30
+# With one thread, processor time is what wall time would be on an idle machine.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a computation.
-
-    Attributes:
-        seconds: on the chosen clock.
-        peak_bytes: highest memory during the run, less what was held before it.
-        value: what the computation returned.
-    """
+    """Seconds of a computation, its peak memory less what was held before, and its result."""
 
     seconds: float
     peak_bytes: int
     value: float
 
 
-# With one thread, processor time is what wall time would be without other jobs.
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
 def measure(compute: Callable[[], float], device: torch.device, clock: str = "wall") -> Measured:
-    """Runs a computation once, after what is unused was given back to the system.
+    """Runs a computation once, after unused memory was returned to the system.
 
-    On the CPU the peak is the kernel's own high-water mark of the process (Linux), so that no
-    allocation is missed between two samples; on CUDA it is the allocator's.
+    On the CPU the peak is the kernel's high-water mark of the process (Linux), which no
+    allocation can slip past; on CUDA it is the allocator's.
     """
     gc.collect()
-    before = _start_cuda(device) if device.type == "cuda" else _start_cpu()
+    before = _reset_peak(device)
     started = CLOCKS[clock]()
     value = compute()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = CLOCKS[clock]() - started
-    after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-    return Measured(seconds, after - before, value)
+    return Measured(seconds, _peak(device) - before, value)
+
+
+def measure_steps(
+    step: Callable[[], float], device: torch.device, clock: str, repeats: int
+) -> dict[str, float]:
+    """Median seconds and highest peak of some runs after a warm-up, and the value of the last."""
+    runs = [measure(step, device, clock) for _ in range(repeats + 1)][1:]
+    return {
+        "seconds": statistics.median(run.seconds for run in runs),
+        "peak_mib": max(run.peak_bytes for run in runs) / 2**20,
+        "value": runs[-1].value,
+    }
 
 
 def apart(work: Callable[..., Value], *arguments: Any) -> Value:
-    """What a function returns in a process of its own, for peaks of memory.
+    """What a function returns in a process of its own, where peaks of memory are exact.
 
-    There the C library gives memory back when it is freed, so that what is resident is in use: by
-    default it keeps much of it, and memory that others had and gave back would be used unseen.
+    Its C library returns freed memory to the system at once. By default it keeps much of it, and
+    a computation that reuses such memory would seem to need none.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1, _start_apart, (torch.get_num_threads(),)) as pool:
-        return pool.apply(work, arguments)
+    threads = (torch.get_num_threads(),)
+    with ProcessPoolExecutor(1, context, _start_apart, threads) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _start_apart(threads: int) -> None:
     torch.set_num_threads(threads)
+    # As in the command line: the workers that decode images are forked.
+    multiprocessing.set_start_method("fork", force=True)
     # -3: M_MMAP_THRESHOLD of mallopt(3).
     ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
 
@@ -78,7 +88,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -88,27 +98,27 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Mean number of busy processes of the last minute: 0 on a quiet machine."""
+    """Mean number of running processes in the last minute: 0 on an idle machine."""
     return os.getloadavg()[0]
 
 
-def _start_cuda(device: torch.device) -> int:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    torch.cuda.synchronize(device)
-    return torch.cuda.memory_allocated(device)
+def _reset_peak(device: torch.device) -> int:
+    """Sets the peak back to what is held now, which it returns in bytes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        # 5 resets the high-water mark of resident memory, see proc_pid_clear_refs(5).
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak(device)
 
 
-def _start_cpu() -> int:
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    # 5: set the high-water mark back to what is resident now, see proc_pid_clear_refs(5).
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    value = _field(Path("/proc/self/status"), field)
-    return int(value.split()[0]) * 1024
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(_field(Path("/proc/self/status"), "VmHWM").split()[0]) * 1024
 
 
 def _field(path: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A model with random weights and LoRA, of a given shape."""
+"""Models with random weights and LoRA: one for each kind of architecture, middle-sized and tiny."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from vlft.training.lora import LoraOptions, add_lora
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
-    from benchmarks.shapes import LargeTower, Shape
     from vlft.families.base import Family, Pixels, Tiles
 
 SEED = 0
+
+
+# Name -> family, and (across, down) tiles that an image is cut into beside its whole view.
+MODELS: dict[str, tuple[str, Tiles]] = {
+    "deepseek-vl": ("deepseek_vl", (0, 0)),
+    "deepseek-vl2": ("deepseek_vl2", (2, 1)),
+    "deepseek-vl-hybrid": ("deepseek_vl_hybrid", (0, 0)),
+}
+SCALES = ("middle", "tiny")
 
 
 @dataclass(frozen=True)
@@ -27,133 +35,106 @@ class RandomModel:
     """A model in memory.
 
     Attributes:
-        shape: its sizes.
-        family: of the model.
+        native: keyword arguments of its config.
         model: transformers' class, with LoRA in place.
         tuned: peft's model around it.
         pixels: how images become its inputs.
+        tiles: of each image, see MODELS.
         image_tokens: that an image becomes.
     """
 
-    shape: Shape
+    native: dict[str, Any]
     family: Family
     model: Any
     tuned: Any
     pixels: Pixels
+    tiles: Tiles
     image_tokens: int
 
     @property
-    def language(self) -> Any:
-        """The LLM."""
-        return self.model.get_submodule(self.family.parts.language)
-
-    @property
     def weight(self) -> torch.Tensor:
-        """(V, D) embeddings of tokens: device and dtype of the frozen weights."""
+        """(V, D) token embeddings, which tell device and dtype of the frozen weights."""
         embeddings: torch.Tensor = self.model.get_input_embeddings().weight
         return embeddings
 
-    def precision(self) -> torch.autocast:
-        """What Accelerate does for a model of this dtype."""
-        weight = self.weight
-        half = weight.dtype is torch.bfloat16
-        return torch.autocast(weight.device.type, torch.bfloat16, enabled=half)
 
+def random_model(
+    name: str, native: dict[str, Any], dtype: torch.dtype, device: torch.device, *, plain: bool
+) -> RandomModel:
+    """A frozen model with float32 LoRA of rank 8 on the LLM's q, k, v.
 
-def random_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> RandomModel:
-    """A frozen model with LoRA of rank 8 on the LLM's q, k, v in float32.
-
-    Both matrices of LoRA are random, so that both have gradients.
+    Both matrices of LoRA are random, so that both have gradients. A plain model computes as
+    transformers has it; otherwise it is adapted as when vlft loads it.
     """
     torch.manual_seed(SEED)
-    family = next(family for family in FAMILIES if family.name == shape.family)
-    native = native_config(shape)
+    family_name, tiles = MODELS[name]
+    family = next(family for family in FAMILIES if family.name == family_name)
     cls = family.model_class()
     config = cls.config_class(**native)
     model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False).to(device)
-    prepare_for_inference(model)
+    if not plain:
+        prepare_for_inference(model)
+    elif "n_routed_experts" in native["text_config"]:
+        model.set_experts_implementation("eager")
     model.name_or_path = "random"
     tuned = add_lora(model, family, LoraOptions()).train()
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
+    for parameter_name, parameter in tuned.named_parameters():
+        if "lora_B" in parameter_name:
             nn.init.normal_(parameter, std=0.02)
-    # Of a folder that does not exist: all numbers are at their defaults.
-    pixels = family.pixels(Path("/nonexistent"), {"model_type": shape.family}, native)
-    tokens = count_image_tokens(family, model, pixels, shape.tiles)
-    return RandomModel(shape, family, model, tuned, pixels, tokens)
-
-
-@torch.no_grad()
-def count_image_tokens(family: Family, model: Any, pixels: Pixels, tiles: Tiles) -> int:
-    """The features that an image becomes, each in the place of a token."""
+    # The folder does not exist, so that the settings of the pixels are the defaults.
+    pixels = family.pixels(Path("/nonexistent"), {"model_type": family_name}, native)
     views = torch.zeros(1 + tiles[0] * tiles[1], 3, pixels.size, pixels.size)
     inputs = moved(pixels.inputs(views, [tiles]), model.get_input_embeddings().weight)
-    return len(encode_images(family, model, inputs, [tiles]))
+    with torch.no_grad():
+        image_tokens = len(encode_images(family, model, inputs, [tiles]))
+    return RandomModel(native, family, model, tuned, pixels, tiles, image_tokens)
 
 
-def native_config(shape: Shape) -> dict[str, Any]:
-    """The keyword arguments of the config of the family's class."""
+def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any]:
+    """Keyword arguments for the config of the family's class.
+
+    The LLM is Llama, or DeepSeek-V2 with plain attention where there are experts. The patches of
+    a tiny model are large, so that they are few.
+    """
+    tiny, experts, sam = scale == "tiny", name == "deepseek-vl2", name == "deepseek-vl-hybrid"
+    small = experts or sam
+    vocab_size, heads = (512, 4) if tiny else (51200, 8)
+    text: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64 if tiny else 512,
+        "intermediate_size": 96 if tiny else 1408,
+        "num_hidden_layers": 2 if tiny else 6 if small else 8,
+        "num_attention_heads": heads, "num_key_value_heads": heads,
+        "max_position_embeddings": 4096, "tie_word_embeddings": False,
+    }  # fmt: skip
+    if experts:
+        text |= {
+            "n_routed_experts": 8 if tiny else 32,
+            "num_experts_per_tok": 3 if tiny else 6,
+            "moe_intermediate_size": 32 if tiny else 256,
+            "n_shared_experts": 2, "first_k_dense_replace": 1,
+            "topk_method": "greedy", "use_mla": False,
+        }  # fmt: skip
+    vision_size = 32 if tiny else 512
     vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": shape.vision_width,
-        "intermediate_size": 4 * shape.vision_width,
-        "num_hidden_layers": shape.vision_layers,
-        "num_attention_heads": shape.vision_heads,
-        "image_size": shape.image_size,
-        "patch_size": shape.patch_size,
-        "vision_use_head": False,
-    }
-    native: dict[str, Any] = {
-        "text_config": text_config(shape),
+        "model_type": "siglip_vision_model", "vision_use_head": False,
+        "hidden_size": vision_size, "intermediate_size": 4 * vision_size,
+        "num_hidden_layers": 2 if tiny else 4 if small else 6, "num_attention_heads": heads,
+        "image_size": image_size, "patch_size": 128 if tiny else 14 if experts else 16,
+    }  # fmt: skip
+    sam_vision = {
+        "model_type": "sam_vision_model", "mlp_ratio": 4.0, "window_size": 14,
+        "hidden_size": 32 if tiny else 256, "output_channels": 8 if tiny else 256,
+        "num_hidden_layers": 2 if tiny else 4, "num_attention_heads": 4,
+        "image_size": 1024, "patch_size": 128 if tiny else 16,
+        "global_attn_indexes": [1] if tiny else [1, 3],
+    }  # fmt: skip
+    return {
+        "text_config": text if experts else {"model_type": "llama", **text},
         "vision_config": vision,
-        "image_token_id": shape.image_token_id,
+        "image_token_id": vocab_size - 1,
         "tie_word_embeddings": False,
-    }
-    if shape.experts:
-        native["downsample_ratio"] = 2
-    if shape.large_tower:
-        native["high_res_vision_config"] = large_tower_config(shape.large_tower)
-    return native
-
-
-def text_config(shape: Shape) -> dict[str, Any]:
-    """The LLM's: Llama, or DeepSeek-V2 with plain attention where there are experts."""
-    text = {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-    }
-    if shape.experts is None:
-        return {"model_type": "llama", **text}
-    return {
-        **text,
-        "use_mla": False,
-        "topk_method": "greedy",
-        "first_k_dense_replace": shape.experts.dense,
-        "n_routed_experts": shape.experts.routed,
-        "num_experts_per_tok": shape.experts.best,
-        "n_shared_experts": shape.experts.shared,
-        "moe_intermediate_size": shape.experts.width,
-    }
-
-
-def large_tower_config(tower: LargeTower) -> dict[str, Any]:
-    """The SAM tower's."""
-    return {
-        "model_type": "sam_vision_model",
-        "hidden_size": tower.width,
-        "output_channels": tower.channels,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "image_size": tower.image_size,
-        "patch_size": tower.patch_size,
-        "global_attn_indexes": list(range(1, tower.layers, 2)),
-        "mlp_ratio": 4.0,
-        "window_size": 14,
+        **({"downsample_ratio": 2} if experts else {}),
+        **({"high_res_vision_config": sam_vision} if sam else {}),
     }

@@ -4,117 +4,139 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
+from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample
+from vlft.families.processor import Processor
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.models import RandomModel
-    from benchmarks.workloads import Bounds, Workload
 
-BOS = 1
 SEED = 0
+BOS = 1
+Bounds = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the samples of a job look like: bounds, both included, that numbers are drawn from.
+
+    Attributes:
+        images: of a sample, at the beginning of its first message.
+        samples: on the same images.
+        turns: questions and replies of a sample.
+        question: tokens.
+        reply: tokens; these are trained.
+        image_size: of the SigLIP tower, pixels.
+        system: tokens of the system prompt, which all samples share.
+    """
+
+    images: Bounds = (1, 1)
+    samples: Bounds = (1, 1)
+    turns: Bounds = (1, 1)
+    question: Bounds = (20, 20)
+    reply: Bounds = (24, 24)
+    image_size: int = 384
+    system: int = 45
+
+
+WORKLOADS = {
+    **{f"q{n}": Workload(samples=(n, n)) for n in (1, 2, 5, 10)},
+    **{f"long{n}": Workload(samples=(n, n), reply=(256, 256)) for n in (1, 5)},
+    "text": Workload(images=(0, 0), question=(100, 600), reply=(24, 256)),
+    "mixed": Workload((0, 2), (1, 3), (1, 3), question=(20, 300), reply=(8, 300)),
+    **{f"size224-q{n}": Workload(samples=(n, n), image_size=224) for n in (1, 5)},
+    **{f"size512-q{n}": Workload(samples=(n, n), image_size=512) for n in (1, 5)},
+    **{f"reply{tokens}": Workload(reply=(tokens, tokens)) for tokens in (128, 512)},
+}
+# Names for several workloads; q1 and q5 are those of 384 pixels and of replies of 24 tokens.
+SWEEPS = {
+    "size": ("size224-q1", "q1", "size512-q1", "size224-q5", "q5", "size512-q5"),
+    "reply": ("q1", "reply128", "reply512"),
+}
+
+
+@dataclass(frozen=True)
+class RandomProcessor(Processor):
+    """A processor whose images are random values in memory instead of files.
+
+    Attributes:
+        views: of an image by its key, (V, 3, H, W) float32 on the CPU, as decoded.
+        inputs: the model's keyword arguments, likewise, on its device and in its dtype.
+    """
+
+    views: dict[str, Tensor]
+    inputs: dict[str, dict[str, Tensor]]
+
+    def pixel_values(self, images: Sequence[EncodedImage]) -> Tensor:
+        """See Processor."""
+        return torch.cat([self.views[image.key] for image in images])
+
+    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        """See Processor."""
+        parts = [self.inputs[image.key] for image in images]
+        names = parts[0] if parts else ()
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a job, with what the processor makes of their images.
-
-    Attributes:
-        samples: without pixels.
-        views: image -> (V, 3, H, W) float32 on the CPU, as decoded.
-        inputs: image -> the model's keyword arguments, in its dtype, where it is.
-        targets: trained tokens of all samples.
-    """
+    """The samples of a job, their distinct images, and the number of their trained tokens."""
 
     samples: list[EncodedSample]
-    views: dict[EncodedImage, Tensor]
-    inputs: dict[EncodedImage, dict[str, Tensor]]
+    images: list[EncodedImage]
+    processor: RandomProcessor
     targets: int
-
-    def inputs_of(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
-        """The model's keyword arguments for some images, in order; none without images."""
-        parts = [self.inputs[image] for image in images]
-        return (
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        )
-
-
-class Draw:
-    """Random numbers that depend on the seed alone.
-
-    Args:
-        vocabulary: tokens; the first two and the last have a meaning and are not drawn.
-    """
-
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        self.generator = torch.Generator().manual_seed(SEED)
-
-    def number(self, bounds: Bounds) -> int:
-        """A number within the bounds."""
-        least, most = bounds
-        return int(torch.randint(least, most + 1, (), generator=self.generator))
-
-    def text(self, tokens: int) -> Tensor:
-        """(T,) ids."""
-        return torch.randint(2, self.vocabulary - 1, (tokens,), generator=self.generator)
 
 
 def random_samples(workload: Workload, built: RandomModel, count: int) -> Samples:
     """``count`` samples; those on the same images follow each other."""
-    draw = Draw(built.shape.vocabulary)
-    system = torch.cat([torch.tensor([BOS]), draw.text(workload.system)])
+    image_token_id = built.native["image_token_id"]
+    generator = torch.Generator().manual_seed(SEED)
+
+    def number(bounds: Bounds) -> int:
+        return int(torch.randint(bounds[0], bounds[1] + 1, (), generator=generator))
+
+    def text(tokens: int) -> Tensor:
+        # The first two ids and the last one, the image token, have a meaning.
+        return torch.randint(2, image_token_id, (tokens,), generator=generator)
+
+    system = torch.cat([torch.tensor([BOS]), text(workload.system)])
+
+    def sample(group: Sequence[EncodedImage]) -> EncodedSample:
+        prompt = (torch.full((image.tokens,), image_token_id) for image in group)
+        parts = [(ids, False) for ids in (system, *prompt)]
+        for _ in range(number(workload.turns)):
+            parts.append((text(number(workload.question)), False))
+            parts.append((text(number(workload.reply)), True))
+        labels = [ids if trained else torch.full_like(ids, IGNORE) for ids, trained in parts]
+        all_ids = torch.cat([ids for ids, _ in parts])
+        return EncodedSample(all_ids, torch.cat(labels), "", tuple(group))
+
     samples: list[EncodedSample] = []
     images: list[EncodedImage] = []
     while len(samples) < count:
-        group = tuple(
-            new_image(built, len(images) + place) for place in range(draw.number(workload.images))
-        )
+        group: list[EncodedImage] = []
+        for _ in range(number(workload.images)):
+            key = f"image {len(images) + len(group)}"
+            group.append(EncodedImage(Path(key), key, built.image_tokens, built.tiles))
         images += group
-        for _ in range(min(draw.number(workload.samples), count - len(samples))):
-            samples.append(random_sample(workload, built.shape.image_token_id, draw, system, group))
-    views = {image: random_views(built, draw) for image in images}
-    inputs = {
-        image: moved(built.pixels.inputs(values, [image.tiles]), built.weight)
-        for image, values in views.items()
-    }
+        for _ in range(min(number(workload.samples), count - len(samples))):
+            samples.append(sample(group))
     targets = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
-    return Samples(samples, views, inputs, targets)
 
-
-def new_image(built: RandomModel, number: int) -> EncodedImage:
-    """An image that differs from all of another number."""
-    key = f"image {number}"
-    return EncodedImage(Path(key), key, built.image_tokens, built.shape.tiles)
-
-
-def random_views(built: RandomModel, draw: Draw) -> Tensor:
-    """(V, 3, H, W) float32: a whole view and tiles."""
-    across, down = built.shape.tiles
-    size = built.pixels.size
-    return torch.randn(1 + across * down, 3, size, size, generator=draw.generator)
-
-
-def random_sample(
-    workload: Workload,
-    image_token_id: int,
-    draw: Draw,
-    system: Tensor,
-    images: tuple[EncodedImage, ...],
-) -> EncodedSample:
-    """System prompt, images, then questions and replies in turn; the replies are trained."""
-    prompt = [torch.full((image.tokens,), image_token_id) for image in images]
-    parts = [(tokens, False) for tokens in (system, *prompt)]
-    for _ in range(draw.number(workload.turns)):
-        parts.append((draw.text(draw.number(workload.question)), False))
-        parts.append((draw.text(draw.number(workload.reply)), True))
-    labels = [tokens if trained else torch.full_like(tokens, IGNORE) for tokens, trained in parts]
-    ids = torch.cat([tokens for tokens, _ in parts])
-    return EncodedSample(ids, torch.cat(labels), "", images)
+    pixels, tiles = built.pixels, built.tiles
+    size = (1 + tiles[0] * tiles[1], 3, pixels.size, pixels.size)
+    views = {image.key: torch.randn(size, generator=generator) for image in images}
+    inputs = {k: moved(pixels.inputs(v, [tiles]), built.weight) for k, v in views.items()}
+    # Nothing else of the chat format is asked for where there is no text.
+    chat = cast("ChatFormat", SimpleNamespace(image_token_id=image_token_id))
+    processor = RandomProcessor(built.family, chat, pixels, 4096, views, inputs)
+    return Samples(samples, images, processor, targets)

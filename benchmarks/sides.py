@@ -1,39 +1,37 @@
 """The ways to train that are compared; all compute the same gradient of the same samples.
 
-plain                         padded batches, the tower for every sample, logits everywhere
-plain, checkpointing          the same; the LLM's layers are computed again for the backward pass
-vlft, no sharing, no cache    rows of PackedLoss, the tower once per row, logits at targets alone
-vlft                          equal prefixes once, the tower once per job
+plain                         padded batches, the tower for every sample, logits at all positions
+plain, checkpointing          the same with gradient checkpointing
+vlft, no sharing, no cache    --no-share-prefix --vision-cache off
+vlft                          its defaults
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from vlft.config import JOINED_TOKENS
+from benchmarks.command import DTYPES, changed
+from benchmarks.job import encode_images, make_job, rows_of
+from benchmarks.models import MODELS, SCALES, native_config, random_model
+from benchmarks.samples import SWEEPS, WORKLOADS, random_samples
 from vlft.data.encode import IGNORE
-from vlft.models.adaptations import prepare_for_training, restore
-from vlft.packing.packer import Packer
-from vlft.training.loss import PackedLoss
-from vlft.vision.batches import cut_batches, encode_batch
-from vlft.vision.encode import RowImages
+from vlft.training.loop import take_gradients
+from vlft.training.model import set_checkpointing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import argparse
+    from collections.abc import Callable, Sequence
 
     from benchmarks.models import RandomModel
     from benchmarks.samples import Samples
-    from vlft.data.encode import EncodedImage, EncodedSample
-    from vlft.families.processor import Processor
-    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.data.encode import EncodedSample
+    from vlft.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Side:
 
     Attributes:
         name: in the table.
+        built: the model that is trained.
         forwards: passes through the LLM in an epoch.
         tokens: that the LLM sees in an epoch, padding included.
         epoch: leaves the gradient in the model, returns the loss in nats per trained token.
@@ -49,140 +48,131 @@ class Side:
     """
 
     name: str
+    built: RandomModel
     forwards: int
     tokens: int
     epoch: Callable[[], float]
     encode: Callable[[], float] | None = None
 
 
-@dataclass(frozen=True)
-class BatchSize:
-    """Bounds of a padded batch; a longer sample is a batch of its own.
-
-    Attributes:
-        samples: at most.
-        tokens: at most, padding included.
-    """
+class BatchSize(NamedTuple):
+    """Bounds of a padded batch, padding included; a longer sample is a batch of its own."""
 
     samples: int
     tokens: int
 
 
-def all_sides(built: RandomModel, job: Samples, size: BatchSize, tokens_per_row: int) -> list[Side]:
-    """The sides in the order of the table; the first is the one compared with."""
-    return [
-        plain_side(built, job, size, checkpointing=False),
-        plain_side(built, job, size, checkpointing=True),
-        unshared_side(built, job, tokens_per_row),
-        vlft_side(built, job, tokens_per_row),
+ONE_SAMPLE = BatchSize(1, 0)
+
+
+def add_job_options(
+    parser: argparse.ArgumentParser, *, workloads: Sequence[str] | None, dtype: str | None
+) -> None:
+    """Adds the options of a job on random models, with these defaults.
+
+    Without default workloads these depend on the model, and without a dtype on the scale.
+    """
+    add = parser.add_argument
+    models, names = list(MODELS), [*WORKLOADS, *SWEEPS]
+    shown = f"of {', '.join(names)}; default: {' '.join(workloads or ('by model',))}"
+    add("--models", nargs="+", default=models, choices=models, help="default: all")
+    add("--workloads", nargs="+", default=workloads, choices=names, metavar="NAME", help=shown)
+    add("--scale", default="middle", choices=SCALES, help="of the models; tiny is a quick look")
+    shown = f"of frozen weights; default: {dtype or 'bfloat16, but float32 if tiny'}"
+    add("--dtype", default=dtype, choices=DTYPES, help=shown)
+    add("--samples", type=int, default=10, help="of an optimiser step; default: 10")
+    add("--tokens-per-row", type=int, help="of vlft, at most; default: vlft's own")
+
+
+def cases_of(options: argparse.Namespace, model: str) -> list[argparse.Namespace]:
+    """The options with the name of a model and of each of its workloads."""
+    names = options.workloads or (WORKLOADS if model == "deepseek-vl" else ("q1", "q5", "mixed"))
+    members = dict.fromkeys(member for name in names for member in SWEEPS.get(name, (name,)))
+    return [changed(options, model=model, workload=member) for member in members]
+
+
+def make_sides(
+    case: argparse.Namespace, size: BatchSize = ONE_SAMPLE
+) -> tuple[Samples, list[Side]]:
+    """Random samples and all sides on them; the first side is the one compared with.
+
+    Args:
+        case: see ``cases_of``.
+        size: of the padded batches.
+    """
+    plain, _ = make_samples(case, plain=True)
+    built, samples = make_samples(case)
+    job = make_job(built, samples, case.tokens_per_row)
+    unshared = make_job(built, samples, case.tokens_per_row, share_prefix=False)
+    return samples, [
+        plain_side(plain, samples, size, checkpointing=False),
+        plain_side(plain, samples, size, checkpointing=True),
+        vlft_side("vlft, no sharing, no cache", built, unshared, samples),
+        vlft_side("vlft", built, job, samples, cache=True),
     ]
 
 
-def plain_side(built: RandomModel, job: Samples, size: BatchSize, *, checkpointing: bool) -> Side:
-    """Transformers and peft, as an experienced user writes it."""
-    batches = padded_batches(job.samples, size)
+def make_samples(case: argparse.Namespace, *, plain: bool = False) -> tuple[RandomModel, Samples]:
+    """A model with a tower for the workload's images, and its samples."""
+    workload = WORKLOADS[case.workload]
+    native = native_config(case.model, case.scale, workload.image_size)
+    dtype, device = DTYPES[case.dtype], torch.device(case.device)
+    built = random_model(case.model, native, dtype, device, plain=plain)
+    return built, random_samples(workload, built, case.samples)
+
+
+def vlft_side(
+    name: str, built: RandomModel, job: Job, samples: Samples, *, cache: bool = False
+) -> Side:
+    """vlft's own step, less the optimiser's update."""
 
     def epoch() -> float:
-        total = 0.0
-        with plain_model(built, checkpointing=checkpointing):
-            for batch in batches:
-                with built.precision():
-                    loss = padded_loss(built, job, batch) / job.targets
-                torch.autograd.backward(loss)
-                total += loss.item()
-        return total
-
-    name = "plain, checkpointing" if checkpointing else "plain"
-    tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
-    return Side(name, len(batches), tokens, epoch)
-
-
-def unshared_side(built: RandomModel, job: Samples, tokens_per_row: int) -> Side:
-    """vlft with ``--no-share-prefix --vision-cache off``: pixels go in with each row."""
-
-    def pixels(row: PackedBatch) -> RowImages:
-        return RowImages("pixels", job.inputs_of(row.images), tiles_of(row))
-
-    name = "vlft, no sharing, no cache"
-    return packed_side(built, job, name, tokens_per_row, share=False, images=pixels)
-
-
-def vlft_side(built: RandomModel, job: Samples, tokens_per_row: int) -> Side:
-    """vlft with sharing and the vision cache, its defaults."""
-    kept: dict[EncodedImage, Tensor] = {}
+        return take_gradients(job, rows_of(job)) / samples.targets
 
     def encode() -> float:
-        kept.update(encode_images(built, job))
-        return len(kept)
+        return encode_images(job, samples)
 
-    def features(row: PackedBatch) -> RowImages:
-        parts = [kept[image] for image in row.images]
-        tensors = {"features": torch.cat(parts)} if parts else {}
-        return RowImages("aligned", tensors, tiles_of(row))
-
-    return packed_side(
-        built, job, "vlft", tokens_per_row, share=True, images=features, encode=encode
-    )
+    rows = rows_of(job)
+    tokens = sum(row.tokens for row in rows)
+    return Side(name, built, len(rows), tokens, epoch, encode if cache else None)
 
 
-def packed_side(
-    built: RandomModel,
-    job: Samples,
-    name: str,
-    tokens_per_row: int,
-    *,
-    share: bool,
-    images: Callable[[PackedBatch], RowImages],
-    encode: Callable[[], float] | None = None,
+def plain_side(
+    built: RandomModel, samples: Samples, size: BatchSize, *, checkpointing: bool
 ) -> Side:
-    """Rows of PackedLoss, as training.loop.take_step does them.
-
-    Args:
-        built: the model.
-        job: what it is trained on.
-        name: of the side.
-        tokens_per_row: at most.
-        share: whether equal prefixes are held once.
-        images: the images of a row.
-        encode: see Side.
-    """
-    objective = PackedLoss(built.model, built.family)
-    device = built.weight.device
-
-    def rows() -> list[PackedBatch]:
-        joined = JOINED_TOKENS[device.type]
-        return Packer(built.shape.image_token_id, tokens_per_row, joined, share).rows(job.samples)
+    """Transformers and peft, as an experienced user writes it."""
+    device, dtype = built.weight.device, built.weight.dtype
+    batches = padded_batches(samples.samples, size)
 
     def epoch() -> float:
+        set_checkpointing(built.model, on=checkpointing)
         total = 0.0
-        for row in rows():
-            with built.precision():
-                loss = objective(row.to(device), images(row).to(device)) / job.targets
+        for batch in batches:
+            # As Accelerate computes with a model in 16 bit.
+            with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16):
+                loss = padded_loss(built, samples, batch) / samples.targets
             torch.autograd.backward(loss)
             total += loss.item()
         return total
 
-    made = rows()
-    return Side(name, len(made), sum(map(len, made)), epoch, encode)
+    name = "plain, checkpointing" if checkpointing else "plain"
+    tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
+    return Side(name, built, len(batches), tokens, epoch)
 
 
-def padded_batches(samples: list[EncodedSample], size: BatchSize) -> list[list[EncodedSample]]:
-    """Samples of about the same length together, so that little is padded; the longest first."""
-
-    def has_room(batch: list[EncodedSample]) -> bool:
-        more = len(batch) + 1
-        # The first of a batch is its longest.
-        return more <= size.samples and more * len(batch[0]) <= size.tokens
-
+def padded_batches(samples: Sequence[EncodedSample], size: BatchSize) -> list[list[EncodedSample]]:
+    """Samples of similar length together, so that little is padded; the longest first."""
     batches: list[list[EncodedSample]] = []
     for sample in sorted(samples, key=len, reverse=True):
-        if not batches or not has_room(batches[-1]):
+        more = len(batches[-1]) + 1 if batches else 0
+        # The first sample of a batch is its longest.
+        if not more or more > size.samples or more * len(batches[-1][0]) > size.tokens:
             batches.append([])
         batches[-1].append(sample)
     return batches
 
 
-def padded_loss(built: RandomModel, job: Samples, batch: list[EncodedSample]) -> Tensor:
+def padded_loss(built: RandomModel, samples: Samples, batch: list[EncodedSample]) -> Tensor:
     """Sum of the losses of a batch, in nats, from logits at all of its positions."""
     device = built.weight.device
     ids = pad_sequence([sample.input_ids for sample in batch], batch_first=True)
@@ -193,7 +183,7 @@ def padded_loss(built: RandomModel, job: Samples, batch: list[EncodedSample]) ->
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         use_cache=False,
-        **job.inputs_of([image for sample in batch for image in sample.images]),
+        **samples.processor.image_inputs([image for s in batch for image in s.images]),
     ).logits
     # As transformers shifts: the labels move, so that the logits need not be copied.
     following = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(device)
@@ -202,44 +192,9 @@ def padded_loss(built: RandomModel, job: Samples, batch: list[EncodedSample]) ->
     )
 
 
-@contextmanager
-def plain_model(built: RandomModel, *, checkpointing: bool) -> Iterator[None]:
-    """The model as transformers has it: a loop over experts; checkpointing if asked for."""
-    restore(built.model)
-    if built.shape.experts is not None:
-        built.model.set_experts_implementation("eager")
-    if checkpointing:
-        built.language.activation_checkpointing_enable({"use_reentrant": False})
-        # Only reentrant checkpointing needs gradients of the inputs.
-        built.language.disable_input_require_grads()
-    try:
-        yield
-    finally:
-        built.language.activation_checkpointing_disable()
-        prepare_for_training(built.model, built.family.parts.language)
-
-
-@torch.no_grad()
-def encode_images(built: RandomModel, job: Samples) -> dict[EncodedImage, Tensor]:
-    """Features of every image, on the CPU, in batches as vlft cuts them."""
-    # All that is asked of a processor here.
-    processor = cast("Processor", SimpleNamespace(family=built.family, pixels=built.pixels))
-    found: dict[EncodedImage, Tensor] = {}
-    for batch in cut_batches(list(job.views), processor):
-        views = torch.cat([job.views[image] for image in batch])
-        features = encode_batch(built.model, processor, batch, "aligned", views)
-        found.update(zip(batch, features, strict=True))
-    return found
-
-
-def tiles_of(row: PackedBatch) -> tuple[tuple[int, int], ...]:
-    """Of each image of a row."""
-    return tuple(image.tiles for image in row.images)
-
-
-def gradient(tuned: nn.Module) -> Tensor:
-    """All LoRA gradients as one vector on the CPU; they are cleared."""
-    trained: list[Any] = [p.grad for p in tuned.parameters() if p.grad is not None]
-    vector = torch.cat([found.flatten() for found in trained]).cpu()
-    tuned.zero_grad()
+def clear_gradient(side: Side) -> Tensor:
+    """All LoRA gradients of a side as one vector on the CPU, after which they are cleared."""
+    found = [p.grad.flatten() for p in side.built.tuned.parameters() if p.grad is not None]
+    vector = torch.cat(found).cpu()
+    side.built.tuned.zero_grad()
     return vector

@@ -1,4 +1,4 @@
-"""From a command to what it first shows: the start-up time of the command line.
+"""From a command to its first output: the start-up time of the command line.
 
 python -m benchmarks startup --output benchmarks/results/startup-cpu
 """
@@ -10,10 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.command import markdown, new_parser, prepare, write
+from benchmarks.command import new_parser, prepare, publish
 
 DATA = Path(__file__).parent.parent / "sample_data" / "handwriting" / "train.jsonl"
 # Command -> the beginning of the line that is waited for.
@@ -23,23 +22,7 @@ COMMANDS = {
     "plan": "deepseek-ai",
     f"sft --dataset {DATA} --max-steps 1": "step 1/1",
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row of the table.
-
-    Attributes:
-        command: of vlft.
-        awaited: beginning of the line that is waited for.
-        seconds: until it is there, median.
-        all_seconds: of each run.
-    """
-
-    command: str
-    awaited: str
-    seconds: float
-    all_seconds: list[float]
+COLUMNS = {"command": "`vlft {command}`", "until": "`{awaited}`", "s": "{seconds:.2f}"}
 
 
 def main(arguments: list[str]) -> None:
@@ -49,27 +32,23 @@ def main(arguments: list[str]) -> None:
     results = []
     for command, awaited in COMMANDS.items():
         # The first run reads the libraries from disk.
-        found = [seconds_until(command, awaited) for _ in range(options.repeats + 1)][1:]
+        runs = [seconds_until(command, awaited) for _ in range(options.repeats + 1)][1:]
+        times = {"seconds": statistics.median(runs), "all_seconds": runs}
         shown = command.replace(str(DATA), DATA.name)
-        results.append(Result(shown, awaited, statistics.median(found), found))
-    write(options.output, {**content, "results": [asdict(r) for r in results]}, table(results))
-    print(table(results))
+        results.append({"command": shown, "awaited": awaited, **times})
+    publish(options, content, COLUMNS, results)
 
 
 def seconds_until(command: str, awaited: str) -> float:
     """Wall time from the start of a process to a line of its output."""
+    arguments = [sys.executable, "-m", "vlft", *command.split()]
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vlft", *command.split()],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        with process:
+        with subprocess.Popen(
+            arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             assert process.stdout is not None
-            lines = []
             for line in process.stdout:
                 lines.append(line)
                 if line.startswith(awaited):
@@ -77,9 +56,3 @@ def seconds_until(command: str, awaited: str) -> float:
                     process.stdout.read()
                     return seconds
     sys.exit(f"{command} never said {awaited!r}: {''.join(lines)}")
-
-
-def table(results: list[Result]) -> str:
-    """The results in Markdown."""
-    rows = [[f"`vlft {r.command}`", f"`{r.awaited}`", f"{r.seconds:.2f}"] for r in results]
-    return markdown(("command", "until", "s"), rows, words=2)

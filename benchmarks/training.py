@@ -11,184 +11,145 @@ arithmetic are the same on all sides and left out.
 
 from __future__ import annotations
 
+import statistics
 import sys
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.command import DTYPES, new_parser, note, prepare, write
-from benchmarks.comparison import GIB, Comparison, Meter, compare, table
-from benchmarks.measure import apart, load_average
-from benchmarks.models import random_model
-from benchmarks.samples import random_samples
-from benchmarks.shapes import SCALES
-from benchmarks.sides import BatchSize, all_sides, plain_side
-from benchmarks.workloads import SWEEPS, WORKLOADS, chosen_workloads
-from vlft.config import TOKENS_PER_ROW
+import torch
+
+from benchmarks.command import changed, markdown, new_parser, note, prepare, write
+from benchmarks.measure import GIB, Measured, apart, load_average, measure
+from benchmarks.models import native_config
+from benchmarks.sides import (
+    BatchSize,
+    add_job_options,
+    cases_of,
+    clear_gradient,
+    make_samples,
+    make_sides,
+    plain_side,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
-    import torch
+    from torch import Tensor
 
-    from benchmarks.models import RandomModel
-    from benchmarks.shapes import Shape
-    from benchmarks.workloads import Workload
+    from benchmarks.sides import Side
 
-
-@dataclass(frozen=True)
-class Settings:
-    """See the options of the same names.
-
-    Attributes:
-        meter: how sides are measured.
-        dtype: of frozen weights.
-        scale: of the models.
-        samples: of a job.
-        plain_batch: sizes of padded batches to try.
-        memory_limit: of the plain side, GiB.
-        tokens_per_row: of vlft, at most.
-    """
-
-    meter: Meter
-    dtype: torch.dtype
-    scale: str
-    samples: int
-    plain_batch: list[int]
-    memory_limit: float
-    tokens_per_row: int
-
-
-@dataclass(frozen=True)
-class Try:
-    """A run of the plain side with padded batches of a size.
-
-    Attributes:
-        size: of the batches.
-        seconds: of an epoch.
-        peak_gib: of memory.
-    """
-
-    size: BatchSize
-    seconds: float
-    peak_gib: float
+COLUMNS = {
+    "model": "{model}", "workload": "{workload}", "side": "{side}", "forwards": "{forwards}",
+    "LLM tokens": "{tokens}", "encode, s": "{encode_seconds:.2f}",
+    "epoch, s": "{epoch_seconds:.2f}", "job, s": "{job_seconds:.2f}",
+    "samples/s": "{samples_per_second:.3g}", "trained tokens/s": "{targets_per_second:.3g}",
+    "speed-up": "{speedup:.2f}", "peak, GiB": "{peak_gib:.2f}", "of plain's": "{peak_ratio:.2f}",
+    "loss": "{loss:.5f}", "gradient difference": "{gradient_difference:.1e}",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
     """Measures, writes the files after every workload, prints the table."""
-    options = parse_arguments(arguments)
-    device, content = prepare(options)
-    settings = Settings(
-        meter=Meter(device, options.clock, options.repeats, options.epochs),
-        dtype=DTYPES[options.dtype],
-        scale=options.scale,
-        samples=options.samples,
-        plain_batch=options.plain_batch,
-        memory_limit=options.memory_limit,
-        tokens_per_row=options.tokens_per_row,
-    )
-    shapes = {name: SCALES[options.scale][name] for name in options.models}
-    content["shapes"] = {name: asdict(shape) for name, shape in shapes.items()}
-    content["plain_batches_tried"] = {}
-    comparisons: list[Comparison] = []
-    for name, shape in shapes.items():
-        workloads = chosen_workloads(name, options.workloads)
-        tries = try_batches(shape, workloads[0], settings)
-        content["plain_batches_tried"][name] = [asdict(tried) for tried in tries]
-        size = fastest(tries, settings.memory_limit)
-        for compared in run_model(name, shape, workloads, size, settings):
-            comparisons.append(compared)
-            content["comparisons"] = [asdict(compared) for compared in comparisons]
-            write(options.output, content, table(comparisons))
-    print(table(comparisons))
-
-
-def run_model(
-    name: str, shape: Shape, workloads: list[Workload], size: BatchSize, settings: Settings
-) -> Iterator[Comparison]:
-    """All sides of a model, a workload at a time."""
-    built: RandomModel | None = None
-    for workload in workloads:
-        if built is None or built.shape.image_size != workload.image_size:
-            built = model_for(shape, workload, settings)
-        job = random_samples(workload, built, settings.samples)
-        sides = all_sides(built, job, size, settings.tokens_per_row)
-        load = load_average()
-        peaks = apart(peaks_of, name, settings, workload, size)
-        results = compare(sides, built.tuned, job, settings.meter, peaks)
-        note(f"{name}, {workload.name}: done")
-        yield Comparison(name, workload.name, load, results)
-
-
-def peaks_of(name: str, settings: Settings, workload: Workload, size: BatchSize) -> list[int]:
-    """Bytes at the peak of each side."""
-    found: list[int] = []
-    # First a tiny model, for all that a process has only once.
-    for shape in (SCALES["tiny"][name], SCALES[settings.scale][name]):
-        built = model_for(shape, workload, settings)
-        job = random_samples(workload, built, settings.samples)
-        found = []
-        for side in all_sides(built, job, size, settings.tokens_per_row):
-            found.append(settings.meter.run(side).peak_bytes)
-            built.tuned.zero_grad()
-    return found
-
-
-def model_for(shape: Shape, workload: Workload, settings: Settings) -> RandomModel:
-    """The model with a tower for the workload's images."""
-    sized = replace(shape, image_size=workload.image_size)
-    return random_model(sized, settings.dtype, settings.meter.device)
-
-
-def try_batches(shape: Shape, workload: Workload, settings: Settings) -> list[Try]:
-    """The plain side at each size of its batches, after a warm-up."""
-    built = model_for(shape, workload, settings)
-    job = random_samples(workload, built, settings.samples)
-    tries = []
-    for samples in settings.plain_batch:
-        size = BatchSize(samples, samples * max(map(len, job.samples)))
-        side = plain_side(built, job, size, checkpointing=False)
-        runs = []
-        for _ in range(2):
-            runs.append(settings.meter.run(side))
-            built.tuned.zero_grad()
-        tried = Try(size, runs[-1].epoch_seconds, max(run.peak_bytes for run in runs) / GIB)
-        tries.append(tried)
-        found = f"{tried.seconds:.2f} s, {tried.peak_gib:.2f} GiB"
-        note(f"{shape.family}, plain, batches of {samples}: {found}")
-    return tries
-
-
-def fastest(tries: list[Try], limit_gib: float) -> BatchSize:
-    """The size at which the plain side is fastest within a memory limit."""
-    fitting = [tried for tried in tries if tried.peak_gib <= limit_gib]
-    if not fitting:
-        sys.exit(f"no --plain-batch fits into --memory-limit {limit_gib} GiB: {tries}")
-    return min(fitting, key=lambda tried: tried.seconds).size
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The options, every default resolved."""
     parser = new_parser("training", __doc__, repeats=3)
+    add_job_options(parser, workloads=None, dtype=None)
     add = parser.add_argument
-    names = [*WORKLOADS, *SWEEPS]
-    models = list(SCALES["middle"])
-    add("--models", nargs="+", default=models, choices=models, help="default: all")
-    add(
-        "--workloads",
-        nargs="+",
-        choices=names,
-        help=f"default: all for deepseek-vl, q1 q5 mixed for the others; of {', '.join(names)}",
-        metavar="NAME",
-    )
-    add("--scale", default="middle", choices=SCALES, help="of the models; tiny: a quick look")
-    add("--dtype", choices=DTYPES, help="of frozen weights; default: bfloat16, if tiny float32")
-    add("--samples", type=int, default=10, help="of an optimiser step; default: 10")
     add("--epochs", type=int, default=3, help="of a job; default: 3")
     add("--plain-batch", type=int, nargs="+", default=[1, 2, 5], help="the fastest is taken")
     add("--memory-limit", type=float, default=12, help="of the plain side, GiB; default: 12")
-    add("--tokens-per-row", type=int, help="of vlft; default: vlft's own")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float32" if options.scale == "tiny" else "bfloat16")
-    options.tokens_per_row = options.tokens_per_row or TOKENS_PER_ROW[options.device]
-    return options
+    _, content = prepare(options)
+    content["shapes"] = {name: native_config(name, options.scale) for name in options.models}
+    content["plain_batches_tried"] = {}
+    content["comparisons"] = []
+    table = ""
+    for model in options.models:
+        cases = cases_of(options, model)
+        tries = try_batches(cases[0])
+        content["plain_batches_tried"][model] = tries
+        fitting = [tried for tried in tries if tried["peak_gib"] <= options.memory_limit]
+        if not fitting:
+            sys.exit(f"no --plain-batch fits into --memory-limit {options.memory_limit}: {tries}")
+        size = BatchSize(**min(fitting, key=lambda tried: tried["seconds"])["size"])
+        for case in cases:
+            content["comparisons"].append(compare(case, size))
+            note(f"{model}, {case.workload}: done")
+            rows = [{**one, **r} for one in content["comparisons"] for r in one["results"]]
+            table = markdown(COLUMNS, rows)
+            write(options.output, content, table)
+    print(table)
+
+
+def compare(case: argparse.Namespace, size: BatchSize) -> dict[str, Any]:
+    """All sides of a model on a workload: a warm-up, then repeats in alternating order."""
+    load = load_average()
+    peaks = apart(peaks_of, case, size)
+    samples, sides = make_sides(case, size)
+    gradients = [run(side, case)[1] for side in sides]
+    order = [(side, list[dict[str, float]]()) for side in sides]
+    for repeat in range(case.repeats):
+        for side, runs in order if repeat % 2 == 0 else reversed(order):
+            runs.append(run(side, case)[0])
+    results: list[dict[str, Any]] = []
+    for (side, runs), peak, gradient in zip(order, peaks, gradients, strict=True):
+        encode, epoch = (
+            statistics.median(found[name] for found in runs)
+            for name in ("encode_seconds", "epoch_seconds")
+        )
+        job = encode + case.epochs * epoch
+        difference = (gradient - gradients[0]).norm() / gradients[0].norm()
+        result = {
+            "side": side.name,
+            "forwards": side.forwards,
+            "tokens": side.tokens,
+            "encode_seconds": encode,
+            "epoch_seconds": epoch,
+            "job_seconds": job,
+            "samples_per_second": case.epochs * len(samples.samples) / job,
+            "targets_per_second": case.epochs * samples.targets / job,
+            "speedup": results[0]["job_seconds"] / job if results else 1.0,
+            "peak_gib": peak / GIB,
+            "peak_ratio": peak / peaks[0],
+            "loss": runs[-1]["loss"],
+            "gradient_difference": difference.item(),
+            "runs": runs,
+        }
+        results.append(result)
+    head = {"model": case.model, "workload": case.workload, "load_before": load}
+    return {**head, "results": results}
+
+
+def run(side: Side, case: argparse.Namespace) -> tuple[dict[str, float], Tensor]:
+    """Encodes the images, if the side does so once, and runs an epoch; returns its gradient too."""
+    device = torch.device(case.device)
+    encode = measure(side.encode, device, case.clock) if side.encode else Measured(0.0, 0, 0.0)
+    epoch = measure(side.epoch, device, case.clock)
+    return {
+        "encode_seconds": encode.seconds,
+        "epoch_seconds": epoch.seconds,
+        "peak_bytes": max(encode.peak_bytes, epoch.peak_bytes),
+        "loss": epoch.value,
+    }, clear_gradient(side)
+
+
+def peaks_of(case: argparse.Namespace, size: BatchSize) -> list[float]:
+    """Bytes at the peak of each side; runs in a process of its own."""
+    # First a tiny model, for what a process allocates only once.
+    for scale in ("tiny", case.scale):
+        _, sides = make_sides(changed(case, scale=scale), size)
+        found = [run(side, case)[0]["peak_bytes"] for side in sides]
+    return found
+
+
+def try_batches(case: argparse.Namespace) -> list[dict[str, Any]]:
+    """The plain side at each size of its batches, after a warm-up."""
+    built, samples = make_samples(case, plain=True)
+    longest = max(map(len, samples.samples))
+    tries = []
+    for count in case.plain_batch:
+        size = BatchSize(count, count * longest)
+        side = plain_side(built, samples, size, checkpointing=False)
+        runs = [run(side, case)[0] for _ in range(2)]
+        seconds, peak = runs[-1]["epoch_seconds"], max(found["peak_bytes"] for found in runs) / GIB
+        tries.append({"size": size._asdict(), "seconds": seconds, "peak_gib": peak})
+        note(f"{case.model}, plain, batches of {count}: {seconds:.2f} s, {peak:.2f} GiB")
+    return tries

@@ -10,13 +10,7 @@ from vlft.config import TOKENS_PER_ROW, gpu_gib
 from vlft.errors import CheckpointError
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, MemorySpec, estimate_memory
 from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
-from vlft.planning.sizes import (
-    ModelSizes,
-    language_params,
-    lm_head_params,
-    sam_attention_scores,
-    text_sizes,
-)
+from vlft.planning.sizes import ModelSizes, language_params, lm_head_params, model_sizes
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
@@ -82,16 +76,13 @@ def _folder_sizes(folder: ModelFolder) -> ModelSizes:
     """The sizes of a model folder, from its config and the headers of its weight files."""
     from vlft.checkpoints.weights import count_numbers
 
-    # The id of the image token changes no size.
-    native = folder.native_config(0)
-    text = text_sizes(native["text_config"])
     try:
-        total = count_numbers(folder.path)
+        params = count_numbers(folder.path)
     except CheckpointError:
         console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
-        total = 0
-    others = max(0, total - language_params(text) - lm_head_params(text))
-    return ModelSizes(text, others, sam_attention_scores(native), folder.family.attention_inputs)
+        params = 0
+    # The id of the image token changes no size.
+    return model_sizes(folder.native_config(0), params, folder.family.attention_inputs)
 
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:

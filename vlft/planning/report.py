@@ -1,4 +1,7 @@
-"""``vlft plan``: what a run would do and how much memory it takes; needs no GPU and no weights."""
+"""``vlft plan``: what a run of one process would do, and the memory that it takes.
+
+No weight is read and no GPU is needed.
+"""
 
 from __future__ import annotations
 
@@ -103,11 +106,10 @@ def smaller_settings(
     limits = [n for n in _SHORTER_ROWS if shortest <= n < row_tokens(config, data)]
     quantize = ["nf4"] if config.tuner == "lora" and config.quantize == "none" else []
     checkpointing = [True] if config.gradient_checkpointing is False else []
-    for nf4, on, limit in itertools.product(
-        [None, *quantize], [None, *checkpointing], [None, *limits]
-    ):
-        asked = {"gradient_checkpointing": on, "quantize": nf4, "tokens_per_microbatch": limit}
-        changes: dict[str, Any] = {k: value for k, value in asked.items() if value is not None}
+    choices = itertools.product([None, *quantize], [None, *checkpointing], [None, *limits])
+    for nf4, on, limit in choices:
+        fields = {"gradient_checkpointing": on, "quantize": nf4, "tokens_per_microbatch": limit}
+        changes: dict[str, Any] = {k: value for k, value in fields.items() if value is not None}
         if changes:
             flags = (flag(k) if v is True else f"{flag(k)} {v}" for k, v in changes.items())
             yield " ".join(flags), replace(config, **changes)

@@ -119,8 +119,23 @@ class ModelSizes:
     attention_inputs: tuple[str, ...]
 
 
+def model_sizes(
+    native: Mapping[str, Any], params: int, attention_inputs: tuple[str, ...]
+) -> ModelSizes:
+    """The sizes of a model.
+
+    Args:
+        native: keyword arguments of its config, as ``Family.native_config`` makes them.
+        params: of the whole model; 0 if unknown.
+        attention_inputs: see ModelSizes.
+    """
+    text = text_sizes(native["text_config"])
+    others = max(0, params - language_params(text) - lm_head_params(text))
+    return ModelSizes(text, others, sam_attention_scores(native), attention_inputs)
+
+
 def text_sizes(text: Mapping[str, Any]) -> TextSizes:
-    """The sizes in keyword arguments of a text config, as ``Family.native_config`` makes them."""
+    """The sizes in the keyword arguments of a text config."""
     hidden_size, heads = text["hidden_size"], text["num_attention_heads"]
     experts = latent = None
     if text.get("n_routed_experts"):
@@ -196,9 +211,6 @@ def sam_attention_scores(native: Mapping[str, Any]) -> int:
 
     SAM adds relative positions to its scores, so that they exist as a tensor, one head after the
     other (see models.sam_attention). SigLIP's attention is fused and stores none.
-
-    Args:
-        native: keyword arguments of the config, as ``Family.native_config`` makes them.
     """
     tower = native.get("high_res_vision_config")
     if tower is None:

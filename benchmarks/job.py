@@ -1,0 +1,79 @@
+"""vlft's own training job on random samples: the benchmarks drive its planner, step and cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoints.load import Placement
+from vlft.config import LEARNING_RATES, SftConfig
+from vlft.data.encode import outline
+from vlft.packing.planner import Planner
+from vlft.packing.schedule import Schedule
+from vlft.training.accelerator import start_backend
+from vlft.training.job import Job
+from vlft.training.loss import PackedLoss
+from vlft.training.optim import make_optimizer, make_scheduler
+from vlft.training.samples import loop_options, make_planner
+from vlft.vision.batches import encode_all
+from vlft.vision.cache import Images
+
+if TYPE_CHECKING:
+    from benchmarks.models import RandomModel
+    from benchmarks.samples import Samples
+    from vlft.packing.packer import RowPlan
+
+
+class _Data(list[Any]):
+    """Samples with their outlines, in the place of a Dataset."""
+
+    outlines: tuple[Any, ...] = ()
+
+
+def make_job(
+    built: RandomModel,
+    samples: Samples,
+    tokens_per_row: int | None = None,
+    *,
+    share_prefix: bool = True,
+) -> Job:
+    """The job of ``vlft sft`` with its defaults; a step takes all samples.
+
+    Args:
+        built: the model, which the job changes as training does.
+        samples: that it trains on.
+        tokens_per_row: limit of a row; by default that of the device.
+        share_prefix: whether equal prefixes are stored once.
+    """
+    device, processor = built.weight.device, samples.processor
+    config = SftConfig(
+        device=device.type, tokens_per_microbatch=tokens_per_row, share_prefix=share_prefix
+    )
+    data: Any = _Data(samples.samples)
+    token = processor.chat.image_token_id
+    data.outlines = tuple(outline(sample, token) for sample in samples.samples)
+    packer = make_planner(config, processor, data, device.type).packer
+    schedule = Schedule(tuple(range(len(data))), len(data), config.seed)
+    options = loop_options(config, schedule)
+    backend = start_backend(config, Placement(device, built.weight.dtype))
+    optimizer = make_optimizer(built.model, LEARNING_RATES["lora"], config.weight_decay)
+    scheduler = make_scheduler(
+        optimizer, config.lr_scheduler, options.total_steps, config.warmup_ratio
+    )
+    backend.prepare(PackedLoss(built.model, built.family), optimizer, scheduler)
+    planner = Planner(schedule, packer, data.outlines)
+    return Job(backend, Images(processor), data, _Data(), planner, options)  # type: ignore[arg-type]
+
+
+def rows_of(job: Job) -> list[RowPlan]:
+    """The rows of the one step."""
+    return job.planner.rows(range(len(job.train)))
+
+
+def encode_images(job: Job, samples: Samples) -> int:
+    """Encodes every image once, and has the job's rows take the features; returns how many."""
+    keys = [image.key for image in samples.images]
+    model: Any = job.backend.model
+    found = encode_all(model, samples.processor, samples.images, "aligned", keys)
+    job.images.features = dict(found)
+    job.images.stage = "aligned"
+    return len(keys)
