@@ -187,7 +187,7 @@ def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Back
 
     backend.world.on_rank_zero(prepare)
     run = backend.world.broadcast(run)
-    start_trackers(backend.accelerator, config, run)
+    start_trackers(backend.accelerator, config, run, position.step)
     return run
 
 
