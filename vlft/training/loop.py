@@ -52,7 +52,7 @@ class _Loop:
         # A new run measures the untrained model first; a resumed one makes up for an evaluation
         # that was interrupted.
         if self._due().evaluate and position.evaluated_step != position.step and self._evaluate():
-            self.checkpointer.save(position)
+            self.checkpointer.mark_best(position.step)
         window = Window(**position.window)
         window.images_encoded += job.images.encoded
         for plans in job.planner.steps(position.step):
