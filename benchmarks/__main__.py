@@ -13,6 +13,7 @@ COMMANDS = {
     "attention": "attention of a packed row: by trees, a dense mask, FlexAttention",
     "startup": "from a command to what it first shows",
     "plan": "the memory that vlft plan foretells, against the measured peak",
+    "quality": "what grouping samples by image costs in learning",
     "loss": "the loss of the targets: vlft's kernel against torch's",
 }
 
