@@ -14,6 +14,7 @@ BENCHMARKS = {
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
     "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",
     "startup": "the time from a command to its first output",
+    "quality": "what grouping samples by image costs in learning",
 }
 
 

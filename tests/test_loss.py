@@ -73,3 +73,29 @@ def test_half_precision_sums_in_float32(problem):
     hidden, target, weight, head = problem
     value = token_loss_sum(hidden.bfloat16(), target, weight, head.bfloat16())
     assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("copies", [1, 300])
+def test_gradients_of_a_confident_model_do_not_underflow_in_float16(copies):
+    """As with the plain loss under a gradient scaler; also where many samples share a target."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 2000, bias=False)
+    target = torch.arange(8)
+    with torch.no_grad():
+        head.weight.mul_(0.2)
+        head.weight[:8] = 2.5 * F.normalize(torch.randn(8, 64))
+        states = head.weight[:8] * 3
+    head.requires_grad_(False).half()
+    weight = torch.full((8,), float(copies))
+    scaler = 65536.0 / weight.sum()
+    errors = []
+    exact = states.half().float().requires_grad_()
+    (F.cross_entropy(exact @ head.weight.float().T, target, reduction="sum") * copies).backward()
+    for loss_of in (
+        lambda rows: token_loss_sum(rows, target, weight, head),
+        lambda rows: (F.cross_entropy(head(rows).float(), target, reduction="none") * weight).sum(),
+    ):
+        rows = states.half().requires_grad_()
+        (loss_of(rows) * scaler).backward()
+        errors.append((rows.grad.float() / scaler - exact.grad).norm() / exact.grad.norm())
+    assert errors[0] < 2 * errors[1] < 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 
 import pytest
 import torch
@@ -243,11 +243,40 @@ class TestSchedule:
         assert schedule.epoch(0) != schedule.epoch(1)
         assert schedule.epoch(0) != Schedule(tuple("aabbbcdee"), 4, seed=2).epoch(0)
 
-    def test_groups_stay_together(self):
+    def test_groups_stay_together_and_are_shuffled_inside(self):
         groups = tuple(index // 5 for index in range(50))
-        order = [index for step in Schedule(groups, 16, 3).epoch(0) for index in step]
-        seen = [groups[index] for index in order]
-        assert sum(a != b for a, b in pairwise(seen)) == 9
+        orders = [
+            [index for step in Schedule(groups, 16, 3).epoch(number) for index in step]
+            for number in range(3)
+        ]
+        for order in orders:
+            seen = [groups[index] for index in order]
+            assert sum(a != b for a, b in pairwise(seen)) == 9
+        inside = [[index for index in order if groups[index] == 4] for order in orders]
+        assert len(set(map(tuple, inside))) == 3
+
+    def test_a_large_group_is_spread_over_the_epoch(self):
+        """Sixty samples on one blank image among sixty with images of their own."""
+        groups = (*range(60), *["blank"] * 60)
+        for seed in range(5):
+            steps = Schedule(groups, 16, seed).epoch(0)
+            counts = [sum(groups[index] == "blank" for index in step) for step in steps]
+            assert sum(counts) == 60
+            assert sum(count > 0 for count in counts) >= 4
+            longest = max(
+                len(list(run))
+                for blank, run in groupby(
+                    groups[index] == "blank" for step in steps for index in step
+                )
+                if blank
+            )
+            assert longest < 40
+
+    def test_samples_of_one_image_alone_come_in_any_order(self):
+        """Sorted by answer in the file; a step holds many answers all the same."""
+        steps = Schedule(("reference",) * 100, 16, seed=0).epoch(0)
+        assert all(max(step) - min(step) > 30 for step in steps[:-1])
+        assert steps != Schedule(("reference",) * 100, 16, seed=0).epoch(1)
 
     def test_going_on_in_the_middle_is_going_on(self):
         outlines = [outline(sample("ab"), IMAGE)] * 10

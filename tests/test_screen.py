@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from conftest import SIGLIP
 from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from vlft import console
@@ -256,12 +257,12 @@ class TestTrackers:
         yield folder
         AcceleratorState._reset_state(reset_partial_state=True)
 
-    def start(self, run: Path, name: str) -> Accelerator:
+    def start(self, run: Path, name: str, step: int = 0) -> Accelerator:
         config = SftConfig(dataset=("a.jsonl", "b.jsonl"), learning_rate=3e-3, report_to=name)
         accelerator = Accelerator(cpu=True, project_dir=str(run))
         # Given to the constructor, the name of a package that is not installed would be dropped.
         accelerator.log_with = [name]
-        start_trackers(accelerator, config, run)
+        start_trackers(accelerator, config, run, step)
         return accelerator
 
     def test_tensorboard_has_settings_and_metrics_in_the_run_folder(self, run):
@@ -274,6 +275,17 @@ class TestTrackers:
         assert json.loads(saved["dataset"]) == ["a.jsonl", "b.jsonl"]
         assert len(list(run.rglob("events.out.tfevents.*"))) == 2
 
+    def test_tensorboard_drops_the_steps_after_the_resumed_one(self, run):
+        for first, last in ((0, 5), (3, 6)):
+            accelerator = self.start(run, "tensorboard", first)
+            for step in range(first + 1, last + 1):
+                accelerator.log({"loss": float(10 * first + step)}, step=step)
+            accelerator.end_training()
+        events = EventAccumulator(str(run / "vlft"))
+        events.Reload()
+        found = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert found == [(1, 1), (2, 2), (3, 3), (4, 34), (5, 35), (6, 36)]
+
     def test_wandb_has_settings_name_and_folder(self, run, monkeypatch):
         """A stub in the place of wandb, which is not installed with the tests."""
         started, settings = {}, {}
@@ -283,6 +295,10 @@ class TestTrackers:
         monkeypatch.setitem(sys.modules, "wandb", stub)
         self.start(run, "wandb")
         name = "tiny-vl/v0-20261121-090213"
-        assert started == {"project": "vlft", "name": name, "dir": str(run)}
+        identity = started.pop("id")
+        assert started == {"project": "vlft", "name": name, "dir": str(run), "resume": "allow"}
+        monkeypatch.setenv("WANDB_PROJECT", "digits")
+        self.start(run, "wandb", 3)
+        assert (started["id"], started["project"]) == (identity, "digits")
         assert settings["learning_rate"] == 3e-3
         assert settings["lora_rank"] == 8

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +18,15 @@ from conftest import GOLDEN, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
+from vlft import console
 from vlft.checkpoints.load import Placement
-from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, save_checkpoint
+from vlft.checkpoints.runs import (
+    checkpoints_in,
+    find_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+    sweep,
+)
 from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
 from vlft.families.base import encode_images
 from vlft.training import loop
@@ -122,10 +131,12 @@ class TestRunFolder:
 
     @only_siglip
     def test_early_stop(self, config, monkeypatch):
-        monkeypatch.setattr(loop, "evaluate", lambda _job: 1.0)
-        stopping = dataclasses.replace(config, eval_steps=1, early_stop=2)
+        monkeypatch.setattr(loop, "evaluate", lambda *_: 1.0)
+        stopping = dataclasses.replace(config, eval_steps=1, early_stop=2, logging_steps=2)
         result = vlft.sft(stopping)
         assert (result.step, result.finished) == (3, True)
+        # The last window is written though no log line was due.
+        assert [row["step"] for row in metrics(result.run) if "loss" in row] == [2, 3]
 
     @only_siglip
     def test_flex_attention_needs_a_gpu(self, config):
@@ -222,6 +233,41 @@ class TestResume:
             for run in (whole.run, rest.run)
         ]
         assert kept[0] == kept[1]
+
+    @only_siglip
+    def test_a_log_window_goes_on_where_it_was_cut(self, config, monkeypatch):
+        self.compare(config, monkeypatch, {"logging_steps": 4}, stop=3)
+
+    @only_siglip
+    def test_an_evaluation_is_abandoned_and_made_up_for(self, config, monkeypatch):
+        # Three batches of validation samples, of which the second one of step 1 is interrupted.
+        changed = dataclasses.replace(config, val_ratio=0.5, eval_steps=1, save_steps=100)
+        whole = vlft.sft(changed)
+        original, evaluated = loop.row_loss, []
+
+        def row_loss(job, row):
+            if not torch.is_grad_enabled():
+                evaluated.append(job)
+                if len(evaluated) == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+            return original(job, row)
+
+        monkeypatch.setattr(loop, "row_loss", row_loss)
+        cut = vlft.sft(changed)
+        monkeypatch.undo()
+        assert len(evaluated) == 5
+        assert [row["step"] for row in metrics(cut.run) if "val_loss" in row] == [0]
+        assert (cut.step, cut.finished) == (1, False)
+        rest = vlft.sft(vlft.SftConfig(resume=cut.run))
+        assert rest.best_loss == whole.best_loss
+        assert same_bits(adapter(whole.run), adapter(rest.run))
+        found = [
+            [(row["step"], row.get("loss"), row.get("val_loss")) for row in metrics(run)]
+            for run in (whole.run, rest.run)
+        ]
+        assert found[0] == found[1]
+        bests = [(run / "best").resolve().name for run in (whole.run, rest.run)]
+        assert bests[0] == bests[1]
 
     @only_siglip
     def test_a_finished_run_stays_as_it_is(self, config):
@@ -322,6 +368,79 @@ class TestKilled:
         assert not list(tmp_path.glob(".*"))
 
 
+class TestFileSystems:
+    """What a run does where links or flushed folders do not exist, and what a kill leaves."""
+
+    def save(self, run: Path, step: int, **options) -> Path:
+        def write(folder):
+            (folder / "run_config.json").write_text("{}")
+            (folder / "weights").write_text(str(step))
+
+        return save_checkpoint(run, step, write, **{"keep": None, "best_step": None, **options})
+
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+    def test_links_are_text_files_where_there_are_no_links(
+        self, tmp_path, monkeypatch, capsys, number
+    ):
+        def refuse(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+        for step in (1, 2, 3):
+            self.save(tmp_path, step, best_step=1)
+        assert (tmp_path / "last").read_text() == "checkpoint-3\n"
+        assert find_checkpoint(tmp_path / "last") == tmp_path / "checkpoint-3"
+        assert find_checkpoint(tmp_path / "best") == tmp_path / "checkpoint-1"
+        assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+        assert capsys.readouterr().err.count("no symbolic links") == 1
+        # And links again, on a file system that has them.
+        monkeypatch.undo()
+        self.save(tmp_path, 4)
+        assert (tmp_path / "last").is_symlink()
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+    def test_folders_that_cannot_be_flushed(self, tmp_path, monkeypatch, number):
+        flush = os.fsync
+
+        def refuse(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        assert self.save(tmp_path, 1).is_dir()
+
+    def test_a_file_that_cannot_be_flushed_is_no_checkpoint(self, tmp_path, monkeypatch):
+        def refuse(_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(VlftError, match=r"the first checkpoint could not be written \(Input"):
+            self.save(tmp_path, 1)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("deleted", [0, 1])
+    def test_a_kill_while_a_checkpoint_is_removed(self, tmp_path, monkeypatch, deleted):
+        for step in (1, 2):
+            self.save(tmp_path, step)
+        remove, left = os.unlink, [deleted]
+
+        def killed(*given, **options):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            remove(*given, **options)
+
+        monkeypatch.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_checkpoint(tmp_path / "checkpoint-1")
+        monkeypatch.undo()
+        assert [step for step, _ in checkpoints_in(tmp_path)] == [2]
+        (tmp_path / ".checkpoint-7.part").mkdir()
+        sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "last"}
+
+
 class TestInterrupt:
     def test_the_second_stops_at_once(self):
         with Interrupt() as interrupt:
@@ -329,6 +448,22 @@ class TestInterrupt:
             assert interrupt.asked
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
+
+    def test_a_hangup_asks_for_a_stop_unless_nohup_ignores_it(self):
+        before = signal.getsignal(signal.SIGHUP)
+        try:
+            with Interrupt() as interrupt:
+                # The shell and the system may both send one.
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGHUP)
+                assert interrupt.asked
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            with Interrupt() as interrupt:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert not interrupt.asked
+        finally:
+            signal.signal(signal.SIGHUP, before)
+            console.err.quiet = False
 
     def test_signals_are_given_back(self):
         before = signal.getsignal(signal.SIGINT)

@@ -3,11 +3,13 @@
 output/<model name>/v<k>-<time>/
   run_config.json  provenance.json  metrics.jsonl  images/*.png
   checkpoint-<step>/  weights or adapter, run_config.json, state/
-  best -> checkpoint-<step>, last -> checkpoint-<step>
+  best -> checkpoint-<step>, last -> checkpoint-<step>    symbolic links, or text files with a name
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from vlft.console import warn
 from vlft.errors import CheckpointError, VlftError, shown
 from vlft.files import read_object
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# A full disk, a used-up quota, a file that is too large.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
 
 
@@ -58,7 +64,7 @@ def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, what a link points to, or a run's last.
+    """The checkpoint that a path means: itself, what ``best`` or ``last`` name, or a run's last.
 
     Raises:
         CheckpointError: there is none.
@@ -67,7 +73,7 @@ def find_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             "no such folder", place=str(path), hint="name a run or one of its checkpoint-N"
         )
-    folder = path.resolve()
+    folder = _named_by(path) if path.is_file() else path.resolve()
     if CHECKPOINT.fullmatch(folder.name) and (folder / RUN_CONFIG).is_file():
         return folder
     found = checkpoints_in(folder) if folder.is_dir() else []
@@ -109,7 +115,7 @@ def save_checkpoint(
         write(part)
         _flush_tree(part)
         if final.exists():
-            shutil.rmtree(final)
+            remove_checkpoint(final)
         part.rename(final)
         _flush(run)
         point(run / "last", final.name)
@@ -117,22 +123,78 @@ def save_checkpoint(
             point(run / "best", f"checkpoint-{best_step}")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise VlftError(
-            f"the checkpoint could not be written ({reason}); earlier ones are whole",
-            place=str(final),
-            hint=f"make room, then go on with: vlft sft --resume {run}",
-        ) from error
+        raise _failed_save(final, error) from error
     _prune(run, keep, best_step)
     return final
 
 
+def _failed_save(final: Path, error: OSError | SafetensorError) -> VlftError:
+    """What a user needs to know of a checkpoint that could not be written."""
+    run = final.parent
+    reason = getattr(error, "strerror", None) or error
+    remedy = "make room" if is_disk_full(error) else "correct that"
+    if checkpoints_in(run):
+        return VlftError(
+            f"the checkpoint could not be written ({reason}); earlier ones are whole",
+            place=str(final),
+            hint=f"{remedy}, then go on with: vlft sft --resume {run}",
+        )
+    return VlftError(
+        f"the first checkpoint could not be written ({reason})",
+        place=str(final),
+        hint=f"{remedy}, then start again",
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or the size of a file is the reason of an error."""
+    # safetensors reports the system's error as text.
+    return getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint. A kill meanwhile leaves nothing that looks like a whole one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    shutil.rmtree(old)
+
+
+def sweep(run: Path) -> None:
+    """Removes what a kill left of checkpoints that were being written or removed."""
+    for pattern in (".checkpoint-*.part", ".checkpoint-*.old"):
+        for folder in run.glob(pattern):
+            shutil.rmtree(folder)
+
+
 def point(link: Path, target: str) -> None:
-    """Makes the link point to a sibling, in one step."""
+    """Makes the link name a sibling, in one step.
+
+    It is a small text file where the file system has no symbolic links.
+    """
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
-    part.symlink_to(target)
+    try:
+        part.symlink_to(target)
+    except (OSError, NotImplementedError) as error:
+        if is_disk_full(error):
+            raise
+        _warn_of_text_links(link.parent)
+        part.write_text(target + "\n", "utf-8")
     part.replace(link)
+
+
+@functools.cache
+def _warn_of_text_links(folder: Path) -> None:
+    """Says once per run that its links are text files."""
+    warn(f"{folder}: no symbolic links on this file system; best and last are text files")
+
+
+def _named_by(file: Path) -> Path:
+    """The checkpoint that a text file in the place of a link names; the file itself if none."""
+    with file.open("rb") as text:
+        name = text.read(100).decode("utf-8", "replace").strip()
+    return (file.parent / name).resolve() if CHECKPOINT.fullmatch(name) else file.resolve()
 
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
@@ -154,7 +216,7 @@ def _prune(run: Path, keep: int | None, best_step: int | None) -> None:
     if keep is not None:
         for step, path in checkpoints_in(run)[:-keep]:
             if step != best_step:
-                shutil.rmtree(path)
+                remove_checkpoint(path)
 
 
 def _flush_tree(folder: Path) -> None:
@@ -164,9 +226,20 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Has the system write a file or a folder's names to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        # Windows opens no folders.
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot flush a folder.
+        if not (path.is_dir() and error.errno in CANNOT_FLUSH):
+            raise
     finally:
         os.close(descriptor)
 

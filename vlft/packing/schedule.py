@@ -1,14 +1,20 @@
 """Samples -> epochs -> optimiser steps, and rows -> ranks.
 
-epoch   groups of samples that share an image, in shuffled order
+group   samples that share an image, shuffled, in pieces of at most half a step
+epoch   the pieces of all groups, shuffled
 step    the next ``batch_size`` samples
 row     see packing.packer
+
+A group stays together because its shared prefix then runs once per row. Its pieces are limited
+because a step on one image alone would learn less than a step of the same size on many;
+``python -m benchmarks quality`` compares both orders.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +30,8 @@ class Schedule:
     """The order of the samples of a run; it depends on the seed and on nothing else.
 
     Attributes:
-        groups: one key per sample; samples with equal keys stay together. With a key of its own for
-            each sample the samples are shuffled freely.
+        groups: one key per sample; samples with equal keys stay together, up to half a step. With
+            a key of its own for each sample the samples are shuffled freely.
         batch_size: samples per optimiser step.
         seed: random seed of the shuffling.
     """
@@ -44,13 +50,24 @@ class Schedule:
         members: dict[Hashable, list[int]] = {}
         for index, key in enumerate(self.groups):
             members.setdefault(key, []).append(index)
-        groups = list(members.values())
-        random.Random(f"{self.seed}/{number}").shuffle(groups)
-        order = [index for group in groups for index in group]
+        generator = random.Random(f"{self.seed}/{number}")
+        pieces: list[list[int]] = []
+        for group in members.values():
+            generator.shuffle(group)
+            pieces += _pieces(group, max(1, self.batch_size // 2))
+        generator.shuffle(pieces)
+        order = [index for piece in pieces for index in piece]
         return [
             order[start : start + self.batch_size]
             for start in range(0, len(order), self.batch_size)
         ]
+
+
+def _pieces(group: list[int], most: int) -> list[list[int]]:
+    """The group cut into as few pieces of at most ``most`` samples as it takes, of even size."""
+    count = -(-len(group) // most)
+    bounds = [len(group) * number // count for number in range(count + 1)]
+    return [group[start:end] for start, end in pairwise(bounds)]
 
 
 def divide(costs: Sequence[float], world_size: int) -> list[list[int]]:

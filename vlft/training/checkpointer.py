@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.adapter import adapter_tensors, save_adapter
 from vlft.checkpoints.export import export_model
-from vlft.checkpoints.runs import save_checkpoint, write_run_config
+from vlft.checkpoints.runs import point, save_checkpoint, write_run_config
 from vlft.settings import to_json
 from vlft.training.plots import plot_run
 from vlft.training.state import State, random_states, write_state
@@ -62,6 +62,10 @@ class Checkpointer:
         """Writes a checkpoint of this position; all ranks must call it."""
         snapshot = self.collect(position)
         self.backend.world.on_rank_zero(lambda: self.write(snapshot))
+
+    def mark_best(self, step: int) -> None:
+        """Has ``best`` name an existing checkpoint; all ranks must call it."""
+        self.backend.world.on_rank_zero(lambda: point(self.run / "best", f"checkpoint-{step}"))
 
     def collect(self, position: Position) -> Snapshot:
         """Gathers what a checkpoint holds; a collective call."""

@@ -8,9 +8,8 @@ memory and time, not the result.
 from __future__ import annotations
 
 import math
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,7 @@ from vlft.training.interrupt import Interrupt
 from vlft.training.progress import RunLog, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vlft.data.dataset import Dataset
     from vlft.packing.packer import RowPlan
@@ -33,42 +32,102 @@ if TYPE_CHECKING:
 
 def train(job: Job, position: Position, checkpointer: Checkpointer, log: RunLog) -> Position:
     """Trains from a position to the end, or to an interrupt; returns where it stopped."""
-    saved_at = position.step
-    encoded = 0
-    window = Window(started=time.perf_counter())
     with Interrupt() as interrupt, log:
-        if position.step == 0 and len(job.val) > 0:
-            log.evaluation(0, evaluate(job), is_best=False)
+        return _Loop(job, position, checkpointer, log, interrupt).run()
+
+
+@dataclass
+class _Loop:
+    """The loop with what it works on; see ``train``."""
+
+    job: Job
+    position: Position
+    checkpointer: Checkpointer
+    log: RunLog
+    interrupt: Interrupt
+
+    def run(self) -> Position:
+        job, position = self.job, self.position
+        saved_at = position.step
+        # A new run measures the untrained model first; a resumed one makes up for an evaluation
+        # that was interrupted.
+        if self._due().evaluate and position.evaluated_step != position.step and self._evaluate():
+            self.checkpointer.mark_best(position.step)
+        window = Window(**position.window)
+        window.images_encoded += job.images.encoded
         for plans in job.planner.steps(position.step):
-            if position.finished or _stop_requested(job, interrupt):
+            if position.finished or self._stop_requested():
                 break
-            learning_rate = job.backend.scheduler.get_last_lr()[0]
-            loss_sum, grad_norm = take_step(job, plans)
-            window.add(loss_sum, plans)
-            position.step += 1
-            now = due(position.step, job.options, validates=len(job.val) > 0)
+            self._step(plans, window)
+            now = self._due()
             position.finished = now.finish
+            self.log.advance(position.step)
+            window.pause()
             if now.log:
-                metrics = {
-                    "learning_rate": learning_rate,
-                    "grad_norm": grad_norm,
-                    "images_encoded": job.images.encoded - encoded,
-                }
-                encoded = job.images.encoded
-                epoch = position.step / job.planner.schedule.steps_per_epoch
-                log.step(position.step, epoch, {**window.metrics(), **metrics})
-                window = Window(started=time.perf_counter())
-            else:
-                log.advance(position.step)
-            paused = time.perf_counter()
-            is_best = now.evaluate and _evaluate_and_note(job, position, log)
+                window = self._log(window)
+            is_best = now.evaluate and self._evaluate()
+            if position.finished and window.steps:
+                # Early stopping ends a run between two log lines.
+                window = self._log(window)
             if now.save or is_best or position.finished:
-                checkpointer.save(position)
+                self._save(window)
                 saved_at = position.step
-            window.started += time.perf_counter() - paused
+            window.resume()
         if position.step > saved_at:
-            checkpointer.save(position)
-    return position
+            window.pause()
+            self._save(window)
+        return position
+
+    def _step(self, plans: Sequence[RowPlan], window: Window) -> None:
+        encoded = self.job.images.encoded
+        window.learning_rate = self.job.backend.scheduler.get_last_lr()[0]
+        loss_sum, window.grad_norm = take_step(self.job, plans)
+        window.add(loss_sum, plans, self.job.images.encoded - encoded)
+        self.position.step += 1
+
+    def _due(self) -> Due:
+        return due(self.position.step, self.job.options, validates=len(self.job.val) > 0)
+
+    def _stop_requested(self) -> bool:
+        """Whether any rank was asked to stop; all ranks stop at the same place."""
+        return self.job.backend.world.all_reduce(float(self.interrupt.asked))[0] > 0
+
+    def _log(self, window: Window) -> Window:
+        """Logs a window; returns a new one."""
+        epoch = self.position.step / self.job.planner.schedule.steps_per_epoch
+        self.log.step(self.position.step, epoch, window.metrics())
+        return Window()
+
+    def _save(self, window: Window) -> None:
+        self.position.window = asdict(window)
+        self.checkpointer.save(self.position)
+
+    def _evaluate(self) -> bool:
+        """Evaluates and notes the result in the position; returns whether it is the best so far.
+
+        A stop requested meanwhile abandons the evaluation; the resumed run makes up for it.
+        """
+        position = self.position
+        loss = evaluate(self.job, self._stop_requested)
+        if loss is None:
+            return False
+        position.evaluated_step = position.step
+        position.last_loss = loss if math.isfinite(loss) else None
+        # There is no checkpoint of the untrained model.
+        counts = position.step > 0
+        best = position.best_loss
+        is_best = counts and math.isfinite(loss) and (best is None or loss < best)
+        if is_best:
+            position.best_loss, position.best_step = loss, position.step
+        self.log.evaluation(position.step, loss, is_best=is_best)
+        position.evaluations_without_best = (
+            0 if is_best else position.evaluations_without_best + int(counts)
+        )
+        patience = self.job.options.early_stop
+        if patience is not None and position.evaluations_without_best >= patience:
+            self.log.note(f"no better loss in {patience} evaluations; stopping early")
+            position.finished = True
+        return is_best
 
 
 @dataclass(frozen=True)
@@ -96,11 +155,6 @@ def due(step: int, options: LoopOptions, *, validates: bool) -> Due:
         save=finish or step % options.save_steps == 0,
         finish=finish,
     )
-
-
-def _stop_requested(job: Job, interrupt: Interrupt) -> bool:
-    """Whether any rank was asked to stop; all ranks stop at the same step."""
-    return job.backend.world.all_reduce(float(interrupt.asked))[0] > 0
 
 
 def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
@@ -201,12 +255,22 @@ def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(job: Job) -> float:
-    """Loss of the validation set, in nats per supervised token."""
+def evaluate(job: Job, stop_requested: Callable[[], bool]) -> float | None:
+    """Loss of the validation set, in nats per supervised token.
+
+    Args:
+        job: see Job.
+        stop_requested: asked between batches, on all ranks; see the return value.
+
+    Returns:
+        None if a stop was requested before the end.
+    """
     job.backend.objective.eval()
     loss, targets = 0.0, 0
     size = job.options.batch_size
     for start in range(0, len(job.val), size):
+        if stop_requested():
+            return None
         batch = job.val[start : start + size]
         plans = job.planner.packer.plan(batch.outlines)
         for row in own_rows(job, batch, plans):
@@ -214,21 +278,3 @@ def evaluate(job: Job) -> float:
                 loss += row_loss(job, row).item()
         targets += sum(plan.targets for plan in plans)
     return job.backend.world.all_reduce(loss)[0] / targets
-
-
-def _evaluate_and_note(job: Job, position: Position, log: RunLog) -> bool:
-    """Evaluates and notes the result in the position; returns whether it is the best so far."""
-    loss = evaluate(job)
-    position.last_loss, position.evaluated_step = loss, position.step
-    is_best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
-    if is_best:
-        position.best_loss, position.best_step = loss, position.step
-        position.evaluations_without_best = 0
-    else:
-        position.evaluations_without_best += 1
-    log.evaluation(position.step, loss, is_best=is_best)
-    patience = job.options.early_stop
-    if patience is not None and position.evaluations_without_best >= patience:
-        log.note(f"no better loss in {patience} evaluations; stopping early")
-        position.finished = True
-    return is_best

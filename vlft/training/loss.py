@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 # Positions whose logits exist at once: 128 x 102400 x 12 bytes = 150 MB with their gradients.
 CHUNK = 128
+# Of the gradients of logits in float16.
+FLOAT16_SCALE = 4096.0
 
 
 def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
     """Weighted sum of next-token cross-entropy, in nats.
 
-    A chunk's gradients are taken as soon as its loss is there, while its logits still exist:
-    nothing of the vocabulary's size is kept for the backward pass or computed twice. (torch's own
+    The gradients of a chunk are computed in the forward pass, while its logits exist: nothing of
+    vocabulary size is kept for the backward pass or computed twice. (torch's own
     ``linear_cross_entropy`` is several times slower on the CPU and rounds the sum to the model's
     dtype; docs/performance.md has the figures.)
 
@@ -42,7 +44,7 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Line
     """
     if torch.is_grad_enabled():
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        total: Tensor = _GradientsAtOnce.apply(hidden, target, weight, head, *trained)  # type: ignore[no-untyped-call]
+        total: Tensor = _EagerGradients.apply(hidden, target, weight, head, *trained)  # type: ignore[no-untyped-call]
         return total
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for part in _chunks(len(target)):
@@ -50,8 +52,8 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Line
     return total
 
 
-class _GradientsAtOnce(torch.autograd.Function):
-    """The loss with its gradients: the backward pass only scales them."""
+class _EagerGradients(torch.autograd.Function):
+    """The loss with its gradients; the backward pass only rescales them."""
 
     @staticmethod
     def forward(
@@ -62,7 +64,8 @@ class _GradientsAtOnce(torch.autograd.Function):
         head: nn.Linear,
         *trained: nn.Parameter,
     ) -> Tensor:
-        """Sums the chunks' losses and gradients."""
+        """Sums losses and gradients over the chunks."""
+        scale = _inner_scale(hidden.dtype, weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         by_hidden = torch.zeros_like(hidden)
         by_trained = [torch.zeros_like(parameter) for parameter in trained]
@@ -70,19 +73,32 @@ class _GradientsAtOnce(torch.autograd.Function):
             with torch.enable_grad():
                 rows = hidden[part].detach().requires_grad_()
                 loss = _chunk_loss(rows, target[part], weight[part], head)
-                found = torch.autograd.grad(loss, [rows, *trained])
+                found = torch.autograd.grad(loss * scale, [rows, *trained])
             total += loss.detach()
             by_hidden[part] = found[0]
             for kept, gradient in zip(by_trained, found[1:], strict=True):
                 kept += gradient
-        ctx.save_for_backward(by_hidden, *by_trained)
+        ctx.save_for_backward(scale, by_hidden, *by_trained)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Scales the gradients of hidden states and head."""
-        by_hidden, *by_trained = (kept * upstream[0] for kept in ctx.saved_tensors)
+        """Rescales the gradients of hidden states and head."""
+        scale, *gradients = ctx.saved_tensors
+        by_hidden, *by_trained = (kept * (upstream[0] / scale) for kept in gradients)
         return by_hidden, None, None, None, *by_trained
+
+
+def _inner_scale(dtype: torch.dtype, weight: Tensor) -> Tensor:
+    """The factor with which gradients are computed in the forward pass.
+
+    In float16 those of a confident model underflow: a gradient scaler multiplies the loss only
+    later, in the backward pass. The largest gradient of a logit is then FLOAT16_SCALE, far enough
+    from 65504, the largest number.
+    """
+    if dtype == torch.float16:
+        return FLOAT16_SCALE / weight.max()
+    return torch.ones((), device=weight.device)
 
 
 def _chunks(positions: int) -> list[slice]:
@@ -90,7 +106,8 @@ def _chunks(positions: int) -> list[slice]:
 
 
 def _chunk_loss(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
-    # Not a call, at which ZeRO-3 would fetch weights as often as this process has chunks.
+    # Not called as a module: ZeRO-3 would gather the weights once per chunk, and ranks with fewer
+    # chunks would not take part.
     logits: Tensor = head.forward(hidden)
     losses = F.cross_entropy(logits.float(), target, reduction="none")
     return (losses * weight).sum()
@@ -99,7 +116,7 @@ def _chunk_loss(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear)
 class PackedLoss(nn.Module):
     """The model as the loop sees it: a packed row in, its loss sum out.
 
-    One module with one forward, so that wrappers for several processes find all of the work in it.
+    It is one module with one forward, because DDP and FSDP2 wrap a module's forward.
 
     Args:
         model: transformers' class, with peft's layers in place if there are any.
@@ -118,12 +135,12 @@ class PackedLoss(nn.Module):
         head: Any = self.model.get_submodule(self.family.parts.head)
         loss = token_loss_sum(hidden, batch.target, batch.weight, head)
         if not images.tiles:
-            # Every process passes gradients of the same parameters on, images or not.
-            loss = loss + sum(0.0 * parameter.sum() for parameter in self.beside_language())
+            # All ranks must reduce gradients of the same parameters, with images or without.
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self._vision_parameters())
         return loss
 
-    def beside_language(self) -> list[nn.Parameter]:
-        """What trains of the towers and the aligner."""
+    def _vision_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters of towers and aligner."""
         parts = self.family.parts.vision + self.family.parts.aligner
         named = self.model.named_parameters()
         return [p for name, p in named if p.requires_grad and is_in(name, parts)]
@@ -149,18 +166,18 @@ def source_states(
 
 
 def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
-    """The keyword arguments that tell the LLM which token sees which."""
+    """The LLM's keyword arguments for the attention of a packed row."""
     if implementation == "flex_attention":
         return {"attention_mask": block_mask(batch.exit)}
     if implementation == TREE:
-        # A mask of four dimensions is passed on as it is; this one says nothing.
+        # A dummy 4-D mask, so that transformers does not build its own.
         empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
         return {"attention_mask": empty, "row": row_attention(batch.trees, batch.exit, dtype)}
     return {"attention_mask": additive_mask(batch.exit, dtype)}
 
 
 def _scores_dtype(embeddings: Tensor) -> torch.dtype:
-    """What attention computes its scores in."""
+    """The dtype in which attention computes its scores."""
     device = embeddings.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

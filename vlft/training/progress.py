@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Window:
-    """Sums over the steps since the last log line.
+    """Sums over the steps since the last log line. It is saved with a checkpoint and resumed.
 
     Attributes:
         loss_sum: weighted cross-entropy, in nats.
         weight: supervised tokens.
         packed: tokens in the rows.
-        unshared: tokens of the samples, shared prefixes counted once per sample.
+        unshared: tokens of the samples, before sharing.
         steps: optimiser steps.
-        started: time.perf_counter() at the start, in seconds.
+        images_encoded: images that went through the vision tower.
+        seconds: of these steps, evaluations and checkpoints left out.
+        learning_rate: of the last step.
+        grad_norm: of the last step, before clipping.
     """
 
     loss_sum: float = 0.0
@@ -42,19 +45,35 @@ class Window:
     packed: int = 0
     unshared: int = 0
     steps: int = 0
-    started: float = 0.0
+    images_encoded: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
+    grad_norm: float = 0.0
 
-    def add(self, loss_sum: float, rows: Sequence[RowPlan]) -> None:
+    def __post_init__(self) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops the clock, while something else than steps takes place."""
+        self.seconds += time.perf_counter() - self._started
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._started = time.perf_counter()
+
+    def add(self, loss_sum: float, rows: Sequence[RowPlan], images_encoded: int) -> None:
         """Counts one optimiser step."""
         self.loss_sum += loss_sum
         self.weight += sum(row.targets for row in rows)
         self.packed += sum(row.tokens for row in rows)
         self.unshared += sum(row.sample_tokens for row in rows)
+        self.images_encoded += images_encoded
         self.steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Mean loss and rates of the window."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
+        """Mean loss and rates of the window; the clock must be stopped."""
+        seconds = max(self.seconds, 1e-9)
         return {
             "loss": self.loss_sum / max(self.weight, 1.0),
             "supervised_tokens_per_second": self.weight / seconds,
@@ -62,6 +81,9 @@ class Window:
             "tokens_saved": 1 - self.packed / max(self.unshared, 1),
             "seconds_per_step": seconds / max(self.steps, 1),
             "memory_gib": peak_memory() / 2**30,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "images_encoded": self.images_encoded,
         }
 
 

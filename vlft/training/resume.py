@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoints.runs import checkpoints_in, find_checkpoint, read_run_config
+from vlft.checkpoints.runs import (
+    checkpoints_in,
+    find_checkpoint,
+    read_run_config,
+    remove_checkpoint,
+)
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
 from vlft.settings import build, flag, to_json
@@ -76,7 +80,7 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
             hint=f"resume {run} instead, or add --overwrite to remove what came after",
         )
     for path in later:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
 
 
 def _differs(given: object, saved: object) -> bool:

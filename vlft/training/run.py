@@ -8,7 +8,6 @@ autotuner: from then on nothing in them changes.
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from dataclasses import dataclass
@@ -19,7 +18,14 @@ import torch
 from accelerate.state import AcceleratorState
 
 from vlft import console
-from vlft.checkpoints.runs import check_same_data, new_run_folder, write_run_config
+from vlft.checkpoints.runs import (
+    check_same_data,
+    checkpoints_in,
+    is_disk_full,
+    new_run_folder,
+    sweep,
+    write_run_config,
+)
 from vlft.errors import VlftError
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
@@ -50,9 +56,6 @@ if TYPE_CHECKING:
     from vlft.training.backend import Backend
     from vlft.training.setup import Setup
     from vlft.vision.encode import Stage
-
-# The errors of a full disk, a used-up quota and a file that is too large.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,13 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
     try:
         position = train(job, position, checkpointer, _open_log(job, run, position))
     except OSError as error:
-        remedy = "make room" if error.errno in DISK_FULL else "see to it"
+        remedy = "make room" if is_disk_full(error) else "correct that"
+        saved = bool(checkpoints_in(run))
+        going_on = f"go on with: vlft sft --resume {run}" if saved else "start again"
         raise VlftError(
-            f"{error.strerror or error}; checkpoints are whole",
+            f"{error.strerror or error}" + ("; checkpoints are whole" if saved else ""),
             place=str(error.filename or run),
-            hint=f"{remedy}, then go on with: vlft sft --resume {run}",
+            hint=f"{remedy}, then {going_on}",
         ) from error
     # What is left of the model is transformers' own.
     restore(model.module)
@@ -179,10 +184,11 @@ def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Back
     def prepare() -> None:
         nonlocal run
         if setup.resumed is None:
-            run = new_run_folder(config.output_dir, Path(setup.folder.name).name)
+            run = new_run_folder(config.output_dir, setup.model_name)
             record = provenance(setup.folder.path, [*config.dataset, *config.val_dataset])
             (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         else:
+            sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)
         if setup.resumed is None or config != setup.config:
@@ -190,7 +196,7 @@ def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Back
 
     backend.world.on_rank_zero(prepare)
     run = backend.world.broadcast(run)
-    start_trackers(backend.accelerator, config, run)
+    start_trackers(backend.accelerator, config, run, position.step)
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,12 @@ class Setup:
     processor: Processor
     placement: Placement
     resumed: Path | None
+
+    @property
+    def model_name(self) -> str:
+        """The name of the folder that holds the model's runs."""
+        # Made absolute first: the model may be given as "..".
+        return Path(os.path.abspath(self.folder.name)).name or "model"  # noqa: PTH100
 
 
 def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup:

@@ -37,6 +37,7 @@ class Position:
         last_loss: validation loss of the last evaluation.
         evaluated_step: the step at which it was measured.
         finished: whether the run ends here.
+        window: what progress.Window has summed up since the last log line.
         scheduler: state of the learning rate scheduler.
         scaler: state of the gradient scaler; empty without one.
     """
@@ -48,6 +49,7 @@ class Position:
     last_loss: float | None = None
     evaluated_step: int | None = None
     finished: bool = False
+    window: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from vlft.settings import to_json
@@ -13,8 +15,16 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
 
 
-def start_trackers(accelerator: Any, config: SftConfig, run: Path) -> None:
-    """Starts the tracker of --report-to with the run's settings and name, in the run folder."""
+def start_trackers(accelerator: Any, config: SftConfig, run: Path, step: int) -> None:
+    """Starts the tracker of --report-to with the run's settings and name, in the run folder.
+
+    Args:
+        accelerator: Accelerate's.
+        config: of the run.
+        run: the run folder.
+        step: optimiser steps done. A resumed run goes on in the tracker's record of the run, from
+            which TensorBoard drops the steps after this one.
+    """
     if config.report_to == "none":
         return
     # Accelerate's tracker for TensorBoard takes no sequences.
@@ -23,5 +33,28 @@ def start_trackers(accelerator: Any, config: SftConfig, run: Path) -> None:
         for key, value in to_json(config).items()
     }
     accelerator.project_configuration.logging_dir = str(run)
-    wandb = {"name": f"{run.parent.name}/{run.name}", "dir": str(run)}
-    accelerator.init_trackers("vlft", settings, {"wandb": wandb})
+    project = "vlft"
+    arguments: dict[str, dict[str, Any]] = {"tensorboard": {}}
+    if step > 0:
+        arguments["tensorboard"]["purge_step"] = step + 1
+    if config.report_to == "wandb":
+        arguments["wandb"] = {
+            "name": f"{run.parent.name}/{run.name}",
+            "dir": str(run),
+            "id": _wandb_id(run, writes=accelerator.is_main_process),
+            "resume": "allow",
+        }
+        # wandb's own variable decides where its metrics go; it changes no result.
+        project = os.environ.get("WANDB_PROJECT") or project
+    accelerator.init_trackers(project, settings, arguments)
+
+
+def _wandb_id(run: Path, *, writes: bool) -> str:
+    """The id of the run at wandb, kept in the run folder for when it is resumed."""
+    path = run / "wandb_id"
+    if path.is_file():
+        return path.read_text("utf-8").strip()
+    made = secrets.token_hex(4)
+    if writes:
+        path.write_text(made + "\n", "utf-8")
+    return made
