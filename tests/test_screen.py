@@ -184,6 +184,11 @@ class TestClosingLines:
             f"next: vlft infer --ckpt-dir {self.run}/checkpoint-4",
         ]
 
+    def test_a_stop_before_the_first_step_names_no_checkpoint(self):
+        assert closing_lines(self.run, Position(), 5.0) == [
+            "stopped after 0:05, before the first step: nothing to go on from"
+        ]
+
     def test_an_interrupted_run_says_how_to_go_on(self):
         run = Path("my output/v0")
         assert closing_lines(run, Position(step=120), 70.0) == [

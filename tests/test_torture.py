@@ -1,7 +1,8 @@
 """Real runs, killed at random moments, go on to the same adapter, bit for bit.
 
 The moments are spread over the whole run: reading, encoding images, steps, saving. ``--kills N``
-asks for more than the three of the default run; ``make torture`` asks for thirty.
+asks for more than the three of the default run; ``make torture`` asks for thirty. The moments that
+chance seldom finds (in an evaluation, while a checkpoint is removed) have tests of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,9 +30,14 @@ from vlft.settings import to_json
 
 if TYPE_CHECKING:
     import multiprocessing
+    from collections.abc import Callable
     from pathlib import Path
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Printed when the data is read and the model is loaded, before any image is encoded.
+STARTED = "validation samples"
+# Five samples, two batches of an evaluation.
+VALIDATION = 0.31
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Trial:
     Attributes:
         number: of the trial; also its seed.
         signal: sent once.
-        moment: seconds after the run folder is there.
+        moment: seconds after the run has started.
     """
 
     number: int
@@ -64,8 +71,8 @@ def settings_of(home: Path) -> vlft.SftConfig:
     data = write_jsonl(home / "train.jsonl", make_rows(10) + more)
     return vlft.SftConfig(
         model=str(SIGLIP.folder), dataset=(str(data),), image_root=GOLDEN / "images",
-        val_ratio=0.2, output_dir=home / "output", batch_size=4, num_train_epochs=1, save_steps=1,
-        save_total_limit=2, learning_rate=1e-2, lora_dropout=0.1, show_sample=False,
+        val_ratio=VALIDATION, output_dir=home / "output", batch_size=4, num_train_epochs=1,
+        save_steps=1, save_total_limit=2, learning_rate=1e-2, lora_dropout=0.1, show_sample=False,
     )  # fmt: skip
 
 
@@ -77,18 +84,20 @@ def run_folders(home: Path) -> list[Path]:
     return sorted((home / "output").glob("*/v*"))
 
 
-def start(home: Path, cache: Path, **changes: object) -> multiprocessing.Process:
+def start(
+    home: Path, cache: Path, before: Callable[[], None] | None = None, **changes: object
+) -> multiprocessing.Process:
     """A run, with its own features and its own log."""
     file = home / "settings.json"
     file.write_text(json.dumps(to_json(replace(settings_of(home), **changes))))
     arguments = ["sft", "--config", str(file)]
-    return subprocesses.start(arguments, home / "errors.txt", XDG_CACHE_HOME=str(cache))
+    return subprocesses.start(arguments, home / "errors.txt", before, XDG_CACHE_HOME=str(cache))
 
 
-def wait_for_run_folder(process: multiprocessing.Process, home: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not run_folders(home):
-        assert process.is_alive(), (home / "errors.txt").read_text()
+def wait_for_start(process: multiprocessing.Process, home: Path) -> None:
+    deadline, log = time.monotonic() + 120, home / "errors.txt"
+    while not (log.exists() and STARTED in log.read_text()):
+        assert process.is_alive(), log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -96,7 +105,7 @@ def wait_for_run_folder(process: multiprocessing.Process, home: Path) -> None:
 def kill(home: Path, cache: Path, trial: Trial) -> bool:
     """Starts a run and sends the signal; False if the run was faster."""
     process = start(home, cache)
-    wait_for_run_folder(process, home)
+    wait_for_start(process, home)
     time.sleep(trial.moment)
     alive = process.is_alive()
     if alive:
@@ -110,29 +119,28 @@ def kill(home: Path, cache: Path, trial: Trial) -> bool:
 
 def phase(home: Path, cache: Path) -> str:
     """What the signal found: for people who read the output."""
-    run = run_folders(home)[-1]
-    if list(run.glob(".checkpoint-*")):
-        return "while saving"
-    if checkpoints_in(run):
-        return f"after checkpoint-{checkpoints_in(run)[-1][0]}"
+    for run in run_folders(home)[-1:]:
+        if list(run.glob(".checkpoint-*")):
+            return "while saving"
+        if checkpoints_in(run):
+            return f"after checkpoint-{checkpoints_in(run)[-1][0]}"
     return "before step 1, images " + ("encoded" if list(cache.rglob("*.safe*")) else "not encoded")
 
 
 def go_on(home: Path) -> Path:
     """Resumes, or starts again where nothing was saved yet; returns the run folder."""
-    run = run_folders(home)[-1]
-    config = vlft.SftConfig(resume=run) if checkpoints_in(run) else settings_of(home)
-    result = vlft.sft(config)
+    saved = [run for run in run_folders(home) if checkpoints_in(run)]
+    result = vlft.sft(vlft.SftConfig(resume=saved[-1]) if saved else settings_of(home))
     assert result.finished
     return result.run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The adapter of a run that nobody disturbed, and how long it took from its folder on."""
+    """The adapter of a run that nobody disturbed, and how long it took from its start on."""
     home = tmp_path_factory.mktemp("whole")
     process = start(home, home / "cache")
-    wait_for_run_folder(process, home)
+    wait_for_start(process, home)
     started = time.monotonic()
     process.join(120)
     assert process.exitcode == 0, (home / "errors.txt").read_text()
@@ -164,6 +172,53 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypat
             break
     print(*(f"{what}: {where}" for what, where in found), sep="\n")
     assert done == kills, f"the run was faster than the signal too often: {found}"
+
+
+def in_an_evaluation(number: int) -> None:
+    """Sends this process a signal in an evaluation, between two of its rows."""
+    from vlft.training import loop
+
+    row_loss, seen = loop.row_loss, []
+
+    def row_loss_and_signal(job, row):
+        if not torch.is_grad_enabled():
+            seen.append(row)
+            if len(seen) == 3:
+                os.kill(os.getpid(), number)
+        return row_loss(job, row)
+
+    loop.row_loss = row_loss_and_signal
+
+
+def while_a_checkpoint_is_removed(number: int) -> None:
+    """Sends this process a signal when a checkpoint has lost its first file."""
+    remove = os.unlink
+
+    def remove_and_signal(path, *given, **options):
+        remove(path, *given, **options)
+        if str(path) in ("adapter_model.safetensors", "adapter_config.json", "run_config.json"):
+            os.kill(os.getpid(), number)
+
+    os.unlink = remove_and_signal
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", [in_an_evaluation, while_a_checkpoint_is_removed])
+def test_a_stop_at_a_moment_that_chance_seldom_finds(whole, tmp_path, monkeypatch, number, moment):
+    cache = tmp_path / "cache"
+    process = start(tmp_path, cache, partial(moment, number))
+    process.join(120)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert "Traceback" not in errors, errors
+    assert process.exitcode == (-9 if number == signal.SIGKILL else 130), errors
+    (run,) = run_folders(tmp_path)
+    for _, folder in checkpoints_in(run):
+        assert load_file(folder / "adapter_model.safetensors").keys() == whole[0].keys()
+        assert load_file(folder / "state" / "state.safetensors")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    state = adapter(go_on(tmp_path))
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
+    assert not list(run.glob(".*"))
 
 
 @pytest.fixture

@@ -198,6 +198,8 @@ def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
         seconds: that training took.
     """
     last = run / f"checkpoint-{position.step}"
+    if position.step == 0:
+        return [f"stopped after {_clock(seconds)}, before the first step: nothing to go on from"]
     if not position.finished:
         return [
             f"stopped after {_clock(seconds)}, saved as {last}",
