@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.command import DTYPES, markdown, new_parser, prepare, write
 from benchmarks.measure import measure
-from vlft.checkpoints.adapter import with_grouped_experts
+from vlft.checkpoints.adapter import register_experts_layer
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
 from vlft.models.experts import PLAIN_EXPERTS
 
@@ -113,7 +113,7 @@ def with_lora(fused: Any, shape: Shape, *, grouped: bool) -> nn.Module:
         r=shape.rank, target_parameters=["experts.gate_up_proj", "experts.down_proj"]
     )
     if grouped:
-        with_grouped_experts(config)
+        register_experts_layer(config)
     model = get_peft_model(nn.ModuleDict({"experts": fused}), config)
     tuned: nn.Module = model.base_model.model["experts"]
     return tuned
