@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.command import DTYPES, new_parser, note, prepare, publish
 from benchmarks.measure import measure_steps
-from vlft.checkpoints.adapter import with_grouped_experts
+from vlft.checkpoints.adapter import register_experts_layer
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
 from vlft.models.experts import PLAIN_EXPERTS
 
@@ -114,7 +114,7 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
         names = ["experts.gate_up_proj", "experts.down_proj"]
         config = LoraConfig(r=options.rank, target_parameters=names)
         if grouped:
-            with_grouped_experts(config)
+            register_experts_layer(config)
         model = get_peft_model(nn.ModuleDict({"experts": fused()}), config)
         tuned: nn.Module = model.base_model.model["experts"]
         return tuned

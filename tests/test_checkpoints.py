@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from conftest import (
@@ -24,7 +25,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.quantize import dequantize_linears, is_quantized
+from vlft.checkpoints.quantize import dequantize_linears, is_quantized, quantized_weight
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import janus
@@ -301,6 +302,15 @@ class TestQuantised:
         assert not any(is_quantized(module) for module in model.modules())
         found = logits(model, inputs)
         assert (found - expected).norm() / expected.norm() < tolerance
+
+    def test_int8_of_bitsandbytes_still_fails_with_four_axes(self):
+        """Once it does not, quantize.FlatLinear8bit can go."""
+        layer = bnb.nn.Linear8bitLt(16, 8, has_fp16_weights=False, bias=False)
+        layer.weight = quantized_weight(layer, torch.randn(8, 16), torch.device("cpu"))
+        layer.eval()
+        assert layer(torch.randn(2, 3, 16)).shape == (2, 3, 8)
+        with pytest.raises(RuntimeError, match="must match the size"):
+            layer(torch.randn(2, 2, 3, 16))
 
     def test_evaluation_does_not_change_the_weights(self, make_model, inputs):
         model = make_model("nf4")

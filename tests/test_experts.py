@@ -22,24 +22,24 @@ from vlft.models.experts import (
     IMPLEMENTATION,
     PLAIN_EXPERTS,
     Experts4bit,
-    FrozenProduct,
     Groups,
     ParamWrapper,
+    Product4bit,
     dequantized,
 )
 from vlft.training.lora import LoraOptions, add_lora, resolve_targets
 
-EXPERTS, WIDTH, INNER, BEST = 8, 64, 32, 3
+EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 64, 32, 3
 
 
 def config_of(**settings) -> DeepseekVL2TextConfig:
     config = DeepseekVL2TextConfig(
         **{
-            "hidden_size": WIDTH,
-            "moe_intermediate_size": INNER,
+            "hidden_size": HIDDEN,
+            "moe_intermediate_size": INTERMEDIATE,
             "n_routed_experts": EXPERTS,
             "n_shared_experts": 2,
-            "num_experts_per_tok": BEST,
+            "num_experts_per_tok": TOP_K,
             "topk_method": "greedy",
             **settings,
         }
@@ -64,7 +64,7 @@ def one_by_one(layer: SparseMLP, hidden: torch.Tensor) -> torch.Tensor:
         total = layer.shared_experts(hidden[token])
         for weight, expert in zip(weights[token], chosen[token], strict=True):
             both = layer.experts.gate_up_proj[expert] @ hidden[token]
-            inner = F.silu(both[:INNER]) * both[INNER:]
+            inner = F.silu(both[:INTERMEDIATE]) * both[INTERMEDIATE:]
             total = total + weight * (layer.experts.down_proj[expert] @ inner)
         rows.append(total)
     return torch.stack(rows)
@@ -79,14 +79,14 @@ class TestRouter:
         torch.manual_seed(1)
         for parameter in router.parameters():
             nn.init.normal_(parameter)
-        return router, torch.randn(50, WIDTH)
+        return router, torch.randn(50, HIDDEN)
 
     def test_greedy(self):
         router, hidden = self.router()
         weights, chosen = router(hidden)
         scores = self.scores(router, hidden).softmax(-1)
         for token in range(50):
-            best = sorted(range(EXPERTS), key=lambda e: -scores[token, e])[:BEST]
+            best = sorted(range(EXPERTS), key=lambda e: -scores[token, e])[:TOP_K]
             assert sorted(chosen[token].tolist()) == sorted(best)
         assert torch.allclose(weights.double(), scores.gather(-1, chosen), atol=1e-6)
         assert not torch.allclose(weights.sum(-1), torch.ones(50), atol=1e-2)
@@ -108,7 +108,7 @@ class TestRouter:
             kept = sorted(range(4), key=lambda g: -sum(groups[g]))[:2]
             # Outside of the groups the score is zero, which may beat a negative one.
             masked = [float(chooser[token, e]) if e // 2 in kept else 0.0 for e in range(EXPERTS)]
-            wanted = sorted(range(EXPERTS), key=lambda e: -masked[e])[:BEST]
+            wanted = sorted(range(EXPERTS), key=lambda e: -masked[e])[:TOP_K]
             found = sorted(masked[e] for e in chosen[token].tolist())
             assert found == pytest.approx(sorted(masked[e] for e in wanted), abs=1e-6)
         assert torch.allclose(weights.double(), scores.gather(-1, chosen), atol=1e-6)
@@ -130,18 +130,18 @@ class TestGroupedProducts:
     @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
     def test_same_as_one_by_one(self, scoring):
         layer = sparse_mlp(scoring_func=scoring)
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         torch.testing.assert_close(layer(hidden), one_by_one(layer, hidden), atol=1e-4, rtol=1e-4)
 
     def test_same_as_transformers_own(self):
         ours, theirs = sparse_mlp(), sparse_mlp()
         theirs.experts.config._experts_implementation = "grouped_mm"
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         torch.testing.assert_close(ours(hidden), theirs(hidden))
 
     def test_gradients_can_be_repeated_bit_by_bit(self):
         """Many rows per token, so that threads would get in each other's way."""
-        layer, hidden = sparse_mlp(), torch.randn(500, WIDTH)
+        layer, hidden = sparse_mlp(), torch.randn(500, HIDDEN)
         found = []
         for _ in range(5):
             inputs = hidden.clone().requires_grad_()
@@ -160,21 +160,21 @@ class TestGroupedProducts:
 
         monkeypatch.setattr(F, "grouped_mm", watched)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            sparse_mlp()(torch.randn(20, WIDTH))
+            sparse_mlp()(torch.randn(20, HIDDEN))
         assert seen == [(torch.bfloat16, torch.bfloat16)] * 2
 
     def test_groups_cover_every_row_once(self):
         chosen = torch.tensor([[3, 0], [0, 5], [3, 5]])
         groups = Groups.of(chosen, EXPERTS)
         assert groups.ends.tolist() == [2, 2, 2, 4, 4, 6, 6, 6]
-        assert groups.order.tolist() == [1, 2, 0, 4, 3, 5]
-        assert groups.order[groups.place].tolist() == [0, 1, 2, 3, 4, 5]
+        assert groups.slots.tolist() == [1, 2, 0, 4, 3, 5]
+        assert groups.slots[groups.rows].tolist() == [0, 1, 2, 3, 4, 5]
 
     def test_unused_experts_get_no_gradient_and_no_error(self):
         layer = sparse_mlp()
-        layer(torch.randn(1, WIDTH)).sum().backward()
+        layer(torch.randn(1, HIDDEN)).sum().backward()
         gradients = layer.experts.gate_up_proj.grad.flatten(1).norm(dim=1)
-        assert int((gradients > 0).sum()) == BEST
+        assert int((gradients > 0).sum()) == TOP_K
 
 
 class TestProjector:
@@ -219,7 +219,7 @@ def test_unused_experts_do_not_disturb_several_processes(tmp_path):
         model = tuned(sparse_mlp(), grouped=True)
         wrapped = nn.parallel.DistributedDataParallel(model.base_model.model["mlp"])
         for _ in range(3):
-            wrapped(torch.randn(1, WIDTH)).sum().backward()
+            wrapped(torch.randn(1, HIDDEN)).sum().backward()
     finally:
         torch.distributed.destroy_process_group()
     gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
@@ -266,7 +266,7 @@ def saved_sizes(model: nn.Module, forward) -> list[int]:
 class TestLoraOnExperts:
     @pytest.mark.parametrize("rank", [3, 8])
     def test_same_as_adding_to_the_weights(self, rank):
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         output, inputs, gradients = run(tuned(sparse_mlp(), grouped=True, rank=rank), hidden)
         expected = run(tuned(sparse_mlp(), grouped=False, rank=rank), hidden)
         torch.testing.assert_close(output, expected[0], atol=1e-3, rtol=1e-4)
@@ -276,15 +276,15 @@ class TestLoraOnExperts:
             torch.testing.assert_close(gradient, expected[2][name], atol=1e-3, rtol=1e-4)
 
     def test_it_does_something(self):
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         plain = sparse_mlp()(hidden)
         assert (run(tuned(sparse_mlp(), grouped=True), hidden)[0] - plain).abs().max() > 0.1
 
     def test_nothing_as_large_as_the_weights_is_made(self):
         model = tuned(sparse_mlp(), grouped=True)
-        largest = self.largest_saved(model, torch.randn(4, WIDTH))
-        assert largest < EXPERTS * INNER * WIDTH / 2
-        assert self.largest_saved(tuned(sparse_mlp(), grouped=False), torch.randn(4, WIDTH)) > (
+        largest = self.largest_saved(model, torch.randn(4, HIDDEN))
+        assert largest < EXPERTS * INTERMEDIATE * HIDDEN / 2
+        assert self.largest_saved(tuned(sparse_mlp(), grouped=False), torch.randn(4, HIDDEN)) > (
             2 * largest
         )
 
@@ -292,7 +292,7 @@ class TestLoraOnExperts:
         return max(saved_sizes(model, lambda: model.base_model.model["mlp"](hidden)))
 
     def test_disabled_and_merged(self):
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         model = tuned(sparse_mlp(), grouped=True)
         layer = model.base_model.model["mlp"]
         with_adapter = layer(hidden)
@@ -322,7 +322,7 @@ class TestExpertsIn4bit:
 
     @pytest.mark.parametrize("lora", [False, True])
     def test_same_as_with_the_dequantised_weights(self, lora):
-        hidden = torch.randn(20, WIDTH)
+        hidden = torch.randn(20, HIDDEN)
         quantised, twin = in_4bit(sparse_mlp()), self.plain_twin()
         if lora:
             found = run(tuned(quantised, grouped=True), hidden)
@@ -337,14 +337,14 @@ class TestExpertsIn4bit:
 
     def test_dequantised_weights_are_not_kept_for_the_backward_pass(self):
         model = tuned(in_4bit(sparse_mlp()), grouped=True)
-        largest = TestLoraOnExperts().largest_saved(model, torch.randn(4, WIDTH))
-        assert largest < EXPERTS * INNER * WIDTH / 2
+        largest = TestLoraOnExperts().largest_saved(model, torch.randn(4, HIDDEN))
+        assert largest < EXPERTS * INTERMEDIATE * HIDDEN / 2
 
     def test_gradient_of_the_product(self):
         layer = in_4bit(sparse_mlp()).experts
-        rows = torch.randn(6, WIDTH, requires_grad=True)
+        rows = torch.randn(6, HIDDEN, requires_grad=True)
         ends = torch.tensor([1, 1, 2, 3, 3, 5, 6, 6], dtype=torch.int32)
-        FrozenProduct.apply(rows, ends, layer.gate_up_proj).sum().backward()
+        Product4bit.apply(rows, ends, layer.gate_up_proj).sum().backward()
         twin = self.plain_twin().experts.gate_up_proj
         owner = torch.tensor([0, 2, 3, 5, 5, 6])
         torch.testing.assert_close(rows.grad, twin[owner].sum(1), atol=1e-4, rtol=1e-4)
@@ -364,7 +364,7 @@ class TestStillNeeded:
 
     def test_transformers_gathers_tokens_by_indexing(self):
         """Its gradient is the sum of several threads, in no fixed order."""
-        hidden = torch.randn(20, WIDTH, requires_grad=True)
+        hidden = torch.randn(20, HIDDEN, requires_grad=True)
         assert "IndexBackward0" in graph(self.layer("grouped_mm").experts(hidden, *routes(20)))
         assert "IndexBackward0" not in graph(
             self.layer(IMPLEMENTATION).experts(hidden, *routes(20))
@@ -374,14 +374,14 @@ class TestStillNeeded:
         assert self.kept("grouped_mm") > 1.3 * self.kept(IMPLEMENTATION)
 
     def kept(self, implementation: str) -> int:
-        layer, hidden = self.layer(implementation), torch.randn(20, WIDTH, requires_grad=True)
+        layer, hidden = self.layer(implementation), torch.randn(20, HIDDEN, requires_grad=True)
         return sum(saved_sizes(layer, lambda: layer.experts(hidden, *routes(20))))
 
 
 def routes(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts of each token and their weights."""
     scores = torch.rand(tokens, EXPERTS, generator=torch.Generator().manual_seed(3))
-    weights, chosen = scores.topk(BEST)
+    weights, chosen = scores.topk(TOP_K)
     return chosen, weights
 
 

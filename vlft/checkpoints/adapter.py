@@ -1,7 +1,7 @@
-"""Adapter folders: peft's plain format, read by an allow-list.
+"""Adapter folders in peft's format, read by an allow-list.
 
 An adapter_config.json may name modules to import and files to load. Only the fields below are
-read, everything else must be at peft's default; weights are safetensors.
+read, all others must have peft's default; weights are safetensors.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+_CONFIG_FILE = "adapter_config.json"
+_WEIGHTS_FILE = "adapter_model.safetensors"
 
-READ_FIELDS = (
+_READ_FIELDS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "exclude_modules",
     "use_dora", "use_rslora", "init_lora_weights", "rank_pattern", "alpha_pattern", "bias",
     "task_type", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "lora_bias",
     "base_model_name_or_path",
 )  # fmt: skip
 
-# Of no effect on what the adapter computes.
-LEFT_ALONE = ("peft_type", "peft_version", "inference_mode", "revision", "runtime_config")
+# They do not change what the adapter computes, and are not read.
+_IGNORED_FIELDS = ("peft_type", "peft_version", "inference_mode", "revision", "runtime_config")
 
 
 def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
-    """The adapter's weights, whole and on the CPU; of a sharded model, all processes must ask."""
+    """The adapter's weights, gathered on the CPU; collective if the model is sharded."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
@@ -47,35 +47,35 @@ def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | Non
     """Writes adapter_config.json and adapter_model.safetensors.
 
     Args:
-        peft_model: with the adapter.
+        peft_model: holds the adapter.
         folder: to write into.
-        tensors: its weights, if they have been taken already.
+        tensors: the adapter's weights if they were gathered before.
     """
     tensors = adapter_tensors(peft_model) if tensors is None else tensors
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     peft_model.peft_config["default"].save_pretrained(str(folder))
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds an adapter."""
-    return (folder / CONFIG_FILE).is_file()
+    return (folder / _CONFIG_FILE).is_file()
 
 
 def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
-    """Puts the adapter of a folder into the model, in place; returns peft's model around it.
+    """Peft's model around ``model``, into which the adapter of a folder is put in place.
 
     Raises:
         CheckpointError: a file is missing, asks for more than LoRA, or does not fit the model.
     """
     from peft import PeftModel, set_peft_model_state_dict
 
-    config = read_adapter_config(folder)
+    config = _read_config(folder)
     config.inference_mode = not trainable
-    with_grouped_experts(config)
-    weights = folder / WEIGHTS_FILE
+    register_experts_layer(config)
+    weights = folder / _WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError(
-            f"no {WEIGHTS_FILE}", place=str(folder), hint="only safetensors adapters are read"
+            f"no {_WEIGHTS_FILE}", place=str(folder), hint="only safetensors adapters are read"
         )
     try:
         peft_model = PeftModel(model, config)
@@ -101,15 +101,15 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     return peft_model.train(trainable)
 
 
-def with_grouped_experts(config: Any) -> None:
-    """Tells peft to put vlft's layer on experts where it would put its own."""
+def register_experts_layer(config: Any) -> None:
+    """Registers vlft's LoRA layer for experts with peft, in place of peft's own."""
     from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
 
     if config.target_parameters:
         config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
 
 
-def read_adapter_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> Any:
     """The LoraConfig of a folder.
 
     Raises:
@@ -117,7 +117,7 @@ def read_adapter_config(folder: Path) -> Any:
     """
     from peft import LoraConfig
 
-    path = folder / CONFIG_FILE
+    path = folder / _CONFIG_FILE
     fields = read_object(path)
     if fields.get("peft_type") != "LORA":
         raise CheckpointError(
@@ -127,7 +127,7 @@ def read_adapter_config(folder: Path) -> Any:
     refused = [
         name
         for name, value in fields.items()
-        if name not in READ_FIELDS + LEFT_ALONE and value != defaults.get(name) and value
+        if name not in _READ_FIELDS + _IGNORED_FIELDS and value != defaults.get(name) and value
     ]
     if refused:
         raise CheckpointError(
@@ -143,6 +143,6 @@ def read_adapter_config(folder: Path) -> Any:
             hint=f"allowed: true, false, {', '.join(INIT_LORA[1:])}",
         )
     try:
-        return LoraConfig(**{name: fields[name] for name in READ_FIELDS if name in fields})
+        return LoraConfig(**{name: fields[name] for name in _READ_FIELDS if name in fields})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"cannot be used: {error}", place=str(path)) from None

@@ -1,4 +1,4 @@
-"""``vlft convert``: a model folder -> the same model in the other layout, or in other shards."""
+"""``vlft convert``: a model folder -> the same model in the other layout or in other shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlft import console
 from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.output import check_target, move_in, new_part
+from vlft.checkpoints.output import check_target, move_into_place, temporary_folder
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.settings import check
@@ -45,11 +45,11 @@ def convert(config: ConvertConfig) -> Path:
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
     placement = Placement(torch.device("cpu"), torch.float32)
     model = load_model(base, placement, keep_dtypes=True)
-    part = new_part(target)
+    part = temporary_folder(target)
     size = config.max_shard_size
     export_model(model, base, part, chat, layout=config.format, dtype=dtype, max_shard_size=size)
     _compare(model, describe(part), dtype)
-    move_in(part, target)
+    move_into_place(part, target)
     console.info(f"written and compared: {shown(target)} ({config.format} layout)")
     return target
 
@@ -59,9 +59,9 @@ def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | 
     expected = dict(model.named_parameters())
     shapes = {name: parameter.shape for name, parameter in expected.items()}
     for name, tensor in native_tensors(written, shapes):
-        kept = dtype is None or keeps_dtype(name, written.family)
-        wanted = expected.pop(name).to(tensor.dtype if kept else dtype)
-        if not torch.equal(tensor, wanted):
+        as_read = dtype is None or keeps_dtype(name, written.family)
+        written_dtype = tensor.dtype if as_read else dtype
+        if not torch.equal(tensor, expected.pop(name).to(written_dtype)):
             raise VerificationError(
                 "the file does not hold what was read",
                 place=f"{shown(written.path)}: {name}",

@@ -1,4 +1,4 @@
-"""Transformers' class -> a model folder in either layout, shard by shard."""
+"""Model in memory -> model folder in either layout, shard by shard."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.data.encode import ChatFormat
 
-# Tensors of the authors' layout that no module uses, in a folder of transformers' layout.
-UNUSED_FILE = "unused.safetensors"
-TOKENIZER_FILES = (
+# Where transformers' layout keeps tensors of the authors' layout that no module uses.
+_UNUSED_FILE = "unused.safetensors"
+_TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
 def export_model(
@@ -47,23 +47,23 @@ def export_model(
     dtype: torch.dtype | None,
     max_shard_size: str = MergeLoraConfig.max_shard_size,
 ) -> None:
-    """Writes a model that loads like its base did.
+    """Writes a model folder that loads as the base does.
 
     Args:
-        model: not quantised, no adapter left in it.
-        base: where the small files, and the tensors that no module uses, come from.
+        model: not quantised, adapters merged or removed.
+        base: source of the small files and of the tensors that no module uses.
         folder: exists and is empty.
-        chat: of the base; for the token ids in the files.
+        chat: of the base.
         layout: original or transformers.
-        dtype: of the written tensors; None keeps each as it is in memory.
-        max_shard_size: of one weight file, e.g. ``5GB``.
+        dtype: of the written tensors; None keeps that of each tensor.
+        max_shard_size: of a weight file, e.g. ``5GB``.
     """
     state = _original_state(model, base) if layout == "original" else _native_state(model)
     dtypes = {
         key: tensor.dtype if dtype is None or keeps_dtype(key, base.family) else dtype
         for key, tensor in state.items()
     }
-    # Cut by what is written: of these dtypes, and each a tensor of its own.
+    # Shards are sized by the written dtypes; tensors that share storage are written one by one.
     written = {
         key: torch.empty(tensor.shape, dtype=dtypes[key], device="meta")
         for key, tensor in state.items()
@@ -72,16 +72,17 @@ def export_model(
         written, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, members in shards.filename_to_tensors.items():
-        tensors = {key: _ready(state[key], dtypes[key]) for key in members}
+        tensors = {key: state[key].detach().to("cpu", dtypes[key]).contiguous() for key in members}
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if layout != "original":
         unused = dict(_unused_tensors(base))
         if unused:
-            save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
+            save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
-    _write_small_files(model, base, folder, chat, layout, _stated_dtype(model, dtype))
+    stated_dtype = str(dtype or model.dtype).removeprefix("torch.")
+    _write_small_files(model, base, folder, chat, layout, stated_dtype)
 
 
 def check_layout(base: ModelFolder, layout: str) -> None:
@@ -95,7 +96,7 @@ def check_layout(base: ModelFolder, layout: str) -> None:
 
 
 def canonical_name(name: str) -> str:
-    """A module's tensor name as transformers writes it, whatever its release nests."""
+    """The name under which transformers writes a tensor; the nesting varies with its release."""
     return re.sub(r"^model\.vision_model\.vision_model\.", "model.vision_model.", name)
 
 
@@ -107,7 +108,7 @@ def _native_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tensor]:
-    """The tensors under the authors' names; those that no module uses come from the base."""
+    """The tensors under the authors' names, with those of the base that no module uses."""
     keys = base.family.keys
     native = _native_state(model)
     state: dict[str, Tensor] = {}
@@ -120,19 +121,11 @@ def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tens
 
 
 def _unused_tensors(base: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-    """What the authors' files hold and no module uses; transformers' layout has it beside."""
+    """Name and tensor of what the base holds and no module uses."""
     if base.layout == "original":
         yield from read_tensors(base.path, base.family.keys.is_unused)
-    elif (base.path / UNUSED_FILE).is_file():
-        yield from load_file(base.path / UNUSED_FILE).items()
-
-
-def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to("cpu", dtype).contiguous()
-
-
-def _stated_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> str:
-    return str(dtype or model.dtype).removeprefix("torch.")
+    elif (base.path / _UNUSED_FILE).is_file():
+        yield from load_file(base.path / _UNUSED_FILE).items()
 
 
 def _write_small_files(
@@ -143,21 +136,21 @@ def _write_small_files(
     layout: str,
     dtype: str,
 ) -> None:
-    """Configuration and tokenizer: the base's own files where the layout is the same."""
-    _copy(base, folder, TOKENIZER_FILES)
+    """Writes configuration and tokenizer; files of the same layout are copied from the base."""
+    _copy(base, folder, _TOKENIZER_FILES)
     if layout == base.layout:
-        _copy(base, folder, PROCESSOR_FILES)
+        _copy(base, folder, _PROCESSOR_FILES)
         config = {key: value for key, value in base.config.items() if key != "dtype"}
         _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     else:
         _write_other_layout(model, base, folder, chat, layout, dtype)
     written = read_object(folder / "config.json")
     if base.family.roles(folder, written) != chat.roles:
-        # What told them was of the base's files; this tells them in any.
-        (folder / "chat_template.jinja").write_text(chat_template(chat), "utf-8")
+        # Only files of the base implied these roles; a chat template states them.
+        (folder / "chat_template.jinja").write_text(_janus_chat_template(chat), "utf-8")
 
 
-def chat_template(chat: ChatFormat) -> str:
+def _janus_chat_template(chat: ChatFormat) -> str:
     """Janus' chat template for transformers, with this checkpoint's roles."""
     text = template_source("janus_chat.jinja")
     user, assistant = chat.roles

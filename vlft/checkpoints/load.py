@@ -1,8 +1,8 @@
-"""Model folder -> transformers' class, tensor by tensor: peak memory is about one model.
+"""Model folder -> model in memory, tensor by tensor: the peak is about the size of the model.
 
-The module is built without storage (meta device); each tensor of the files is renamed, brought to
-its dtype and device, quantised if asked, and takes its place. What is missing, unexpected or of
-the wrong shape is an error that names it.
+The module is built on the meta device; each tensor of the files is renamed, cast, moved, quantised
+if asked, and put in place. Tensors that are missing, unexpected or of the wrong shape are an error
+that names them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Placement:
     Attributes:
         device: torch device.
         dtype: of all weights that are not quantised.
-        quantize: none, nf4 or int8; of the LLM's linear layers.
+        quantize: none, nf4 or int8, of the LLM's linear layers.
         attn: sdpa, eager or flex.
     """
 
@@ -63,7 +63,9 @@ class Placement:
 def resolve_placement(
     folder: ModelFolder, *, dtype: str, device: str, quantize: str, attn: str = "auto"
 ) -> Placement:
-    """What ``auto`` means here: a GPU if there is one; float32 on the CPU, else the files' dtype.
+    """The placement that flags ask for; see Placement.
+
+    ``auto`` is a GPU if there is one; float32 on the CPU, the dtype of the files on a GPU; sdpa.
 
     Raises:
         ConfigError: a GPU is asked for, or needed, and there is none.
@@ -95,12 +97,12 @@ def load_model(
     Args:
         folder: of the model.
         placement: where and how it is held.
-        keep_dtypes: hold each tensor as its file has it, whatever the placement says.
+        keep_dtypes: keep each tensor's dtype of its file instead of the placement's.
 
     Raises:
         CheckpointError: the files do not fit the class.
     """
-    # FlexAttention is of the LLM alone: a tower has no mask.
+    # FlexAttention is for the LLM only: the towers have no mask.
     flex = placement.attn == "flex"
     model = empty_model(folder, "sdpa" if flex else placement.attn)
     if flex:
@@ -137,7 +139,7 @@ def load_model(
 def empty_model(
     folder: ModelFolder, attn: str = "sdpa", *, image_token_id: int | None = None
 ) -> PreTrainedModel:
-    """The module of a folder on the meta device: shapes and names, buffers real, no weights.
+    """The model of a folder with its weights on the meta device and real buffers.
 
     Args:
         folder: of the model.
@@ -162,14 +164,14 @@ def empty_model(
 def native_tensors(
     folder: ModelFolder, shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every used tensor of a folder under its name in the model's class.
+    """Name in the model and tensor, for every tensor of a folder that a module uses.
 
     Args:
         folder: of the model.
-        shapes: of the class's tensors, by name.
+        shapes: shapes of the model's tensors by name.
     """
     keys = folder.family.keys
-    stacks: dict[str, Stack] = {}
+    stacks: dict[str, _Stack] = {}
     for name, tensor in read_tensors(folder.path):
         if folder.layout == "transformers":
             yield adapt_name(name, shapes), tensor
@@ -179,7 +181,7 @@ def native_tensors(
                 yield name, tensor
             elif match.change == "stack":
                 native = match.native[0]
-                stack = stacks.setdefault(native, Stack(shapes.get(native, torch.Size())))
+                stack = stacks.setdefault(native, _Stack(shapes.get(native, torch.Size())))
                 if not stack.add(match, tensor):
                     yield name, tensor
                 elif stack.is_full:
@@ -189,8 +191,8 @@ def native_tensors(
                     yield adapt_name(native, shapes), part
 
 
-class Stack:
-    """A tensor that holds many tensors of the files, while it fills.
+class _Stack:
+    """A tensor of the model that is filled with several tensors of the files, one per expert.
 
     Args:
         shape: (E, rows, columns).
@@ -199,36 +201,36 @@ class Stack:
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
         self.tensor = torch.empty(0)
-        self.wanted = 0
-        self.seen: set[str] = set()
+        self.parts = 0
+        self.added: set[str] = set()
 
     @property
     def is_full(self) -> bool:
-        """Whether every part is in its place."""
-        return len(self.seen) == self.wanted
+        """Whether every part has been added."""
+        return len(self.added) == self.parts
 
     def add(self, match: Match, tensor: Tensor) -> bool:
-        """Puts a part in its place; False if it has none there, or is of another shape."""
+        """Copies a part to its place; False if there is no such place, or of another shape."""
         if len(self.shape) != 3 or match.index >= self.shape[0]:
             return False
-        if not self.seen:
+        if not self.added:
             self.tensor = torch.empty(self.shape, dtype=tensor.dtype)
-            self.wanted = self.shape[0] * match.part[1]
-        # Nothing is rounded if the parts differ.
+            self.parts = self.shape[0] * match.part[1]
+        # Promoted, so that no part is rounded if their dtypes differ.
         self.tensor = self.tensor.to(torch.promote_types(self.tensor.dtype, tensor.dtype))
         place = match.place_in(self.tensor)
         if place.shape != tensor.shape:
             return False
         place.copy_(tensor)
-        self.seen.add(match.original)
+        self.added.add(match.original)
         return True
 
 
 def adapt_name(name: str, expected: Container[str]) -> str:
-    """The name as this release of transformers has it.
+    """The name that this release of transformers has for a tensor.
 
     The tower of DeepSeek-VL is ``model.vision_model`` in some releases and
-    ``model.vision_model.vision_model`` in others; files of both are in use.
+    ``model.vision_model.vision_model`` in others; there are files of both.
     """
     if name in expected:
         return name
@@ -242,24 +244,18 @@ def adapt_name(name: str, expected: Container[str]) -> str:
     return name
 
 
-def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Puts a parameter in place of the one with that name."""
-    owner, _, leaf = name.rpartition(".")
-    model.get_submodule(owner).register_parameter(leaf, parameter)
-
-
 def _place(
     model: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if holds_quantized(owner, leaf):
-        made = quantized_weight(owner, tensor.to(dtype), device)
+        parameter = quantized_weight(owner, tensor.to(dtype), device)
     else:
-        # A copy: the tensor may be a view of a mapped file.
+        # A copy: the tensor may be a view of a memory-mapped file.
         data = tensor.to(device, dtype, copy=True)
-        made = nn.Parameter(data.contiguous(), requires_grad=False)
-    set_parameter(model, name, made)
+        parameter = nn.Parameter(data.contiguous(), requires_grad=False)
+    owner.register_parameter(leaf, parameter)
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Names -> folders: where a model is, of which family, in which layout."""
+"""Name of a model -> its folder, family and layout."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_REPOSITORY = _PACKAGE.parent / "sample_data" / "tiny-vl"
 TINY_MODEL = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _PACKAGE / "tiny-vl"
 
-# Never a .py: nothing that could run is even downloaded.
-DOWNLOADED = ("*.json", "*.jinja", "*.txt", "LICENSE*")
-WEIGHTS = ("*.safetensors", "*.bin")
+# No .py: nothing executable is downloaded.
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "LICENSE*")
+_WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelFolder:
         path: the folder.
         name: as the user gave it.
         config: its config.json.
-        family: that knows it.
+        family: of the model.
         layout: original (the authors') or transformers.
     """
 
@@ -70,16 +70,16 @@ def locate_model(
     hub: str = SftConfig.hub,
     weights: bool = True,
 ) -> ModelFolder:
-    """The folder of a model.
+    """The folder of a model, downloaded if it is named by a hub id.
 
     Args:
         name: a folder, a hub id, or None for the tiny model that comes with vlft.
         revision: on the hub.
         hub: huggingface or modelscope.
-        weights: whether they are wanted too.
+        weights: whether to download weights too.
 
     Raises:
-        CheckpointError: there is no such model, or it is none that vlft supports.
+        CheckpointError: there is no such model, or vlft does not support it.
     """
     if name is None:
         if not (TINY_MODEL / "config.json").exists():
@@ -91,7 +91,7 @@ def locate_model(
         name = str(TINY_MODEL)
     path = Path(name).expanduser()
     if not path.is_dir():
-        path = _download(name, revision, hub, [*DOWNLOADED, *(WEIGHTS if weights else ())])
+        path = _download(name, revision, hub, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())])
     return describe(path, name)
 
 
@@ -99,7 +99,7 @@ def describe(path: Path, name: str = "") -> ModelFolder:
     """The model in a folder.
 
     Raises:
-        CheckpointError: no config.json, or none of a supported family.
+        CheckpointError: there is no config.json, or it is not of a supported family.
     """
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"

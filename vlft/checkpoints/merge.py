@@ -15,7 +15,7 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe
-from vlft.checkpoints.output import check_target, move_in, new_part
+from vlft.checkpoints.output import check_target, move_into_place, temporary_folder
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from vlft.config import MergeLoraConfig
     from vlft.families.processor import Processor
 
-# Largest relative difference of float32 logits that the order of sums explains.
-TOLERANCE = 1e-4
+# Largest relative difference of float32 logits that another order of summation explains.
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge leaves.
+    """A merged model.
 
     Attributes:
-        folder: the merged model.
-        difference: of its logits to those of base and adapter, relative.
+        folder: of the merged model.
+        difference: relative difference between its logits and those of base and adapter.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class MergeResult:
 
 
 def merge_lora(config: MergeLoraConfig) -> MergeResult:
-    """Merges, writes, loads what was written and compares.
+    """Merges, writes the model, loads what was written and compares its logits.
 
     Raises:
         VlftError: bad input, or the written model does not compute what base and adapter do.
@@ -75,11 +75,11 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     console.info(f"merging {checkpoint} into {tuned.base.path}")
     model, inputs, before = _merge(tuned, processor, placement, config.base)
     for name, parameter in model.named_parameters():
-        # As the files will hold it; export then changes nothing.
+        # Rounded as in the files, so that what is written can be compared with it.
         if not keeps_dtype(name, tuned.base.family):
             parameter.data = parameter.data.to(dtype).float()
     rounded = _logits(model, inputs, placement)
-    part = new_part(target)
+    part = temporary_folder(target)
     size = config.max_shard_size
     chat = processor.chat
     export_model(model, tuned.base, part, chat, layout=layout, dtype=dtype, max_shard_size=size)
@@ -87,7 +87,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     after = _written_logits(part, inputs, placement)
     _compare(after, rounded, f"the files in {shown(part)}")
     difference = _relative(after, before)
-    move_in(part, target)
+    move_into_place(part, target)
     console.info(
         f"merged model: {shown(target)} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
         f"its logits differ by {difference:.1e} from those of base and adapter"
@@ -96,7 +96,13 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
 
 
 def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
-    """The base in float32; where it was trained in 4 or 8 bit, with those weights if asked."""
+    """The base in float32.
+
+    Args:
+        tuned: checkpoint and base.
+        placement: float32, not quantised.
+        base: original; or dequantized for the weights that a quantised run computed with.
+    """
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
         return load_model(tuned.base, placement)
@@ -109,7 +115,7 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
 def _merge(
     tuned: Tuned, processor: Processor, placement: Placement, base: str
 ) -> tuple[Any, dict[str, Tensor], Tensor]:
-    """The merged model, a sample batch, and its logits before merging."""
+    """The merged model, a sample batch, and the batch's logits before merging."""
     model = load_full_precision(tuned, placement, base)
     if tuned.adapter is None:
         raise ValueError("there is no adapter to merge")
@@ -128,7 +134,7 @@ def _merge(
 
 
 def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
-    """A batch of one question about an image with all kinds of colours and edges."""
+    """A batch of one question about an image with many colours and edges."""
     from PIL import Image
 
     size = 64
@@ -160,11 +166,11 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _compare(found: Tensor, expected: Tensor, what: str) -> None:
-    """Raises VerificationError if the logits differ; what was written is left for a look."""
+    """Raises VerificationError if the logits differ; what was written stays for inspection."""
     difference = _relative(found, expected)
-    if not difference <= TOLERANCE:
+    if not difference <= _TOLERANCE:
         raise VerificationError(
-            f"their logits differ by {difference:.1e}, at most {TOLERANCE:.0e} is right",
+            f"their logits differ by {difference:.1e}, at most {_TOLERANCE:.0e} is allowed",
             place=what,
             hint="please report this with the run_config.json",
         )

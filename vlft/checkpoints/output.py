@@ -1,4 +1,4 @@
-"""The folder that a finished model goes into: nothing foreign is replaced, nothing half is left."""
+"""Output folder of a model: never one with foreign files, never half written."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_target(
     Args:
         target: the output folder, resolved.
         needed: folders that the command reads; neither they nor the working folder may lie in it.
-        overwrite: whether something else there may be replaced.
-        flag: how the user names the target.
+        overwrite: whether other content may be replaced.
+        flag: names the target in messages.
     """
     for kept in (*(path.resolve() for path in needed), Path.cwd()):
         if kept.is_relative_to(target):
@@ -38,16 +38,16 @@ def check_target(
         )
 
 
-def new_part(target: Path) -> Path:
-    """An empty folder beside the target, to be filled and then moved in."""
+def temporary_folder(target: Path) -> Path:
+    """An empty folder beside the target, to be filled and then moved into place."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     return part
 
 
-def move_in(part: Path, target: Path) -> None:
-    """Puts the finished folder in the target's place; the old one goes last."""
+def move_into_place(part: Path, target: Path) -> None:
+    """Renames the finished folder to the target; the old target is deleted last."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

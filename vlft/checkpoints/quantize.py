@@ -1,7 +1,7 @@
 """4 and 8 bit storage of the LLM's linear layers, through bitsandbytes.
 
-nf4 follows QLoRA (https://arxiv.org/abs/2305.14314): NormalFloat4 blocks of 64, their scales
-quantised again, products computed in the model's dtype.
+nf4 follows QLoRA (https://arxiv.org/abs/2305.14314): NormalFloat4 blocks of 64 with double
+quantisation of their scales, products computed in the model's dtype.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
-    """Replaces every linear layer of the LLM by its quantised kind, still without weights.
+    """Replaces every linear layer of the LLM by a quantised one, still without weights.
 
-    Experts have a 4 bit kind only; with int8 they stay as they are.
+    Experts are quantised by nf4 only.
     """
     if quantize == "none":
         return
@@ -42,14 +42,14 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def holds_quantized(module: nn.Module, leaf: str) -> bool:
-    """Whether the parameter of that name in the module is a 4 or 8 bit weight."""
+    """Whether the module's parameter ``leaf`` is a 4 or 8 bit weight."""
     if isinstance(module, Experts4bit):
         return leaf in PROJECTIONS
     return is_quantized(module) and leaf == "weight"
 
 
 def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Parameter:
-    """The module's new weight: ``tensor`` in 4 or 8 bit on the device."""
+    """A weight for the module: ``tensor`` in 4 or 8 bit on the device."""
     import bitsandbytes as bnb
 
     tensor = tensor.to("cpu", copy=True)
@@ -64,13 +64,13 @@ def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Pa
     return quantized
 
 
-def dequantized_weight(module: Any) -> Tensor:
+def _dequantized_weight(module: Any) -> Tensor:
     """(out, in) float32: the weight that a quantised layer computes with."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit):
         return dequantized(module.weight).float()
-    # Row scales are the largest magnitudes; 127 steps each way.
+    # The scale of a row is its largest magnitude, which int8 stores as 127.
     state = module.state
     scales: Tensor = module.weight.SCB if module.weight.SCB is not None else state.SCB
     codes: Tensor = module.weight.CB if module.weight.CB is not None else state.CB
@@ -78,7 +78,7 @@ def dequantized_weight(module: Any) -> Tensor:
 
 
 def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces every quantised layer by a plain one with the weights that it computed with."""
+    """Replaces every quantised layer by an ordinary one with the weights that it computed with."""
     for name, module in list(model.named_modules()):
         if is_quantized(module):
             _replace(model, name, _plain_linear(module, dtype))
@@ -88,7 +88,7 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
-    weight = dequantized_weight(module).to(dtype)
+    weight = _dequantized_weight(module).to(dtype)
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
     linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -112,7 +112,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def mark_quantized(model: Any, quantize: str) -> None:
-    """Tells peft and accelerate how the model is held, by the attributes they look for."""
+    """Sets the attributes by which peft and Accelerate recognise a quantised model."""
     model.is_loaded_in_4bit = quantize == "nf4"
     model.is_loaded_in_8bit = quantize == "int8"
 
@@ -125,8 +125,8 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
         layer: Any = bnb.nn.Linear4bit(
             *size, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
         )
-        # Else evaluation on some CPUs repacks the weight in place: bfloat16 products whatever the
-        # dtype, and a crash where the width is no multiple of the block.
+        # Otherwise evaluation on CPUs with AVX512-BF16 repacks the weight in place: products are
+        # bfloat16 whatever the dtype, and widths that are no multiple of the block size crash.
         layer.support_avx512bf16_for_cpu = False
         quantized: nn.Module = layer
         return quantized
@@ -139,7 +139,7 @@ def _flat_linear_8bit() -> Any:
     import bitsandbytes as bnb
 
     class FlatLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
-        """Takes inputs of any number of axes; its parent loses those of four."""
+        """Takes inputs of four axes too, with which bitsandbytes 0.50 fails in evaluation mode."""
 
         def forward(self, x: Tensor) -> Tensor:
             flat: Tensor = super().forward(x.flatten(0, -2))

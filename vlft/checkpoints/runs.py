@@ -1,4 +1,4 @@
-"""Run folders: where they are made, how a checkpoint gets into one whole or not at all.
+"""Run folders: their names, and checkpoints that are written completely or not at all.
 
 output/<model name>/v<k>-<time>/
   run_config.json  provenance.json  metrics.jsonl  images/*.png
@@ -28,7 +28,7 @@ from vlft.files import read_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # A full disk, a used-up quota, a file that is too large.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
@@ -36,7 +36,7 @@ RUN_CONFIG = "run_config.json"
 
 
 def new_run_folder(output_dir: Path, model_name: str) -> Path:
-    """Makes output_dir/model_name/v<k>-<time>, k one more than the largest there."""
+    """A new folder output_dir/model_name/v<k>-<time>; k is one more than the largest there."""
     parent = output_dir / model_name
     parent.mkdir(parents=True, exist_ok=True)
     numbers = [
@@ -54,11 +54,11 @@ def new_run_folder(output_dir: Path, model_name: str) -> Path:
 
 
 def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the whole checkpoints of a run, by step."""
+    """(step, folder) of the complete checkpoints of a run, by step."""
     found = [
         (int(match[1]), path)
         for path in run.iterdir()
-        if path.is_dir() and not path.is_symlink() and (match := CHECKPOINT.fullmatch(path.name))
+        if path.is_dir() and not path.is_symlink() and (match := _CHECKPOINT.fullmatch(path.name))
     ]
     return sorted(found)
 
@@ -67,14 +67,14 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, what ``best`` or ``last`` name, or a run's last.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     if not path.exists():
         raise CheckpointError(
             "no such folder", place=str(path), hint="name a run or one of its checkpoint-N"
         )
     folder = _named_by(path) if path.is_file() else path.resolve()
-    if CHECKPOINT.fullmatch(folder.name) and (folder / RUN_CONFIG).is_file():
+    if _CHECKPOINT.fullmatch(folder.name) and (folder / RUN_CONFIG).is_file():
         return folder
     found = checkpoints_in(folder) if folder.is_dir() else []
     if found:
@@ -95,17 +95,17 @@ def save_checkpoint(
     keep: int | None,
     best_step: int | None,
 ) -> Path:
-    """Writes ``checkpoint-<step>`` under a temporary name, flushes it, renames it.
+    """The new folder ``checkpoint-<step>``: written under a temporary name, flushed, renamed.
 
     Args:
         run: the run folder.
         step: of the checkpoint.
-        write: puts all files into the folder that it is given.
-        keep: newest checkpoints kept; the best one is kept besides. None keeps all.
-        best_step: which is the best.
+        write: writes all files into the folder that it is given.
+        keep: how many of the newest checkpoints are kept, besides the best; None keeps all.
+        best_step: step of the best checkpoint.
 
     Raises:
-        VlftError: the disk did not take it; earlier checkpoints are as they were.
+        VlftError: it could not be written; earlier checkpoints are as they were.
     """
     final = run / f"checkpoint-{step}"
     part = run / f".checkpoint-{step}.part"
@@ -194,11 +194,11 @@ def _named_by(file: Path) -> Path:
     """The checkpoint that a text file in the place of a link names; the file itself if none."""
     with file.open("rb") as text:
         name = text.read(100).decode("utf-8", "replace").strip()
-    return (file.parent / name).resolve() if CHECKPOINT.fullmatch(name) else file.resolve()
+    return (file.parent / name).resolve() if _CHECKPOINT.fullmatch(name) else file.resolve()
 
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of the run."""
+    """Writes the settings of a run into its folder, or into that of a checkpoint."""
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / RUN_CONFIG).write_text(text + "\n", "utf-8")
 
@@ -207,7 +207,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     """The settings that a run or checkpoint was made with.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: the file is missing or damaged.
     """
     return read_object(folder / RUN_CONFIG)
 
@@ -245,7 +245,7 @@ def _flush(path: Path) -> None:
 
 
 def check_same_data(run: Path, data_files: Collection[str]) -> None:
-    """Raises CheckpointError if a data file is not what the run was started with."""
+    """Raises CheckpointError if a data file has changed since the run was started."""
     before = read_object(run / "provenance.json").get("data", {})
     for path, value in data_digests(list(data_files)).items():
         if before.get(path) != value:
@@ -257,7 +257,7 @@ def check_same_data(run: Path, data_files: Collection[str]) -> None:
 
 
 def data_digests(data_files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each data file, by its name without ``#N``."""
+    """SHA-256 of each data file by its path, without the ``#N`` of a specification."""
     paths = [Path(spec) for spec in data_files]
     plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]
     return {str(path): digest(path) for path in plain}

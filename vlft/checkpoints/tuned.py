@@ -1,4 +1,4 @@
-"""A checkpoint of ``vlft sft`` -> what is needed to run or merge it."""
+"""A checkpoint of ``vlft sft`` -> its settings, base model and adapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlft.checkpoints.adapter import is_adapter
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
-from vlft.checkpoints.runs import find_checkpoint, read_run_config
+from vlft.checkpoints.runs import RUN_CONFIG, find_checkpoint, read_run_config
 from vlft.config import SftConfig
 from vlft.settings import build
 
@@ -35,11 +35,11 @@ class Tuned:
 def open_tuned(
     ckpt_dir: Path, *, model: str | None = None, revision: str | None = None, hub: str | None = None
 ) -> Tuned:
-    """Reads a checkpoint or the last one of a run.
+    """The checkpoint of a folder, or the last one of a run.
 
     Args:
         ckpt_dir: run or checkpoint folder.
-        model: base to use instead of the run's, e.g. where it lies elsewhere on this machine.
+        model: base to use instead of the run's, e.g. because it has moved.
         revision: of that base.
         hub: of that base.
 
@@ -47,7 +47,7 @@ def open_tuned(
         UsageError: the folder, its settings or its base cannot be used.
     """
     checkpoint = find_checkpoint(ckpt_dir)
-    source = str(checkpoint / "run_config.json")
+    source = str(checkpoint / RUN_CONFIG)
     settings = build(SftConfig, read_run_config(checkpoint), source=source)
     if not is_adapter(checkpoint):
         return Tuned(checkpoint, settings, describe(checkpoint), None)

@@ -1,4 +1,4 @@
-"""Weight files -> tensors, one at a time. Nothing here can run code from a file."""
+"""Weight files -> tensors, one at a time; no code of a file is ever run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vlft.files import read_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> list[Path]:
     """The weight files of a model folder, by its index if it has one.
 
     Raises:
-        CheckpointError: there is none, or one that the index names is missing.
+        CheckpointError: there is none, or a file that the index names is missing.
     """
-    for name in INDEX_FILES:
+    for name in _INDEX_FILES:
         if (folder / name).is_file():
             table = read_object(folder / name).get("weight_map")
             if not isinstance(table, dict):
@@ -41,11 +41,11 @@ def weight_files(folder: Path) -> list[Path]:
                     hint="download the model again",
                 )
             return files
-    for name in SINGLE_FILES:
+    for name in _SINGLE_FILES:
         if (folder / name).is_file():
             return [folder / name]
     raise CheckpointError(
-        f"no weights; looked for {', '.join(SINGLE_FILES)} and their indices",
+        f"no weights; looked for {', '.join(_SINGLE_FILES)} and their indices",
         place=str(folder),
         hint="download the whole model",
     )
@@ -54,13 +54,13 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tensors(
     folder: Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a model folder by name, in the files' order; one in memory at a time.
+    """Name and tensor, in the order of a model folder's files; one in memory at a time.
 
     Args:
         folder: of the model.
-        wanted: by name; what is not is not read.
+        wanted: whether the tensor of a name is read.
     """
-    for path in weight_files(folder):
+    for path in _weight_files(folder):
         if path.suffix == ".bin":
             yield from _read_bin(path, wanted)
         else:
@@ -68,9 +68,9 @@ def read_tensors(
 
 
 def count_numbers(folder: Path) -> int:
-    """Numbers in the weight files of a model folder; of .bin files as if all had 16 bits."""
+    """Number of parameters in the weight files of a folder; .bin files are taken as 16 bit."""
     total = 0
-    for path in weight_files(folder):
+    for path in _weight_files(folder):
         if path.suffix == ".bin":
             total += path.stat().st_size // 2
         else:

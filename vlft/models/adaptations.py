@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def prepare_for_inference(model: nn.Module) -> None:
-    """Applies, in place, what saves memory or time whenever the model runs."""
+    """Applies in place the adaptations that save memory or time whenever the model runs."""
     _group_experts(model)
     _attend_head_by_head(model)
 
 
 def prepare_for_training(model: nn.Module, language: str) -> None:
-    """Applies all adaptations in place; without a packed row the model still runs as usual.
+    """Applies all adaptations in place; calls without a packed row work as before.
 
     Args:
         model: transformers' class, LoRA layers in place if there are any.
@@ -49,9 +49,9 @@ def prepare_for_training(model: nn.Module, language: str) -> None:
 
 
 def restore(model: nn.Module) -> None:
-    """Undoes every adaptation in place: classes, forwards and implementations are as published.
+    """Undoes every adaptation in place; the model is then transformers' and peft's own.
 
-    Experts in 4 bit keep vlft's module: transformers has none for them.
+    Experts in 4 bit keep vlft's module, because transformers has none for them.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

@@ -1,12 +1,16 @@
-"""A layer's experts with LoRA, or in 4 bit, by grouped matrix products.
+"""A layer's experts, with LoRA or in 4 bit, by grouped matrix products.
 
-    tokens, each with its k experts ── sorted by expert ──> one product per projection, in which
-    each expert's rows meet its own weights ──> back in order, weighed, summed
+    N tokens with k experts each ── S = N k rows, sorted by expert ── one grouped product per
+    projection, each expert's rows by its own weights ── back in token order, weighted, summed
 
-It is registered with transformers as an ``experts_implementation``. Beyond transformers' own
-grouped one: gradients of tokens are summed in one order, so that a run can be repeated bit by bit;
-LoRA adds two thin grouped products, and no weight-sized tensor is made in a step; 4 bit weights are
-dequantised one projection at a time, and again for the backward pass instead of kept.
+Registered with transformers as an ``experts_implementation``. Beyond transformers' own grouped
+products: gradients of tokens are summed in a fixed order, so that a run can be repeated bit for
+bit; LoRA adds two grouped products of its rank, and no tensor of the weights' size is made in a
+step; 4 bit weights are dequantised one projection at a time, and again for the backward pass
+instead of being kept.
+
+Legend: N tokens, k experts per token (top_k), S rows, E experts, D hidden size, I intermediate
+size, r rank.
 """
 
 from __future__ import annotations
@@ -30,129 +34,135 @@ PLAIN_EXPERTS = DeepseekV2Experts
 IMPLEMENTATION = "vlft_grouped_mm"
 PROJECTIONS = ("gate_up_proj", "down_proj")
 
-# Grouped products on CUDA want rows of a multiple of 16 bytes.
+# Grouped products on CUDA require rows whose length is a multiple of 16 bytes.
 ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Factors:
-    """A low-rank addition to the weights of E experts.
+class LoraFactors:
+    """LoRA matrices of E experts.
 
     Attributes:
-        down: (E, r, in).
-        up: (E, r, out), each expert's B transposed.
-        scale: of their product.
+        a: (E, r, in).
+        b: (E, r, out), each expert's B transposed.
+        scaling: of their product.
     """
 
-    down: Tensor
-    up: Tensor
-    scale: float
+    a: Tensor
+    b: Tensor
+    scaling: float
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows belong to which expert.
+    """Rows sorted by expert. Slot i is the (i % k)-th expert of token i // k.
 
     Attributes:
-        order: (S,) int64, which of (token 0, 1st expert), (token 0, 2nd expert), ... each row is;
-            rows are sorted by expert.
-        place: (S,) int64, the inverse: where those are among the rows.
+        slots: (S,) int64, the slot of each row.
+        rows: (S,) int64, the row of each slot: the inverse permutation.
         ends: (E,) int32, one past the last row of each expert.
     """
 
-    order: Tensor
-    place: Tensor
+    slots: Tensor
+    rows: Tensor
     ends: Tensor
 
     @staticmethod
-    def of(chosen: Tensor, experts: int) -> Groups:
-        """The groups of (N, k) indices of experts."""
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        # Not by counting, for which the CPU would wait for the GPU.
+    def of(top_k_index: Tensor, num_experts: int) -> Groups:
+        """The groups of (N, k) expert indices."""
+        experts = top_k_index.flatten()
+        slots = experts.argsort(stable=True)
+        rows = torch.empty_like(slots)
+        rows[slots] = torch.arange(len(slots), device=slots.device)
+        # Counting the rows of each expert would make the CPU wait for the GPU.
         ends = torch.searchsorted(
-            flat[order], torch.arange(experts, device=flat.device), right=True
+            experts[slots], torch.arange(num_experts, device=experts.device), right=True
         )
-        return Groups(order, place, ends.to(torch.int32))
+        return Groups(slots, rows, ends.to(torch.int32))
 
 
 def grouped_forward(
-    experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor, lora: Mapping[str, Factors]
+    experts: Any,
+    hidden: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    lora: Mapping[str, LoraFactors],
 ) -> Tensor:
-    """What the experts of a layer make of N tokens.
+    """Weighted sum of the outputs of each token's experts.
 
     Args:
-        experts: holds gate_up_proj (E, 2I, D), down_proj (E, D, I) and act_fn; plain or in 4 bit.
+        experts: module with gate_up_proj (E, 2I, D), down_proj (E, D, I) and act_fn; in 16 or 32
+            bit, or in 4 bit.
         hidden: (N, D).
-        chosen: (N, k) int64, the experts of each token.
-        weights: (N, k), how much each counts.
-        lora: additions by the name of the projection.
+        top_k_index: (N, k) int64, the experts of each token.
+        top_k_weights: (N, k), the router's weights of them.
+        lora: LoRA matrices by the name of the projection.
 
     Returns:
         (N, D) in the dtype of ``hidden``.
     """
-    groups = Groups.of(chosen, experts.num_experts)
-    rows: Tensor = ToRows.apply(hidden, groups.order, groups.place)
-    both = _project(experts, "gate_up_proj", rows, groups, lora)
-    shares = Reordered.apply(weights.reshape(-1, 1), groups.order, groups.place)
-    gated = partial(_gated, experts.act_fn)
+    groups = Groups.of(top_k_index, experts.num_experts)
+    inputs: Tensor = _GatherTokens.apply(hidden, groups.slots, groups.rows)
+    gate_up = _project(experts, "gate_up_proj", inputs, groups, lora)
+    weights = _Permute.apply(top_k_weights.reshape(-1, 1), groups.slots, groups.rows)
+    activate = partial(_activate, experts.act_fn)
     if torch.is_grad_enabled():
-        # Kept for the backward pass is what goes in; the rest is computed again.
-        gated = partial(checkpoint, gated, use_reentrant=False, preserve_rng_state=False)
-    inner = gated(both, shares)
-    rows = _project(experts, "down_proj", inner, groups, lora)
-    in_order = Reordered.apply(rows, groups.place, groups.order).unflatten(0, chosen.shape)
-    total: Tensor = in_order.sum(1, dtype=torch.float32)
+        # Only its inputs are kept for the backward pass; the rest is recomputed.
+        activate = partial(checkpoint, activate, use_reentrant=False, preserve_rng_state=False)
+    outputs = _project(experts, "down_proj", activate(gate_up, weights), groups, lora)
+    by_slot = _Permute.apply(outputs, groups.rows, groups.slots)
+    total: Tensor = by_slot.unflatten(0, top_k_index.shape).sum(1, dtype=torch.float32)
     return total.to(hidden.dtype)
 
 
-def _gated(act: Callable[[Tensor], Tensor], both: Tensor, shares: Tensor) -> Tensor:
-    """(S, 2I) gate and up -> (S, I), each row times its expert's share.
+def _activate(act: Callable[[Tensor], Tensor], gate_up: Tensor, weights: Tensor) -> Tensor:
+    """(S, 2I) gate and up -> (S, I) intermediate states times the router's (S, 1) weights.
 
-    The share may as well come before the down projection, which is linear: there a row is narrower.
+    The weights may come before the down projection because it is linear; rows are narrower here.
     """
-    gate, up = both.chunk(2, dim=-1)
-    return act(gate) * up * shares
+    gate, up = gate_up.chunk(2, dim=-1)
+    return act(gate) * up * weights
 
 
-def plain_forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """What transformers calls for experts without LoRA, in 16 or 32 bit."""
-    return grouped_forward(experts, hidden, chosen, weights, {})
+def _forward_without_lora(
+    experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The experts function that transformers calls; see grouped_forward."""
+    return grouped_forward(experts, hidden, top_k_index, top_k_weights, {})
 
 
-ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, plain_forward)
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward_without_lora)
 
 
-class ToRows(torch.autograd.Function):
-    """Each token to its k rows; backward, a token's k gradients are summed in a fixed order.
+class _GatherTokens(torch.autograd.Function):
+    """Each token's k rows; in the backward pass their k gradients are summed in a fixed order.
 
-    Indexing alone adds them up as threads come by, which changes the last bits from run to run.
+    The gradient of indexing would be summed by several CPU threads in no fixed order, which changes
+    the last bits from run to run.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, order: Tensor, place: Tensor) -> Tensor:
-        """(N, D) tokens -> (S, D) rows, S = N * k."""
-        ctx.save_for_backward(place)
+    def forward(ctx: Any, hidden: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+        """(N, D) tokens -> (S, D) rows."""
+        ctx.save_for_backward(rows)
         ctx.tokens = len(hidden)
-        return hidden[order // (len(order) // len(hidden))]
+        return hidden[slots // (len(slots) // len(hidden))]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """(S, D) -> (N, D)."""
-        (place,) = ctx.saved_tensors
-        return gradients[0][place].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
+        (rows,) = ctx.saved_tensors
+        return gradients[0][rows].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
-class Reordered(torch.autograd.Function):
-    """Rows in another order; the way back is the inverse, not a sum."""
+class _Permute(torch.autograd.Function):
+    """Rows in another order; the backward pass is the inverse permutation, not a sum."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         """(S, D) -> (S, D)."""
         ctx.save_for_backward(inverse)
-        return rows[order]
+        return values[order]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -162,50 +172,52 @@ class Reordered(torch.autograd.Function):
 
 
 def _project(
-    experts: Any, name: str, rows: Tensor, groups: Groups, lora: Mapping[str, Factors]
+    experts: Any, name: str, inputs: Tensor, groups: Groups, lora: Mapping[str, LoraFactors]
 ) -> Tensor:
-    """(S, in) rows -> (S, out), each by its expert's weights."""
+    """(S, in) rows -> (S, out), each by the weights of its expert."""
     weight = getattr(experts, name)
     if isinstance(experts, Experts4bit):
-        rows = rows.to(experts.dtype)
-        product: Tensor = FrozenProduct.apply(rows, groups.ends, weight)
+        inputs = inputs.to(experts.dtype)
+        product: Tensor = Product4bit.apply(inputs, groups.ends, weight)
     else:
-        # As autocast treats linear layers: weights that train are float32.
-        kind = rows.device.type
-        half = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if half else weight.dtype
-        rows = rows.to(dtype)
-        product = F.grouped_mm(rows, weight.to(dtype).transpose(-2, -1), offs=groups.ends)
+        # As autocast treats linear layers: trained weights are float32, products may be 16 bit.
+        device = inputs.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        inputs = inputs.to(dtype)
+        product = F.grouped_mm(inputs, weight.to(dtype).transpose(-2, -1), offs=groups.ends)
     if name in lora:
-        thin = aligned(lora[name], rows.dtype)
-        inner = F.grouped_mm(rows, thin.down.transpose(-2, -1), offs=groups.ends)
-        product = product + thin.scale * F.grouped_mm(inner, thin.up, offs=groups.ends)
+        factors = _padded(lora[name], inputs.dtype)
+        low_rank = F.grouped_mm(inputs, factors.a.transpose(-2, -1), offs=groups.ends)
+        added = F.grouped_mm(low_rank, factors.b, offs=groups.ends)
+        product = product + factors.scaling * added
     return product
 
 
-def aligned(factors: Factors, dtype: torch.dtype) -> Factors:
-    """The factors in a dtype, with zeros up to a rank that grouped products take."""
-    missing = -factors.down.shape[1] % ALIGNMENT
-    down, up = (
+def _padded(factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
+    """The factors in a dtype, the rank padded with zeros to what grouped products take."""
+    missing = -factors.a.shape[1] % ALIGNMENT
+    a, b = (
         F.pad(factor, (0, 0, 0, missing)).to(dtype).contiguous()
-        for factor in (factors.down, factors.up)
+        for factor in (factors.a, factors.b)
     )
-    return Factors(down, up, factors.scale)
+    return LoraFactors(a, b, factors.scaling)
 
 
-class FrozenProduct(torch.autograd.Function):
-    """A grouped product with 4 bit weights, which are dequantised anew for the backward pass."""
+class Product4bit(torch.autograd.Function):
+    """A grouped product with frozen 4 bit weights, dequantised again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ends: Tensor, weight: Any) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, ends: Tensor, weight: Any) -> Tensor:
         """(S, in) rows, (E,) ends of groups, (E, out, in) in 4 bit -> (S, out)."""
         ctx.save_for_backward(ends)
         ctx.weight = weight
-        return F.grouped_mm(rows, dequantized(weight).to(rows.dtype).transpose(-2, -1), offs=ends)
+        plain = dequantized(weight).to(inputs.dtype)
+        return F.grouped_mm(inputs, plain.transpose(-2, -1), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the rows; the weights are frozen."""
+        """(S, out) -> (S, in): gradient of the inputs; the weights have none."""
         (ends,) = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         weight = dequantized(ctx.weight).to(gradient.dtype)
@@ -213,10 +225,10 @@ class FrozenProduct(torch.autograd.Function):
 
 
 class Experts4bit(nn.Module):
-    """The experts of a layer with weights in 4 bit.
+    """The experts of a layer with 4 bit weights.
 
     Args:
-        plain: the experts that it stands for, e.g. on the meta device.
+        plain: the experts that it replaces, e.g. on the meta device.
         dtype: of the products.
     """
 
@@ -226,17 +238,18 @@ class Experts4bit(nn.Module):
         self.num_experts: int = plain.num_experts
         self.act_fn = plain.act_fn
         self.dtype = dtype
+        # Parameters in 4 bit are flat and have lost their shapes.
         self.shapes = {name: getattr(plain, name).shape for name in PROJECTIONS}
         self.gate_up_proj = plain.gate_up_proj
         self.down_proj = plain.down_proj
 
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) tokens -> (N, D)."""
-        return grouped_forward(self, hidden, chosen, weights, {})
+    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """(N, D) tokens -> (N, D); see grouped_forward."""
+        return grouped_forward(self, hidden, top_k_index, top_k_weights, {})
 
 
 def dequantized(weight: Any) -> Tensor:
-    """(E, out, in): the weights that products with a 4 bit parameter are made with."""
+    """(E, out, in), or (out, in): the values of a 4 bit parameter."""
     import bitsandbytes as bnb
 
     value: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
@@ -244,13 +257,12 @@ def dequantized(weight: Any) -> Tensor:
 
 
 class ParamWrapper(peft_layers.ParamWrapper):
-    """peft's LoRA on one parameter of the experts; peft nests one in the other for both.
+    """peft's LoRA on one parameter of the experts, computed without a tensor of the weights' size.
 
-    The name is peft's too: that is how peft knows its wrappers.
-
-    Its weights, names and files are peft's, so that plain peft loads what is trained here: A is
-    (E * r, in), expert by expert; B is (out, r * E), rank by rank. Only the forward differs: peft
-    adds the product of A and B to the weights, which makes a tensor of their size.
+    peft adds the product of A and B to the weights; here only the forward differs. Parameters,
+    names and files are peft's, so that plain peft loads what is trained here: A is (E r, in),
+    expert by expert; B is (out, r E), rank by rank. LoRA on both parameters is one wrapper around
+    another. The class has the name of peft's, by which peft recognises its wrappers.
     """
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
@@ -260,26 +272,25 @@ class ParamWrapper(peft_layers.ParamWrapper):
             return sizes
         self.num_experts, outputs, inputs = base.shapes[self.parameter_name]
         self._param_ndim = 3
-        # In the order of the axes, as the parent has them before it swaps them.
+        # peft's own returns them in the order of the parameter's axes; its caller swaps them.
         return outputs, inputs
 
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) tokens, (N, k) experts and their weights -> (N, D)."""
+    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """(N, D) tokens -> (N, D); see grouped_forward."""
         if self.disable_adapters or self.merged:
-            result: Tensor = self.base_layer(hidden, chosen, weights)
+            result: Tensor = self.base_layer(hidden, top_k_index, top_k_weights)
             return result
-        factors: dict[str, Factors] = {}
+        lora: dict[str, LoraFactors] = {}
         layer: Any = self
         while isinstance(layer, ParamWrapper):
-            factors[layer.parameter_name] = layer.factors(layer.active_adapters[0])
+            lora[layer.parameter_name] = layer._factors(layer.active_adapters[0])
             layer = layer.base_layer
-        return grouped_forward(layer, hidden, chosen, weights, factors)
+        return grouped_forward(layer, hidden, top_k_index, top_k_weights, lora)
 
-    def factors(self, adapter: str) -> Factors:
-        """The adapter's matrices by expert."""
-        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        return Factors(
-            down.unflatten(0, (self.num_experts, -1)),
-            up.unflatten(1, (-1, self.num_experts)).permute(2, 1, 0),
+    def _factors(self, adapter: str) -> LoraFactors:
+        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return LoraFactors(
+            a.unflatten(0, (self.num_experts, -1)),
+            b.unflatten(1, (-1, self.num_experts)).permute(2, 1, 0),
             self.scaling[adapter],
         )

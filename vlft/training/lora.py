@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vlft.checkpoints.adapter import with_grouped_experts
+from vlft.checkpoints.adapter import register_experts_layer
 from vlft.checkpoints.quantize import is_quantized
 from vlft.config import SftConfig
 from vlft.errors import ConfigError
@@ -70,7 +70,7 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
         init_lora_weights=True if options.init == "default" else options.init,
         task_type="CAUSAL_LM",
     )
-    with_grouped_experts(config)
+    register_experts_layer(config)
     return get_peft_model(model, config)
 
 

@@ -1,4 +1,4 @@
-"""Settings of DeepSeek-VL2."""
+"""Configuration classes of DeepSeek-VL2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DeepseekVL2TextConfig(DeepseekV2Config):
     """The LLM: DeepSeek-V2 with a choice of attention and routing.
 
     Attributes:
-        use_mla: latent attention; else multi-head attention as in Llama.
+        use_mla: multi-head latent attention; else multi-head attention as in Llama.
         scoring_func: of the router: softmax or sigmoid.
         topk_method: greedy, group_limited_greedy or noaux_tc.
     """
@@ -23,11 +23,11 @@ class DeepseekVL2TextConfig(DeepseekV2Config):
     scoring_func: str = "softmax"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Derives the size of a head, which rotary embeddings and caches go by."""
+        """Derives head_dim, which rotary embeddings and caches read."""
         super().__post_init__(**kwargs)
         if not self.use_mla:
             self.head_dim = self.hidden_size // self.num_attention_heads
-            # Its presence tells shared code that keys and values differ in size.
+            # Shared code takes its presence as a sign that heads of keys and values differ in size.
             del self.qk_head_dim
 
 
@@ -37,11 +37,11 @@ class DeepseekVL2Config(PreTrainedConfig):
     Attributes:
         vision_config: SiglipVisionConfig.
         text_config: DeepseekVL2TextConfig.
-        image_token_id: stands where image features go.
-        downsample_ratio: side of the square of patches that becomes one token.
-        projector_depth: linear layers of the projector.
-        projector_mlp_ratio: width of its hidden layers over the LLM's.
-        global_view_first: whether the whole image comes before its tiles.
+        image_token_id: placeholder of image features.
+        downsample_ratio: side, in patches, of the square that becomes one token.
+        projector_depth: number of the projector's linear layers.
+        projector_mlp_ratio: width of the projector's hidden layers over the LLM's hidden size.
+        global_view_first: whether the global view comes before the tiles.
     """
 
     model_type = "deepseek_vl2"

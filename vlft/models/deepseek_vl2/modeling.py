@@ -1,8 +1,9 @@
-"""DeepSeek-VL2: tiles -> SigLIP -> projector -> rows of tokens, among the text's -> LLM.
+"""DeepSeek-VL2: views -> SigLIP -> projector -> image tokens among those of the text -> LLM.
 
-An image is seen whole, and in tiles of the same size that together are a larger image of it:
+The views of an image are the global view, and tiles of the same size that together are a larger
+version of the image:
 
-    whole view        separator    2 x 1 tiles as one grid
+    global view       separator    2 x 1 tiles as one grid
     t t t newline     s            t t t t t t newline
     t t t newline                  t t t t t t newline
     t t t newline                  t t t t t t newline
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 
 class Projector(nn.Module):
-    """Squares of patches -> one token each: side by side, then linear layers with GELU between."""
+    """Squares of patches -> one token each: concatenated, then linear layers with GELU between."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.ratio = config.downsample_ratio
-        inner = config.text_config.hidden_size * config.projector_mlp_ratio
+        mlp_width = config.text_config.hidden_size * config.projector_mlp_ratio
         widths = [
             config.vision_config.hidden_size * self.ratio**2,
-            *[inner] * (config.projector_depth - 1),
+            *[mlp_width] * (config.projector_depth - 1),
             config.text_config.hidden_size,
         ]
         layers: list[nn.Module] = []
@@ -44,7 +45,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(V, side * side, W) patches of V views -> (V, h * h, D) tokens, h = side / ratio, up."""
+        """(V, side * side, W) patches of V views -> (V, h * h, D), h = ceil(side / ratio)."""
         side = round(features.shape[1] ** 0.5)
         grid = features.transpose(1, 2).unflatten(2, (side, side))
         missing = -side % self.ratio
@@ -55,7 +56,7 @@ class Projector(nn.Module):
 
 
 class DeepseekVL2PreTrainedModel(PreTrainedModel):
-    """What transformers asks of a model."""
+    """Class attributes that transformers requires of a model."""
 
     config: Any
     config_class = DeepseekVL2Config
@@ -69,7 +70,7 @@ class DeepseekVL2PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return True  # transformers looks for a decorator in this file
+        return True  # transformers would search this file for its decorator, and not find it
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -81,7 +82,7 @@ class DeepseekVL2PreTrainedModel(PreTrainedModel):
 
 
 class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
-    """All but the vocabulary projection."""
+    """Tower, projector and LLM, without the vocabulary projection."""
 
     def __init__(self, config: DeepseekVL2Config) -> None:
         super().__init__(config)
@@ -94,38 +95,35 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the LLM's tokens."""
+        """The token embedding of the LLM."""
         embedding: nn.Module = self.language_model.embed_tokens
         return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces it."""
+        """Replaces the token embedding of the LLM."""
         self.language_model.embed_tokens = value
 
     def get_image_features(self, pixel_values: Tensor, tiles: Tensor) -> Tensor:
-        """The tokens of I images, laid end to end.
+        """(R, D) features of the image tokens of I images, end to end.
 
         Args:
-            pixel_values: (V, 3, H, W), for each image the whole view, then its tiles row by row.
+            pixel_values: (V, 3, H, W), for each image the global view, then its tiles row by row.
             tiles: (I, 2) int64, tiles (across, down) of each image.
-
-        Returns:
-            (R, D).
         """
-        seen = self.vision_model(pixel_values).last_hidden_state
-        return self.arrange(self.projector(seen), tiles.tolist())
+        features = self.vision_model(pixel_values).last_hidden_state
+        return self.arrange(self.projector(features), tiles.tolist())
 
     def arrange(self, views: Tensor, tiles: Sequence[Sequence[int]]) -> Tensor:
-        """(V, h * h, D) tokens of the views of I images -> (R, D), with newlines, separators."""
+        """(V, h * h, D) tokens of the views of I images -> (R, D), with newlines and separators."""
         side = round(views.shape[1] ** 0.5)
         first = 0
         parts: list[Tensor] = []
         for across, down in tiles:
-            whole = views[first].unflatten(0, (side, side))
-            cut = views[first + 1 : first + 1 + across * down]
-            grid = cut.unflatten(0, (down, across)).unflatten(2, (side, side))
-            local = grid.transpose(1, 2).flatten(2, 3).flatten(0, 1)
-            blocks = [self._with_newlines(whole), self._with_newlines(local)]
+            global_view = views[first].unflatten(0, (side, side))
+            local = views[first + 1 : first + 1 + across * down]
+            grid = local.unflatten(0, (down, across)).unflatten(2, (side, side))
+            local_grid = grid.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+            blocks = [self._with_newlines(global_view), self._with_newlines(local_grid)]
             if not self.config.global_view_first:
                 blocks.reverse()
             parts += [blocks[0], self.view_separator.unsqueeze(0), blocks[1]]
@@ -140,7 +138,7 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **settings: Any,
     ) -> BaseModelOutputWithPast:
-        """The LLM's last hidden states; see the class below for the arguments."""
+        """Last hidden states, (B, T, D); the arguments are those of the class below."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None and tiles is not None and input_ids is not None:
@@ -161,7 +159,7 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
 
 
 class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, GenerationMixin):
-    """Images and text in, text out."""
+    """DeepSeek-VL2 with its vocabulary projection: images and text in, text out."""
 
     _tied_weights_keys = {  # noqa: RUF012 (transformers' name and form)
         "lm_head.weight": "model.language_model.embed_tokens.weight"
@@ -187,7 +185,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
         logits_to_keep: int = 0,
         **settings: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token scores.
+        """Next-token logits, (B, T, V), in transformers' output class.
 
         Args:
             input_ids: (B, T).
@@ -198,11 +196,8 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: (B, T, D) in place of input_ids.
             use_cache: whether to return keys and values.
-            logits_to_keep: only the last so many; 0 for all.
+            logits_to_keep: number of last positions to compute; 0 for all.
             settings: passed on to the attention layers.
-
-        Returns:
-            logits (B, T, V).
         """
         output = self.model(
             input_ids=input_ids,
@@ -221,7 +216,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The images go in with the prompt, not with every new token."""
+        """Inputs of the next step; images are given with the prompt only."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, **kwargs
         )

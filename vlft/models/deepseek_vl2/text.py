@@ -24,13 +24,13 @@ from vlft.models.deepseek_vl2.configuration import DeepseekVL2TextConfig
 
 
 class Router(nn.Module):
-    """Chooses k of E experts for each token, in float32 whatever the model's dtype.
+    """Selects top_k of E experts for each token, in float32 whatever the model's dtype.
 
-    greedy                k best scores
-    group_limited_greedy  the same, in the groups with the best single score
-    noaux_tc              k best of score + correction bias, in the groups with the best two of
-                          them; the bias chooses, the score weighs
-                          (https://arxiv.org/abs/2412.19437)
+    greedy                top k of the scores
+    group_limited_greedy  the same within topk_group groups, ranked by their largest score
+    noaux_tc              top k of score + correction bias within topk_group groups, ranked by the
+                          sum of their two largest; the bias takes part in the selection, not in
+                          the weights (https://arxiv.org/abs/2412.19437)
     """
 
     def __init__(self, config: DeepseekVL2TextConfig) -> None:
@@ -42,55 +42,60 @@ class Router(nn.Module):
             self.e_score_correction_bias = nn.Parameter(torch.empty(config.n_routed_experts))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) hidden states -> (N, k) float32 weights and (N, k) indices of experts."""
+        """(N, D) hidden states -> (N, k) float32 weights and (N, k) expert indices."""
         config = self.config
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.float(), self.weight.float())
         softmax = config.scoring_func == "softmax"
         scores = logits.softmax(-1) if softmax else logits.sigmoid()
-        chooser = scores
+        ranked = scores
         if config.topk_method == "noaux_tc":
-            chooser = self._best_groups(scores + self.e_score_correction_bias.float(), best=2)
+            ranked = self._mask_groups(scores + self.e_score_correction_bias.float(), largest=2)
         elif config.topk_method == "group_limited_greedy":
-            chooser = self._best_groups(scores, best=1)
-        chosen = chooser.topk(cast(int, config.num_experts_per_tok), dim=-1, sorted=False).indices
-        weights = scores.gather(-1, chosen)
-        if config.norm_topk_prob and chosen.shape[-1] > 1:
+            ranked = self._mask_groups(scores, largest=1)
+        top_k = cast(int, config.num_experts_per_tok)
+        top_k_index = ranked.topk(top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(-1, top_k_index)
+        if config.norm_topk_prob and top_k > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * config.routed_scaling_factor, chosen
+        return weights * config.routed_scaling_factor, top_k_index
 
-    def _best_groups(self, scores: Tensor, best: int) -> Tensor:
-        """The scores with those outside of the chosen groups at zero."""
-        groups = self.config.n_group or 1
-        grouped = scores.unflatten(-1, (groups, -1))
-        totals = grouped.topk(best, dim=-1).values.sum(-1)
-        kept = totals.topk(self.config.topk_group or 1, dim=-1).indices
-        mask = torch.zeros_like(totals, dtype=torch.bool).scatter(-1, kept, value=True)
+    def _mask_groups(self, scores: Tensor, largest: int) -> Tensor:
+        """(N, E) scores, zero outside of the topk_group groups with the largest scores.
+
+        Args:
+            scores: (N, E).
+            largest: how many of a group's scores are summed to rank it.
+        """
+        grouped = scores.unflatten(-1, (self.config.n_group or 1, -1))
+        group_scores = grouped.topk(largest, dim=-1).values.sum(-1)
+        selected = group_scores.topk(self.config.topk_group or 1, dim=-1).indices
+        mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, selected, value=True)
         masked: Tensor = grouped.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(-2)
         return masked
 
 
 class SparseMLP(nn.Module):
-    """Routed experts and the shared ones, which every token passes through."""
+    """Routed experts, and the shared experts as one MLP that every token passes through."""
 
     def __init__(self, config: DeepseekVL2TextConfig) -> None:
         super().__init__()
         self.experts = DeepseekV2Experts(config)
         self.gate = Router(config)
-        width = config.moe_intermediate_size * config.n_shared_experts
-        self.shared_experts = DeepseekV2MLP(config, intermediate_size=width)
+        intermediate_size = config.moe_intermediate_size * config.n_shared_experts
+        self.shared_experts = DeepseekV2MLP(config, intermediate_size=intermediate_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         flat = hidden.flatten(0, -2)
-        weights, chosen = self.gate(flat)
-        routed: Tensor = self.experts(flat, chosen, weights)
+        weights, top_k_index = self.gate(flat)
+        routed: Tensor = self.experts(flat, top_k_index, weights)
         shared: Tensor = self.shared_experts(hidden)
         return routed.view_as(hidden) + shared
 
 
 class DecoderLayer(DeepseekV2DecoderLayer):
-    """DeepSeek-V2's, with the attention and the MLP that the config asks for at this depth."""
+    """DeepSeek-V2's layer, with the attention and the MLP that the config states for it."""
 
     def __init__(self, config: DeepseekVL2TextConfig, layer_idx: int) -> None:
         GradientCheckpointingLayer.__init__(self)
@@ -106,7 +111,7 @@ class DecoderLayer(DeepseekV2DecoderLayer):
 
 
 class DeepseekVL2TextModel(DeepseekV2Model):
-    """DeepSeek-V2's forward over these layers."""
+    """DeepSeek-V2's LLM with layers of the class above."""
 
     config: DeepseekVL2TextConfig
     config_class = DeepseekVL2TextConfig
@@ -128,7 +133,7 @@ class DeepseekVL2TextModel(DeepseekV2Model):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return True  # transformers looks for a decorator in this file
+        return True  # transformers would search this file for its decorator, and not find it
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
