@@ -249,20 +249,18 @@ def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversat
 
 def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Item | None:
     """The conversation, cut to max_length if allowed, and its outline; None to skip it."""
-    limit = options.max_length
-    sample = encode(conversation)
-    length = len(sample)
-    if limit is None or length <= limit:
-        return conversation, outline(sample, options.image_token_id)
+    limit, shorter = options.max_length, conversation
+    length = None
+    while True:
+        sample = encode(shorter)
+        length = length or len(sample)
+        if limit is None or len(sample) <= limit:
+            return shorter, outline(sample, options.image_token_id)
+        if options.on_long != "truncate-history" or len(shorter.turns) <= 2:
+            break
+        shorter = shorter.without_first_exchange()
     if options.on_long == "skip":
         return None
-    if options.on_long == "truncate-history":
-        shorter = conversation
-        while len(shorter.turns) > 2:
-            shorter = shorter.without_first_exchange()
-            sample = encode(shorter)
-            if len(sample) <= limit:
-                return shorter, outline(sample, options.image_token_id)
     hint = "raise --max-length, or use --on-long skip or truncate-history"
     if options.on_long == "truncate-history":
         hint = "it is too long even without its history; raise --max-length, or use --on-long skip"

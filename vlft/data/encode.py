@@ -98,6 +98,11 @@ class EncodedImage:
         across, down = self.tiles
         return self.digest if self.tiles == (0, 0) else f"{self.digest}/{across}x{down}"
 
+    @property
+    def views(self) -> int:
+        """Number of views: the whole image and its tiles."""
+        return 1 + self.tiles[0] * self.tiles[1]
+
 
 @dataclass(frozen=True)
 class EncodedSample:

@@ -44,37 +44,39 @@ def native(
     Raises:
         DataError: with the place and what is allowed.
     """
-    _check_fields(fields, place)
-    if need_response and fields.get("response") is None:
-        raise DataError(
-            'no "response"', place=place, hint="training needs the reply that is to be learnt"
-        )
-    texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
-    refs = [_image(name, folder, place) for name in _path_list(fields.get("images")) or ()]
-    parts = _place_images(texts, refs, image_tag=image_tag, place=place)
-    response = fields.get("response")
-    _check_texts(parts[-1], response, fields.get("system"), image_tag=image_tag, place=place)
+    try:
+        _check_fields(fields, need_response=need_response)
+        response, system = fields.get("response"), fields.get("system")
+        texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
+        refs = [_image(name, folder) for name in _path_list(fields.get("images")) or ()]
+        parts = _place_images(texts, refs, image_tag)
+        _check_texts(parts[-1], response, system, image_tag)
+    except DataError as error:
+        raise DataError(error.message, place=place, hint=error.hint) from None
     if response is not None:
         parts.append((response,))
     turns = tuple(
         Turn("assistant" if index % 2 else "user", part) for index, part in enumerate(parts)
     )
-    return Conversation(turns, fields.get("system"), place)
+    return Conversation(turns, system, place)
 
 
-def _check_fields(fields: Mapping[str, Any], place: str) -> None:
-    """Raises DataError unless every field is known and of the right type."""
+def _check_fields(fields: Mapping[str, Any], *, need_response: bool) -> None:
+    """Raises DataError unless all fields are known and of the right type, and none is missing."""
     for name in fields:
         if name not in FIELDS and name not in IGNORED and not name.startswith("_"):
-            raise _unknown_field(name, place)
+            error = unknown_name(name, [*FIELDS], place="", what="field")
+            raise DataError(error.message, hint=f"{error.hint}; id, meta and _names are ignored")
     if fields.get("query") is None:
-        raise DataError('no "query"', place=place, hint='write e.g. {"query": "...", ...}')
+        raise DataError('no "query"', hint='write e.g. {"query": "...", ...}')
     for name, value in fields.items():
         if name in FIELDS and value is not None:
-            _check_value(name, value, place)
+            _check_value(name, value)
+    if need_response and fields.get("response") is None:
+        raise DataError('no "response"', hint="training needs the reply that is to be learnt")
 
 
-def _check_value(name: str, value: object, place: str) -> None:
+def _check_value(name: str, value: object) -> None:
     if name == "images":
         texts, allowed = _path_list(value), "a list of paths"
     elif name == "history":
@@ -82,13 +84,34 @@ def _check_value(name: str, value: object, place: str) -> None:
     else:
         texts, allowed = [value], "text"
     if texts is None or not all(isinstance(text, str) for text in texts):
-        raise _wrong_type(name, value, allowed, place)
+        found = reprlib.repr(value)
+        found = found if len(found) <= 50 else found[:47] + "..."
+        examples = {"images": '["a.jpg"]', "history": '[["question", "reply"]]'}
+        raise DataError(
+            f'"{name}": found {kind_of(value)}, {found}; {allowed} is allowed',
+            hint=f'write e.g. "{name}": ' + examples.get(name, '"..."'),
+        )
     for text in texts:
-        _check_text(name, text, place)
+        _check_text(name, text)
+
+
+def _check_text(name: str, text: str) -> None:
+    lone = LONE_SURROGATE.search(text)
+    if lone:
+        raise DataError(
+            f'"{name}" holds {lone[0]!a}, a lone surrogate',
+            hint="write the file again as UTF-8, or remove the character",
+        )
+    if name == "images" and not text.strip():
+        raise DataError('"images" holds an empty path', hint="name an image")
+    if name == "images" and "\0" in text:
+        raise DataError(
+            f'"images" holds {text!r}; no path has a NUL character', hint="remove the character"
+        )
 
 
 def _place_images(
-    texts: list[str], images: list[ImageRef], *, image_tag: str, place: str
+    texts: list[str], images: list[ImageRef], image_tag: str
 ) -> list[tuple[Part, ...]]:
     """Puts every image where its tag is or, without any tag, at the start of its turn.
 
@@ -96,7 +119,6 @@ def _place_images(
         texts: of user and assistant in turn; the first and the last are the user's.
         images: in reading order.
         image_tag: the family's own tag.
-        place: for messages.
 
     Returns:
         The parts of each text.
@@ -107,11 +129,11 @@ def _place_images(
     tag = re.compile(f"({re.escape(COMMON_TAG)}|{re.escape(image_tag)})")
     tags = sum(len(tag.findall(text)) for text in texts)
     if tags == 0 and images:
-        texts = _tag_turns(texts, len(images), place)
+        texts = _tag_turns(texts, len(images))
     elif tags != len(images):
+        listed = "1 image" if len(images) == 1 else f"{len(images)} images"
         raise DataError(
-            f"{_count(len(images), 'image')} listed, {tags} {COMMON_TAG} in the text",
-            place=place,
+            f"{listed} listed, {tags} {COMMON_TAG} in the text",
             hint=f'put one {COMMON_TAG} per entry of "images", in the order they are read',
         )
     left = iter(images)
@@ -121,17 +143,8 @@ def _place_images(
     ]
 
 
-def _unknown_field(name: str, place: str) -> DataError:
-    """The error for a field that does not exist."""
-    error = unknown_name(name, [*FIELDS], place=place, what="field")
-    return DataError(
-        error.message,
-        place=place,
-        hint=f"{error.hint}; id, meta and _names are ignored",
-    )
-
-
-def _tag_turns(texts: list[str], images: int, place: str) -> list[str]:
+def _tag_turns(texts: list[str], images: int) -> list[str]:
+    """The texts with tags at the start of the turns that the images belong to."""
     user_turns = len(texts[::2])
     if user_turns == 1 or images == 1:
         per_turn = [images] + [0] * (user_turns - 1)
@@ -140,7 +153,6 @@ def _tag_turns(texts: list[str], images: int, place: str) -> list[str]:
     else:
         raise DataError(
             f"{images} images listed, {user_turns} user turns and no {COMMON_TAG} in the text",
-            place=place,
             hint=f"put {COMMON_TAG} where each image belongs",
         )
     tagged = list(texts)
@@ -150,36 +162,26 @@ def _tag_turns(texts: list[str], images: int, place: str) -> list[str]:
 
 
 def _check_texts(
-    query: tuple[Part, ...],
-    response: str | None,
-    system: str | None,
-    *,
-    image_tag: str,
-    place: str,
+    query: tuple[Part, ...], response: str | None, system: str | None, image_tag: str
 ) -> None:
     if not any(isinstance(part, ImageRef) or part.strip() for part in query):
-        raise DataError('"query" is empty', place=place, hint="write the question")
+        raise DataError('"query" is empty', hint="write the question")
     if response is not None and not response.strip():
         raise DataError(
-            '"response" is empty',
-            place=place,
-            hint="write the reply; only vlft infer works without",
+            '"response" is empty', hint="write the reply; only vlft infer works without"
         )
     for name, text in (("response", response), ("system", system)):
         for tag in (COMMON_TAG, image_tag):
             if text and tag in text:
                 raise DataError(
-                    f'found {tag} in "{name}"',
-                    place=place,
-                    hint="images belong in the query or the history",
+                    f'found {tag} in "{name}"', hint="images belong in the query or the history"
                 )
 
 
-def _image(name: str, folder: Path, place: str) -> ImageRef:
+def _image(name: str, folder: Path) -> ImageRef:
     if URL.match(name):
         raise DataError(
             f"found {name[:40]!r} as an image; local files are allowed",
-            place=place,
             hint="download the images and name their paths",
         )
     return ImageRef(folder / name, name)
@@ -199,36 +201,3 @@ def _history_texts(value: object) -> list[Any] | None:
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return None
     return [text for pair in value for text in pair]
-
-
-def _check_text(name: str, text: str, place: str) -> None:
-    lone = LONE_SURROGATE.search(text)
-    if lone:
-        raise DataError(
-            f'"{name}" holds {lone[0]!a}, a lone surrogate',
-            place=place,
-            hint="write the file again as UTF-8, or remove the character",
-        )
-    if name == "images" and not text.strip():
-        raise DataError('"images" holds an empty path', place=place, hint="name an image")
-    if name == "images" and "\0" in text:
-        raise DataError(
-            f'"images" holds {text!r}; no path has a NUL character',
-            place=place,
-            hint="remove the character",
-        )
-
-
-def _wrong_type(name: str, value: object, allowed: str, place: str) -> DataError:
-    value_text = reprlib.repr(value)
-    value_text = value_text if len(value_text) <= 50 else value_text[:47] + "..."
-    examples = {"images": '["a.jpg"]', "history": '[["question", "reply"]]'}
-    return DataError(
-        f'"{name}": found {kind_of(value)}, {value_text}; {allowed} is allowed',
-        place=place,
-        hint=f'write e.g. "{name}": ' + examples.get(name, '"..."'),
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FORMATS = (".jsonl", ".json", ".csv")
 BOM = "\ufeff"
 
+# (line, fields of the record that starts there, or the problem of it)
+Found = tuple[int, "dict[str, Any] | DataError"]
+
 
 @dataclass(frozen=True)
 class Record:
@@ -69,7 +72,12 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
         raise DataError(
             "the file is empty", place=place, hint='write e.g. {"query": "...", "response": "..."}'
         )
-    return readers[kind](text, path)
+    return (
+        DataError(found.message, place=f"{place}:{line}", hint=found.hint)
+        if isinstance(found, DataError)
+        else Record(found, path, line)
+        for line, found in readers[kind](text)
+    )
 
 
 def kind_of(value: object) -> str:
@@ -80,25 +88,20 @@ def kind_of(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
-def _read_lines(text: str, path: Path) -> Iterator[Record | DataError]:
+def _read_lines(text: str) -> Iterator[Found]:
     # Not splitlines(), which also splits at characters like U+2028 that JSON text may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         # Joined files have the byte order mark of each part at the start of a line inside.
         content = line.lstrip(BOM)
         if content.strip():
             try:
-                value = json.loads(content)
+                yield number, _object(json.loads(content))
             except (ValueError, RecursionError) as error:
-                yield DataError(
-                    f"not JSON: {_reason(error)}",
-                    place=f"{shown(path)}:{number}",
-                    hint="write one JSON object per line",
-                )
-                continue
-            yield _as_record(value, path, number)
+                hint = "write one JSON object per line"
+                yield number, DataError(f"not JSON: {_reason(error)}", hint=hint)
 
 
-def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
+def _read_array(text: str) -> Iterator[Found]:
     decoder = json.JSONDecoder()
 
     def blank(position: int) -> int:
@@ -106,13 +109,9 @@ def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
             position += 1
         return position
 
-    def problem(found: str, position: int) -> DataError:
+    def problem(found: str, position: int) -> Found:
         line = text.count("\n", 0, min(position, len(text.rstrip()))) + 1
-        return DataError(
-            found,
-            place=f"{shown(path)}:{line}",
-            hint="a .json file holds one array: [{...}, {...}]",
-        )
+        return line, DataError(found, hint="a .json file holds one array: [{...}, {...}]")
 
     position, line, counted = blank(0), 1, 0
     mark = text[position]
@@ -129,7 +128,7 @@ def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
         except (ValueError, RecursionError) as error:
             yield problem(f"not JSON: {_reason(error)}", getattr(error, "pos", position))
             return
-        yield _as_record(value, path, line)
+        yield line, _object(value)
         position = blank(end)
         mark = text[position : position + 1]
         if mark not in (",", "]"):
@@ -140,43 +139,34 @@ def _read_array(text: str, path: Path) -> Iterator[Record | DataError]:
         yield problem("found text after the end of the array", blank(position + 1))
 
 
-def _read_table(text: str, path: Path) -> Iterator[Record | DataError]:
+def _read_table(text: str) -> Iterator[Found]:
     # StringIO splits at newlines only, unlike splitlines(); see _read_lines.
     reader = csv.reader(io.StringIO(text), strict=True)
     header: list[str] = []
     line = 1
     try:
         for row in reader:
-            place = f"{shown(path)}:{line}"
             if row and not header:
                 header = row
                 twice = next((name for name in row if row.count(name) > 1), None)
                 if twice is not None:
-                    yield DataError(
-                        f"column {twice!r} is {row.count(twice)} times in the header",
-                        place=place,
-                        hint="give every column another name",
-                    )
+                    found = f"column {twice!r} is {row.count(twice)} times in the header"
+                    yield line, DataError(found, hint="give every column another name")
                     return
             elif row and len(row) != len(header):
-                yield DataError(
-                    f"found {_cell_count(row)}, the header has {len(header)}",
-                    place=place,
-                    hint="quote cells that hold commas",
-                )
+                cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+                found = f"found {cells}, the header has {len(header)}"
+                yield line, DataError(found, hint="quote cells that hold commas")
             elif row:
-                yield _cells(dict(zip(header, row, strict=True)), path, line)
+                yield line, _fields(dict(zip(header, row, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
-        yield DataError(
-            f"not CSV: {error}",
-            place=f"{shown(path)}:{line}",
-            hint='quote cells that hold quotes or line breaks, with " as ""; or use .jsonl',
-        )
+        hint = 'quote cells that hold quotes or line breaks, with " as ""; or use .jsonl'
+        yield line, DataError(f"not CSV: {error}", hint=hint)
 
 
-def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
-    """A table row as a record: empty cells are absent fields, lists are written as JSON."""
+def _fields(row: dict[str, str]) -> dict[str, Any] | DataError:
+    """The fields of a table row: empty cells are absent, lists are written as JSON."""
     fields: dict[str, Any] = {}
     for name, cell in row.items():
         if name in ("images", "history") and cell.lstrip().startswith("["):
@@ -185,25 +175,22 @@ def _cells(row: dict[str, str], path: Path, line: int) -> Record | DataError:
             except (ValueError, RecursionError) as error:
                 example = '[""a.jpg"", ""b.jpg""]' if name == "images" else '[[""q"", ""r""]]'
                 return DataError(
-                    f'"{name}": not JSON: {_reason(error)}',
-                    place=f"{shown(path)}:{line}",
-                    hint=f'write e.g. "{example}"',
+                    f'"{name}": not JSON: {_reason(error)}', hint=f'write e.g. "{example}"'
                 )
         elif name == "images" and cell:
             fields[name] = [cell]
         elif cell:
             fields[name] = cell
-    return Record(fields, path, line)
+    return fields
 
 
-def _as_record(value: object, path: Path, line: int) -> Record | DataError:
-    if not isinstance(value, dict):
-        return DataError(
-            f"found {kind_of(value)}, an object is allowed",
-            place=f"{shown(path)}:{line}",
-            hint='write e.g. {"query": "...", "response": "..."}',
-        )
-    return Record(value, path, line)
+def _object(value: object) -> dict[str, Any] | DataError:
+    if isinstance(value, dict):
+        return value
+    return DataError(
+        f"found {kind_of(value)}, an object is allowed",
+        hint='write e.g. {"query": "...", "response": "..."}',
+    )
 
 
 def _reason(error: ValueError | RecursionError) -> str:
@@ -212,10 +199,6 @@ def _reason(error: ValueError | RecursionError) -> str:
         # Some messages of the json module end with "at" already.
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "too deeply nested" if isinstance(error, RecursionError) else "a number is too long"
-
-
-def _cell_count(row: list[str]) -> str:
-    return f"{len(row)} cell" if len(row) == 1 else f"{len(row)} cells"
 
 
 def _any_of(names: tuple[str, ...]) -> str:

@@ -16,15 +16,10 @@ FIELDS = (
 
 # LlamaConfig's defaults when the checkpoints were published; their config.json relies on them.
 DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 32000,
-    "tie_word_embeddings": False,
-}
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vlft import console
 from vlft.distributed import SINGLE
@@ -59,8 +60,9 @@ def encode_all(
     batches = wanted[world.rank :: world.size]
     workers = _workers(len(batches))
     loader: DataLoader[Tensor | None] = DataLoader(
-        _Decoded(batches, processor),
+        batches,  # type: ignore[arg-type]
         batch_size=None,
+        collate_fn=functools.partial(_decode, processor),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         # Drawing from the default generator would change the dropout masks of the run.
@@ -97,10 +99,7 @@ def encode_batch(
         if stage == "aligned":
             rows = family.align(model, rows, tiles)
     rows = rows.to(weight.dtype)
-    if stage == "aligned":
-        sizes = [image.tokens for image in images]
-    else:
-        sizes = [1 + across * down for across, down in tiles]
+    sizes = [image.tokens if stage == "aligned" else image.views for image in images]
     return [part.cpu() for part in torch.split(rows, sizes)]
 
 
@@ -110,7 +109,7 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
     batches: list[list[EncodedImage]] = []
     used = 0
     for image in images:
-        pixels = (1 + image.tiles[0] * image.tiles[1]) * size * size
+        pixels = image.views * size * size
         if not batches or used + pixels > PIXELS_AT_ONCE:
             batches.append([])
             used = 0
@@ -119,21 +118,15 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
     return batches
 
 
-class _Decoded(Dataset["Tensor | None"]):
-    """The views of each batch of images, verified; runs in worker processes."""
+def _decode(processor: Processor, images: Sequence[EncodedImage]) -> Tensor | None:
+    """(V, 3, H, W), verified; None on an error, which the main process meets again and raises.
 
-    def __init__(self, batches: Sequence[Sequence[EncodedImage]], processor: Processor) -> None:
-        self._batches, self._processor = batches, processor
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> Tensor | None:
-        """(V, 3, H, W); None on an error, which the main process meets again and raises whole."""
-        try:
-            return self._processor.pixel_values(self._batches[index], verify=True)
-        except DataError:
-            return None
+    A worker process could raise it with a traceback in its message only.
+    """
+    try:
+        return processor.pixel_values(images, verify=True)
+    except DataError:
+        return None
 
 
 def _workers(batches: int) -> int:

@@ -9,6 +9,7 @@ frozen, else features of the towers.
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from vlft.vision.encode import RowImages, pixels_of
 from vlft.vision.shards import read_shards, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vlft.data.encode import EncodedImage
@@ -84,21 +85,23 @@ def fill(
     """
     if plan.where == "off":
         return Images(processor)
+    encode = functools.partial(encode_all, model, processor, images, plan.stage)
+    keys = [image.key for image in images]
     features: dict[str, Tensor] = {}
     if plan.where == "disk":
-        features, problems = read_shards(plan.folder, [image.key for image in images])
+        features, problems = read_shards(plan.folder, keys)
         for problem in problems:
             console.warn(f"vision cache: {problem}; encoded again")
     reused = len(features)
     encoded = len(images) - reused
-    missing = {image.key for image in images} - features.keys()
+    missing = set(keys) - features.keys()
     # No rank may write before all have read, so that all agree on what is missing.
     world.barrier()
     started = time.perf_counter()
     if plan.where == "memory":
-        features.update(encode_all(model, processor, images, plan.stage, missing))
+        features.update(encode(missing))
     elif any(world.all_gather(bool(missing))):
-        features = _encode_to_disk(plan, model, processor, images, missing, world)
+        features = _encode_to_disk(plan.folder, keys, encode, missing, world)
     seconds = time.perf_counter() - started
     rate = f", {encoded / seconds:,.1f} images/s" if encoded else ""
     console.info(
@@ -119,22 +122,20 @@ def release_towers(model: nn.Module, processor: Processor) -> None:
 
 
 def _encode_to_disk(
-    plan: CachePlan,
-    model: Any,
-    processor: Processor,
-    images: Sequence[EncodedImage],
+    folder: Path,
+    keys: Sequence[str],
+    encode: Callable[..., Iterator[tuple[str, Tensor]]],
     missing: Collection[str],
     world: World,
 ) -> dict[str, Tensor]:
-    """The features of all images, mapped from files, to which the missing ones are added."""
-    keys = [image.key for image in images]
-    _write_all(encode_all(model, processor, images, plan.stage, missing, world), plan.folder)
+    """The features of all keys, mapped from files, to which the missing ones are added."""
+    _write_all(encode(missing, world), folder)
     world.barrier()
-    features, _ = read_shards(plan.folder, keys)
+    features, _ = read_shards(folder, keys)
     missing = set(keys) - features.keys()
     if missing:  # Ranks on another machine wrote to a disk that is not shared.
-        _write_all(encode_all(model, processor, images, plan.stage, missing), plan.folder)
-        features, _ = read_shards(plan.folder, keys)
+        _write_all(encode(missing), folder)
+        features, _ = read_shards(folder, keys)
     return features
 
 

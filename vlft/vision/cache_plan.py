@@ -87,7 +87,7 @@ def _size_of_features(
     if stage == "aligned":
         rows = sum(image.tokens for image in images)
         return rows * first.shape[-1] * first.element_size()
-    views = sum(1 + image.tiles[0] * image.tiles[1] for image in images)
+    views = sum(image.views for image in images)
     return views * first[0].numel() * first.element_size()
 
 
