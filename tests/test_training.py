@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import GOLDEN, HYBRID, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
 
 import vlft
@@ -166,6 +166,14 @@ class TestInvariance:
         ):
             found = losses(vlft.sft(dataclasses.replace(plain, **change)).run)
             assert found == pytest.approx(reference, rel=1e-4), change
+
+    @pytest.mark.parametrize("case", [SIGLIP, HYBRID], indirect=True, ids=str, scope="session")
+    def test_full_tuning_in_16_bit_takes_cached_features(self, config):
+        """Trained weights are float32 then, frozen towers are not."""
+        half = dataclasses.replace(config, tuner="full", dtype="bfloat16", max_steps=1, val_ratio=0)
+        found = losses(vlft.sft(half).run)
+        live = losses(vlft.sft(dataclasses.replace(half, vision_cache="off")).run)
+        assert found == pytest.approx(live, rel=1e-2)
 
     def test_checkpointing_asks_no_gradients_of_frozen_towers(self, case, folder, processor):
         given = vlft.SftConfig(dataset=("x",), gradient_checkpointing=True, lora_alpha=32.0)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from vlft import console
 from vlft.distributed import SINGLE
 from vlft.errors import DataError
+from vlft.families.base import is_in
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def encode_batch(
     family, tiles = processor.family, [image.tiles for image in images]
     # Features may be stored under the digest of an image, so they must come from these bytes.
     views = processor.pixel_values(images, verify=True) if views is None else views
-    weight = model.get_input_embeddings().weight
+    # Not that of the word embeddings, which full tuning holds in float32 beside towers in 16 bit.
+    weight = next(p for name, p in model.named_parameters() if is_in(name, family.parts.vision))
     inputs = moved(processor.pixels.inputs(views, tiles), weight)
     # The same autocast as Accelerate applies in training.
     half = weight.dtype != torch.float32
