@@ -138,10 +138,7 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
         },
         "aligner_config": aligner,
         "gen_aligner_config": aligner_config(
-            vq["embed_dim"],
-            vq["projection_dim"],
-            name="gen_aligner",
-            depth=vq["num_hidden_layers"],
+            vq["embed_dim"], vq["projection_dim"], name="gen_aligner", depth=vq["num_hidden_layers"]
         ),
         "gen_head_config": {
             "cls": "vision_head",

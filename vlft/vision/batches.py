@@ -53,11 +53,8 @@ def encode_all(
         missing: keys of the images to encode.
         world: the ranks that share the batches.
     """
-    wanted = [
-        batch
-        for batch in cut_batches(images, processor)
-        if any(image.key in missing for image in batch)
-    ]
+    cut = cut_batches(images, processor)
+    wanted = [batch for batch in cut if any(image.key in missing for image in batch)]
     batches = wanted[world.rank :: world.size]
     workers = _workers(len(batches))
     loader: DataLoader[Tensor | None] = DataLoader(
