@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,12 @@ from rich.console import Console
 
 import vlft
 from vlft import console
-from vlft.data.conversation import Conversation, ImageRef
-from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
-from vlft.data.encode import EncodedSample
+from vlft.data.conversation import Conversation, ImageRef, Turn
+from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
+from vlft.data.encode import EncodedImage, EncodedSample
+from vlft.data.fit import fit
+from vlft.data.options import DataOptions
+from vlft.data.split import read_history, write_split
 from vlft.errors import CollectedError, DataError, UsageError
 from vlft.training.samples import distinct_images, make_schedule
 from vlft.vision import batches
@@ -53,9 +57,13 @@ def golden_image() -> bytes:
 
 def encode(conversation: Conversation) -> EncodedSample:
     """In place of a tokenizer: a character is one token, an image is ten."""
-    parts = [part for turn in conversation.turns for part in turn.parts]
-    length = sum(IMAGE_TOKENS if isinstance(p, ImageRef) else len(p) for p in parts)
-    return EncodedSample(torch.arange(length), torch.arange(length), "", ())
+    ids: list[int] = []
+    for part in (part for turn in conversation.turns for part in turn.parts):
+        ids += [-1] * IMAGE_TOKENS if isinstance(part, ImageRef) else map(ord, part)
+    images = tuple(
+        EncodedImage(ref.path, ref.facts.digest, IMAGE_TOKENS) for ref in conversation.images
+    )
+    return EncodedSample(torch.tensor(ids), torch.tensor(ids), "", images)
 
 
 def write(name: str, rows: Sequence[dict[str, Any] | str]) -> str:
@@ -151,9 +159,25 @@ class TestDrawing:
         assert queries(load("a.jsonl#3")) == queries(load("a.jsonl"))
         assert queries(load("a.jsonl#03")) == queries(load("a.jsonl"))
 
-    def test_a_file_may_be_named_twice(self):
-        numbered("a.jsonl", 3)
-        assert len(load("a.jsonl", "a.jsonl#2")) == 5
+    def test_a_file_that_is_named_twice(self, capsys):
+        numbered("a.jsonl", 9)
+        found = queries(load("a.jsonl#2", "a.jsonl#3", "a.jsonl#4"))
+        assert sorted(found) == [f"a.jsonl {i}" for i in range(9)]
+        # All of it is all of it, and said.
+        assert len(load("a.jsonl#2", "a.jsonl")) == 11
+        assert "2 of its records are taken already, and once more" in capsys.readouterr().err
+        with pytest.raises(DataError, match=r"#5 asks for more(.|\n)*6 are taken already(.|\n)*#3"):
+            load("a.jsonl#6", "./a.jsonl#5")
+        with pytest.raises(DataError, match=r"9 are taken(.|\n)*name another file"):
+            load("a.jsonl", "a.jsonl#1")
+
+    def test_validation_draws_what_training_has_left(self):
+        numbered("a.jsonl", 40)
+        for first, second in ((20, 20), (30, 10), (7, 3)):
+            train, val = load_train_and_val(
+                [f"a.jsonl#{first}"], [f"a.jsonl#{second}"], 0, encode, OPTIONS
+            )
+            assert len(set(queries(train) + queries(val))) == first + second
 
     def test_a_name_may_hold_the_mark(self):
         numbered("a#1.jsonl", 4)
@@ -196,18 +220,20 @@ class TestSplit:
         [(20, 0.25, 5), (20, 0.01, 1), (2, 0.9, 1), (3, 0.9, 2), (10, 0.05, 1), (20, 0, 0)],
     )
     def test_sizes(self, count, ratio, expected):
-        train, val = load(numbered("a.jsonl", count)).split(ratio, seed=0)
+        train, val = self.both([numbered("a.jsonl", count)], [], ratio)
         assert (len(train), len(val)) == (count - expected, expected)
 
     def test_disjoint_whole_in_order_and_by_the_seed(self):
-        data = load(numbered("a.jsonl", 40))
-        splits = {seed: [queries(part) for part in data.split(0.3, seed)] for seed in range(5)}
-        for seed, (train, val) in splits.items():
-            assert sorted(train + val) == sorted(queries(data))
+        file = numbered("a.jsonl", 40)
+        splits = [
+            [queries(part) for part in self.both([file], [], 0.3, seed=seed)] for seed in range(5)
+        ]
+        for train, val in splits:
+            assert sorted(train + val) == sorted(queries(load(file)))
             for part in (train, val):
                 assert part == sorted(part, key=lambda name: int(name.split()[1]))
-            assert [queries(part) for part in data.split(0.3, seed)] == [train, val]
-        assert len({tuple(val) for _, val in splits.values()}) == 5
+        assert len({tuple(val) for _, val in splits}) == 5
+        assert [queries(part) for part in self.both([file], [], 0.3, seed=4)] == splits[4]
 
     def both(self, files, val_files, ratio, **options):
         return load_train_and_val(
@@ -224,10 +250,81 @@ class TestSplit:
         numbered("a.jsonl", 10)
         train, val = self.both(["a.jsonl"], [], 0.3, seed=7)
         assert (len(train), len(val)) == (7, 3)
-        assert [queries(part) for part in load("a.jsonl").split(0.3, 7)] == [
-            queries(train),
-            queries(val),
+
+    @pytest.fixture
+    def images(self, golden_image):
+        """Files of different content, in the eyes of a hash."""
+        for number in range(12):
+            Image.new("L", (4, 4), 20 * number).save(f"{number}.png")
+        return [f"{number}.png" for number in range(12)]
+
+    def rows_on(self, *groups: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {"query": f"q{number}", "response": "r", "images": list(group)}
+            for number, group in enumerate(groups)
         ]
+
+    def test_samples_on_one_image_stay_together(self, images):
+        """Also those that two images connect."""
+        rows = self.rows_on(*[[name] for name in images for _ in range(4)], images[:2], images[4:6])
+        write("a.jsonl", rows)
+        for seed in range(10):
+            train, val = self.both(["a.jsonl"], [], 0.2, seed=seed)
+            seen = [
+                {image.digest for outline in part.outlines for image in outline.images}
+                for part in (train, val)
+            ]
+            assert not seen[0] & seen[1]
+            assert 4 <= len(val) <= 15
+            assert len(train) + len(val) == len(rows)
+
+    def test_an_image_of_most_samples_connects_nothing(self, images):
+        """A reference or a blank image."""
+        write("a.jsonl", self.rows_on(*[[images[0], name] for name in images[1:]]))
+        train, val = self.both(["a.jsonl"], [], 0.2)
+        assert (len(train), len(val)) == (9, 2)
+
+    def test_one_image_alone_is_split_and_said(self, images, capsys):
+        write("a.jsonl", self.rows_on(*[[images[0]]] * 10))
+        train, val = self.both(["a.jsonl"], [], 0.2)
+        assert (len(train), len(val)) == (8, 2)
+        assert "2 of 2 validation records have an image" in capsys.readouterr().err
+
+    def test_equal_records_stay_together(self):
+        write("a.jsonl", [{"query": f"q{number // 2}", "response": "r"} for number in range(20)])
+        train, val = self.both(["a.jsonl"], [], 0.3)
+        assert (len(train), len(val)) == (14, 6)
+        assert not set(queries(train)) & set(queries(val))
+
+    def test_equal_records_of_both_sets_are_counted(self, capsys):
+        numbered("a.jsonl", 5)
+        write("v.jsonl", [{"query": f"a.jsonl {i}", "response": "r"} for i in (3, 4, 5)])
+        self.both(["a.jsonl"], ["v.jsonl"], 0)
+        assert "2 of 3 validation records are training records too" in capsys.readouterr().err
+
+    def test_a_skipped_record_moves_no_other_one(self, images):
+        write("a.jsonl", self.rows_on(*[[name] for name in images]))
+        for gone in (2, 5, 9):
+            before = [queries(part) for part in self.both(["a.jsonl"], [], 0.4, seed=3)]
+            content = Path(images[gone]).read_bytes()
+            Path(images[gone]).unlink()
+            skipping = {"seed": 3, "on_bad_sample": "skip"}
+            after = [queries(part) for part in self.both(["a.jsonl"], [], 0.4, **skipping)]
+            lost = f"{{{images[gone]}}}q{gone}"
+            assert after == [[name for name in part if name != lost] for part in before]
+            Path(images[gone]).write_bytes(content)
+
+    def test_a_run_keeps_its_validation_records(self, tmp_path):
+        numbered("a.jsonl", 30)
+        _, val = self.both(["a.jsonl"], [], 0.2, seed=1)
+        write_split(tmp_path, val.positions)
+        history = read_history(tmp_path)
+        assert queries(self.both(["a.jsonl"], [], 0.2, seed=2, history=history)[1]) == queries(val)
+        # Runs of older releases drew among the usable records.
+        (tmp_path / "split.json").unlink()
+        old = self.both(["a.jsonl"], [], 0.2, seed=1, history=read_history(tmp_path))[1]
+        chosen = sorted(random.Random(1).sample(range(30), 6))
+        assert queries(old) == [f"a.jsonl {index}" for index in chosen]
 
     def test_one_sample_is_not_split(self):
         numbered("a.jsonl", 1)
@@ -324,7 +421,7 @@ class TestBadRecords:
         )
         assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
             "no.jsonl: no such file",
-            "a.jsonl#9: #9 asks for more records than the file has",
+            "a.jsonl#9: #9 asks for more records than the file has (3 are taken already)",
         ]
 
     @pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "query,response\n")])
@@ -419,6 +516,36 @@ class TestLongSamples:
         assert queries(
             load(long, "b.jsonl", max_length=17, on_long="truncate-history", on_bad_sample="skip")
         ) == ["b.jsonl 0"]
+
+
+@pytest.mark.parametrize("exchanges", [1, 2, 7, 200])
+@pytest.mark.parametrize("limit", [4, 9, 30, 777])
+def test_a_long_history_is_cut_by_bisection(exchanges, limit):
+    """To the same exchanges as dropping one at a time, in a few encodings."""
+    turns = tuple(
+        Turn("user" if number % 2 == 0 else "assistant", ("word"[: 1 + number % 4],))
+        for number in range(2 * exchanges)
+    )
+    whole = Conversation(turns)
+    fitting = [
+        dropped
+        for dropped in range(exchanges)
+        if len(encode(whole.without_first_exchanges(dropped))) <= limit
+    ]
+    calls = []
+
+    def counting(conversation):
+        calls.append(conversation)
+        return encode(conversation)
+
+    options = dataclasses.replace(OPTIONS, on_long="truncate-history", max_length=limit)
+    if not fitting:
+        with pytest.raises(DataError, match="too long even without its history"):
+            fit(whole, counting, options)
+    else:
+        kept = fit(whole, counting, options)
+        assert kept[0] == whole.without_first_exchanges(fitting[0])
+    assert len(calls) <= 9
 
 
 class TestEachFactOnce:

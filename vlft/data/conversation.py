@@ -90,9 +90,9 @@ class Conversation:
         turns = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
         return Conversation(turns, self.system, self.place)
 
-    def without_first_exchange(self) -> Conversation:
-        """The same dialogue without its first user turn, its images and the reply to it."""
-        return Conversation(self.turns[2:], self.system, self.place)
+    def without_first_exchanges(self, count: int) -> Conversation:
+        """The same dialogue without its first user turns, their images and the replies to them."""
+        return Conversation(self.turns[2 * count :], self.system, self.place)
 
 
 def flat_text(turn: Turn, image_tag: str) -> str:

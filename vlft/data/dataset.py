@@ -4,54 +4,47 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
-from vlft.data.encode import outline
+from vlft.data.fit import fit
 from vlft.data.images import inspect_images
 from vlft.data.layouts import native
 from vlft.data.records import FORMATS, Record, read_records
+from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
     from vlft.data.conversation import Conversation, ImageFacts, ImageRef
     from vlft.data.encode import EncodedSample, Outline
+    from vlft.data.options import DataOptions, Encode
 
-Encode = Callable[["Conversation"], "EncodedSample"]
-Item = tuple["Conversation", "Outline"]
+Item = tuple["Conversation", "Outline", Position]
 Inspected = dict[Path, "ImageFacts | DataError"]
 
 SAMPLED = re.compile(f"(.+(?:{'|'.join(map(re.escape, FORMATS))}))#(.*)", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How data files are read; see the flags of the same names."""
-
-    image_tag: str
-    image_token_id: int
-    image_root: Path | None = None
-    need_response: bool = True
-    on_bad_sample: str = "error"
-    on_long: str = "error"
-    max_length: int | None = None
-    seed: int = 0
 
 
 class Dataset(Sequence["EncodedSample"]):
     """Conversations that are encoded on access, because their tensors would need much memory.
 
     Args:
-        items: checked conversations, each with its outline.
+        items: checked conversations with their outlines and positions.
         encode: of the processor.
+        drawn: positions of all records, skipped ones too.
     """
 
-    def __init__(self, items: Sequence[Item], encode: Encode) -> None:
-        self.conversations = tuple(conversation for conversation, _ in items)
-        self.outlines = tuple(outline for _, outline in items)
+    def __init__(
+        self, items: Sequence[Item], encode: Encode, drawn: Sequence[Position] = ()
+    ) -> None:
+        self._items = tuple(items)
+        self.conversations = tuple(conversation for conversation, _, _ in items)
+        self.outlines = tuple(outline for _, outline, _ in items)
+        self.positions = tuple(position for _, _, position in items)
+        self.drawn = tuple(drawn)
         self._encode = encode
 
     def __len__(self) -> int:
@@ -64,21 +57,13 @@ class Dataset(Sequence["EncodedSample"]):
     def __getitem__(self, index: int | slice) -> EncodedSample | Dataset:
         """An encoded sample, or a dataset of some of them."""
         if isinstance(index, slice):
-            items = zip(self.conversations[index], self.outlines[index], strict=True)
-            return Dataset(tuple(items), self._encode)
+            return Dataset(self._items[index], self._encode)
         return self._encode(self.conversations[index])
 
-    def split(self, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Training and validation part, drawn at random.
-
-        Args:
-            ratio: share of the validation part, which has at least one sample; 0 for none.
-            seed: of the draw.
-        """
-        count = min(max(1, round(len(self) * ratio)), len(self) - 1) if ratio > 0 else 0
-        chosen = set(random.Random(seed).sample(range(len(self)), count))
+    def divide(self, chosen: Collection[int]) -> tuple[Dataset, Dataset]:
+        """The samples that are not chosen, and those that are, both in order."""
         parts: tuple[list[Item], list[Item]] = ([], [])
-        for index, item in enumerate(zip(self.conversations, self.outlines, strict=True)):
+        for index, item in enumerate(self._items):
             parts[index in chosen].append(item)
         return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
 
@@ -88,6 +73,7 @@ def load_dataset(
     encode: Encode,
     options: DataOptions,
     inspected: Inspected | None = None,
+    draws: Draws | None = None,
 ) -> Dataset:
     """Reads, checks and mixes data files.
 
@@ -96,17 +82,22 @@ def load_dataset(
         encode: of the processor; called once per conversation, to know its length.
         options: see DataOptions.
         inspected: images that were checked before; those checked here are added.
+        draws: what earlier files of the command have drawn; those of these files are added.
 
     Raises:
         UsageError: every problem of every file and record, or that no sample is left.
     """
     items: list[Item] = []
+    drawn: list[Position] = []
     problems: list[UsageError] = []
     unusable: list[UsageError] = []
     inspected = {} if inspected is None else inspected
-    for spec in files:
+    draws = draws or Draws(options.seed)
+    for number, spec in enumerate(files):
         try:
-            found, wrong = _read_file(spec, encode, options, inspected)
+            records = [((number, index), record) for index, record in _read_file(spec, draws)]
+            drawn += [position for position, _ in records]
+            found, wrong = _check_records(spec, records, encode, options, inspected)
         except UsageError as error:
             problems.append(error)
             unusable.append(error)
@@ -123,7 +114,7 @@ def load_dataset(
             place=", ".join(map(shown, files)),
             hint="correct the records; the warnings above name the first that was skipped",
         )
-    return Dataset(items, encode)
+    return Dataset(items, encode, drawn)
 
 
 def load_train_and_val(
@@ -147,10 +138,13 @@ def load_train_and_val(
     """
     problems: list[UsageError] = []
     inspected: Inspected = {}
+    draws = Draws(options.seed, options.history.older_release)
     loaded = []
     for group in (files, val_files):
         try:
-            data = load_dataset(group, encode, options, inspected) if group else Dataset((), encode)
+            data = Dataset((), encode)
+            if group:
+                data = load_dataset(group, encode, options, inspected, draws)
             loaded.append(data)
         except CollectedError as error:
             problems += error.problems
@@ -158,47 +152,74 @@ def load_train_and_val(
             problems.append(error)
     raise_all(problems)
     train, val = loaded
-    if val_files or len(train) < 2:
-        return train, val
-    return train.split(val_ratio, options.seed)
+    if not val_files and len(train) > 1 and val_ratio > 0:
+        return _split(train, val_ratio, options)
+    trained = set(map(identity, train.outlines))
+    repeated = sum(identity(outline) in trained for outline in val.outlines)
+    if repeated:
+        warn(f"{repeated} of {len(val)} validation records are training records too")
+    return train, val
 
 
-def _read_file(
-    spec: str, encode: Encode, options: DataOptions, inspected: Inspected
-) -> tuple[list[Item], list[UsageError]]:
-    """The usable conversations of a file and the problems of the others, in its order."""
+def _split(data: Dataset, ratio: float, options: DataOptions) -> tuple[Dataset, Dataset]:
+    """Training and validation part: as the run has decided before, else drawn."""
+    history = options.history
+    if history.validation is not None:
+        before = set(history.validation)
+        return data.divide({i for i, place in enumerate(data.positions) if place in before})
+    if history.older_release:
+        count = min(max(1, round(len(data) * ratio)), len(data) - 1)
+        return data.divide(set(random.Random(options.seed).sample(range(len(data)), count)))
+    train, val = data.divide(
+        split_off(data.positions, data.outlines, data.drawn, ratio, options.seed)
+    )
+    trained = {image.digest for outline in train.outlines for image in outline.images}
+    known = sum(
+        any(image.digest in trained for image in outline.images) for outline in val.outlines
+    )
+    if known:
+        warn(f"{known} of {len(val)} validation records have an image that is trained on, too")
+    return train, val
+
+
+def _read_file(spec: str, draws: Draws) -> list[tuple[int, Record | DataError]]:
+    """The records of a file that are used, each with its number in the file."""
     path, count = _parse_spec(spec)
     records = list(read_records(path))
     if not records:
         raise DataError("no records", place=shown(path), hint="add some, or leave it out")
-    if count is not None:
-        if count > len(records):
-            raise DataError(
-                f"#{count} asks for more records than the file has",
-                place=shown(spec),
-                hint=f"allowed: #1 to #{len(records)}, or no number for all",
-            )
-        chosen = sorted(random.Random(options.seed).sample(range(len(records)), count))
-        records = [records[index] for index in chosen]
-    parsed = [_parse(record, options) for record in records]
-    images = (image for item in parsed if not isinstance(item, UsageError) for image in item.images)
+    return [(index, records[index]) for index in draws.take(path, len(records), count, spec)]
+
+
+def _check_records(
+    spec: str,
+    records: Sequence[tuple[Position, Record | DataError]],
+    encode: Encode,
+    options: DataOptions,
+    inspected: Inspected,
+) -> tuple[list[Item], list[UsageError]]:
+    """The usable records of a file and the problems of the others, in its order."""
+    parsed = [(position, _parse(record, options)) for position, record in records]
+    images = (
+        image for _, item in parsed if not isinstance(item, UsageError) for image in item.images
+    )
     inspected |= inspect_images(ref.path for ref in images if ref.path not in inspected)
     good: list[Item] = []
     problems: list[UsageError] = []
     too_long = 0
-    for item in tracked(parsed, "checking samples", len(parsed)):
+    for position, item in tracked(parsed, "checking samples", len(parsed)):
         try:
-            fitted = _fit(_checked(item, inspected), encode, options)
+            fitted = fit(_checked(item, inspected), encode, options)
         except UsageError as error:
             problems.append(error)
             continue
         if fitted is None:
             too_long += 1
         else:
-            good.append(fitted)
+            good.append((*fitted, position))
     if too_long:
         samples = "1 sample" if too_long == 1 else f"{too_long} samples"
-        warn(f"{shown(path)}: skipped {samples} of more than {options.max_length} tokens")
+        warn(f"{shown(spec)}: skipped {samples} of more than {options.max_length} tokens")
     return good, problems
 
 
@@ -245,27 +266,3 @@ def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversat
         return replace(image, facts=facts)
 
     return item.map_images(with_facts)
-
-
-def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> Item | None:
-    """The conversation, cut to max_length if allowed, and its outline; None to skip it."""
-    limit, shorter = options.max_length, conversation
-    length = None
-    while True:
-        sample = encode(shorter)
-        length = length or len(sample)
-        if limit is None or len(sample) <= limit:
-            return shorter, outline(sample, options.image_token_id)
-        if options.on_long != "truncate-history" or len(shorter.turns) <= 2:
-            break
-        shorter = shorter.without_first_exchange()
-    if options.on_long == "skip":
-        return None
-    hint = "raise --max-length, or use --on-long skip or truncate-history"
-    if options.on_long == "truncate-history":
-        hint = "it is too long even without its history; raise --max-length, or use --on-long skip"
-    if not options.need_response:
-        hint = "shorten it, or leave such records out with --on-bad-sample skip"
-    raise DataError(
-        f"{length} tokens, at most {limit} are allowed", place=conversation.place, hint=hint
-    )

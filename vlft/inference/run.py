@@ -16,7 +16,9 @@ from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.runs import check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.data.dataset import DataOptions, Dataset, load_dataset, load_train_and_val
+from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
+from vlft.data.options import DataOptions
+from vlft.data.split import read_history
 from vlft.errors import ConfigError
 from vlft.inference.chat import chat
 from vlft.inference.generate import Sampling, generate_replies
@@ -163,6 +165,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
             on_long=run.on_long,
             max_length=min(run.max_length or processor.max_length, processor.max_length),
             seed=run.seed,
+            history=read_history(tuned.checkpoint.parent),
         )
         _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
         if not len(val):

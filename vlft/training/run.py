@@ -26,6 +26,7 @@ from vlft.checkpoints.runs import (
     sweep,
     write_run_config,
 )
+from vlft.data.split import write_split
 from vlft.errors import VlftError
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
@@ -89,7 +90,8 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         VlftError: see errors.py; bad input is a UsageError, raised before the model is loaded.
     """
     setup = check_settings(config, explicit)
-    data = load_data(setup.config, setup.processor)
+    resumed = None if setup.resumed is None else setup.resumed.parent
+    data = load_data(setup.config, setup.processor, resumed)
     if setup.resumed is not None:
         check_same_data(setup.resumed.parent, [*setup.config.dataset, *setup.config.val_dataset])
     backend = start_backend(setup.config, setup.placement)
@@ -119,7 +121,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
         release_towers(model.module, setup.processor)
     if setup.placement.device.type == "cuda":
         config, job = autotune(config, job)
-    run = _open_run(setup, config, position, backend)
+    run = _open_run(setup, config, data[1], position, backend)
     checkpointer = Checkpointer(run, config, setup.folder, setup.processor, model, backend)
     started = time.perf_counter()
     try:
@@ -177,7 +179,9 @@ def _prepare_job(
     return Job(backend, images, data[0], data[1], planner, options), position
 
 
-def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Backend) -> Path:
+def _open_run(
+    setup: Setup, config: SftConfig, val: Dataset, position: Position, backend: Backend
+) -> Path:
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
     run = Path() if setup.resumed is None else setup.resumed.parent
 
@@ -186,6 +190,7 @@ def _open_run(setup: Setup, config: SftConfig, position: Position, backend: Back
         if setup.resumed is None:
             run = new_run_folder(config.output_dir, setup.model_name)
             record = provenance(setup.folder.path, [*config.dataset, *config.val_dataset])
+            write_split(run, () if config.val_dataset else val.positions)
             (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         else:
             sweep(run)

@@ -5,20 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
-from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
+from vlft.data.dataset import Dataset, load_train_and_val
+from vlft.data.options import DataOptions, History
+from vlft.data.split import read_history
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
 from vlft.training.job import LoopOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlft.config import SftConfig
     from vlft.data.encode import EncodedImage
     from vlft.families.processor import Processor
 
 
-def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset]:
-    """Training and validation set, every record checked."""
+def load_data(
+    config: SftConfig, processor: Processor, run: Path | None = None
+) -> tuple[Dataset, Dataset]:
+    """Training and validation set, every record checked.
+
+    Args:
+        config: of the run.
+        processor: of the checkpoint.
+        run: the run folder to go on in; its validation records stay what they are.
+    """
     options = DataOptions(
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
@@ -27,6 +39,7 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
         on_long=config.on_long,
         max_length=min(config.max_length or processor.max_length, processor.max_length),
         seed=config.seed,
+        history=History() if run is None else read_history(run),
     )
     return load_train_and_val(
         config.dataset,
