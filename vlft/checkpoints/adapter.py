@@ -79,26 +79,21 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         )
     try:
         peft_model = PeftModel(model, config)
-    except ValueError as error:
-        raise CheckpointError(
-            f"the adapter does not fit the model: {error}", place=str(folder)
-        ) from None
-    try:
         result = set_peft_model_state_dict(peft_model, load_file(weights))
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(
-            f"the adapter does not fit the model: {reason}",
-            place=str(folder),
-            hint="use the base that it was trained on",
-        ) from None
+    except (RuntimeError, SafetensorError, ValueError) as error:
+        raise _mismatch(folder, str(error).strip().splitlines()[-1].strip()) from None
     missing = [name for name in result.missing_keys if "lora_" in name]
     if result.unexpected_keys or missing:
-        names = [*result.unexpected_keys, *missing][:3]
-        raise CheckpointError(
-            f"the adapter's weights do not fit the model: {', '.join(names)}", place=str(folder)
-        )
+        raise _mismatch(folder, ", ".join([*result.unexpected_keys, *missing][:3]))
     return peft_model.train(trainable)
+
+
+def _mismatch(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter does not fit the model: {reason}",
+        place=str(folder),
+        hint="use the base that it was trained on",
+    )
 
 
 def register_experts_layer(config: Any) -> None:

@@ -84,7 +84,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     chat = processor.chat
     export_model(model, tuned.base, part, chat, layout=layout, dtype=dtype, max_shard_size=size)
     del model
-    after = _written_logits(part, inputs, placement)
+    after = _logits(load_model(describe(part), placement), inputs, placement)
     _compare(after, rounded, f"the files in {shown(part)}")
     difference = _relative(after, before)
     move_into_place(part, target)
@@ -155,10 +155,6 @@ def _logits(model: Any, inputs: dict[str, Tensor], placement: Placement) -> Tens
     with torch.inference_mode():
         logits: Tensor = model(**batch).logits
     return logits.float().cpu()
-
-
-def _written_logits(folder: Path, inputs: dict[str, Tensor], placement: Placement) -> Tensor:
-    return _logits(load_model(describe(folder), placement), inputs, placement)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,9 +87,9 @@ def grouped_forward(
     hidden: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
-    lora: Mapping[str, LoraFactors],
+    lora: Mapping[str, LoraFactors] = MappingProxyType({}),
 ) -> Tensor:
-    """Weighted sum of the outputs of each token's experts.
+    """Weighted sum of the outputs of each token's experts; transformers' experts function.
 
     Args:
         experts: module with gate_up_proj (E, 2I, D), down_proj (E, D, I) and act_fn; in 16 or 32
@@ -124,14 +125,7 @@ def _activate(act: Callable[[Tensor], Tensor], gate_up: Tensor, weights: Tensor)
     return act(gate) * up * weights
 
 
-def _forward_without_lora(
-    experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
-    """The experts function that transformers calls; see grouped_forward."""
-    return grouped_forward(experts, hidden, top_k_index, top_k_weights, {})
-
-
-ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward_without_lora)
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, grouped_forward)
 
 
 class _GatherTokens(torch.autograd.Function):
@@ -243,9 +237,7 @@ class Experts4bit(nn.Module):
         self.gate_up_proj = plain.gate_up_proj
         self.down_proj = plain.down_proj
 
-    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """(N, D) tokens -> (N, D); see grouped_forward."""
-        return grouped_forward(self, hidden, top_k_index, top_k_weights, {})
+    forward = grouped_forward
 
 
 def dequantized(weight: Any) -> Tensor:

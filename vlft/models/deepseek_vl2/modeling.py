@@ -94,15 +94,6 @@ class DeepseekVL2Model(DeepseekVL2PreTrainedModel):
         self.language_model = DeepseekVL2TextModel._from_config(text)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding of the LLM."""
-        embedding: nn.Module = self.language_model.embed_tokens
-        return embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the token embedding of the LLM."""
-        self.language_model.embed_tokens = value
-
     def get_image_features(self, pixel_values: Tensor, tiles: Tensor) -> Tensor:
         """(R, D) features of the image tokens of I images, end to end.
 
