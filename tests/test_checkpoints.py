@@ -25,7 +25,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.quantize import dequantize_linears, is_quantized, quantized_weight
+from vlft.checkpoints.quantize import (
+    _quantized_like,
+    dequantize_linears,
+    is_quantized,
+    keep_scales,
+    quantized_weight,
+)
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import janus
@@ -302,6 +308,22 @@ class TestQuantised:
         assert not any(is_quantized(module) for module in model.modules())
         found = logits(model, inputs)
         assert (found - expected).norm() / expected.norm() < tolerance
+
+    @pytest.mark.parametrize("times", [1, 15, 80])
+    def test_int8_computes_outliers_in_full_precision(self, times):
+        """A few large features of many, as large models have them."""
+        torch.manual_seed(0)
+        plain = torch.nn.Linear(1024, 256, bias=False)
+        inputs = torch.randn(2, 3, 8, 1024)
+        inputs[..., [3, 500, 900]] *= times
+        layer = _quantized_like(plain, "int8", torch.float32)
+        layer.weight = quantized_weight(layer, plain.weight.data, torch.device("cpu"))
+        keep_scales(layer)
+        layer.eval()
+        with torch.no_grad():
+            expected = plain(inputs)
+            error = (layer(inputs) - expected).norm() / expected.norm()
+        assert error < 0.02
 
     def test_int8_of_bitsandbytes_still_fails_with_four_axes(self):
         """Once it does not, quantize.FlatLinear8bit can go."""

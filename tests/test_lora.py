@@ -159,6 +159,40 @@ def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
     assert not any(p.requires_grad for p in again.parameters())
 
 
+@only_siglip
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_dora_trains_on_quantised_weights(make_model, folder, inputs, quantize):
+    """peft's start of DoRA copies them to the CPU."""
+    model = make_model(quantize)
+    tuned = add_lora(model, folder.family, OPTIONS["dora"])
+    logits = tuned(**inputs).logits
+    logits.float().square().mean().backward()
+    gradients = [p.grad for p in tuned.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+@only_siglip
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["olora", "pissa", "orthogonal"])
+def test_starts_that_change_the_base_are_refused_on_quantised_weights(
+    make_model, folder, inputs, tmp_path, name, quantize
+):
+    model = make_model()
+    tuned = add_lora(model, folder.family, OPTIONS[name])
+    shake(model)
+    expected = logits(model, inputs)
+    save_adapter(tuned, tmp_path)
+    if name == "orthogonal":
+        # It only needs its own matrices; what differs is the quantised base.
+        found = logits(load_adapter(make_model(quantize), tmp_path), inputs)
+        assert (found - expected).norm() / expected.norm() < 0.5
+        return
+    with pytest.raises(
+        ConfigError, match=rf"--quantize: the adapter started with {name}(.|\n)*merge"
+    ):
+        load_adapter(make_model(quantize), tmp_path)
+
+
 def as_plain_class(make_model, folder, processor, target):
     """A base that vlft has not touched; where transformers has no class, vlft's own."""
     if not folder.family.has_transformers_layout:

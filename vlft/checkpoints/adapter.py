@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vlft.checkpoints.quantize import is_quantized
 from vlft.config import INIT_LORA
 from vlft.distributed import full_tensor
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, ConfigError
 from vlft.files import read_object
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     from peft import PeftModel, set_peft_model_state_dict
 
     config = _read_config(folder)
+    _check_start(model, config, folder)
     config.inference_mode = not trainable
     register_experts_layer(config)
     weights = folder / _WEIGHTS_FILE
@@ -86,6 +88,21 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     if result.unexpected_keys or missing:
         raise _mismatch(folder, ", ".join([*result.unexpected_keys, *missing][:3]))
     return peft_model.train(trainable)
+
+
+def _check_start(model: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError if the adapter's start changes base weights that are quantised."""
+    start = config.init_lora_weights
+    if start == "orthogonal":
+        # It leaves the base as it is, and its matrices are about to be replaced; peft would make
+        # them in the dtype of the weights, which fails for quantised ones.
+        config.init_lora_weights = True
+    if start in ("olora", "pissa") and any(map(is_quantized, model.modules())):
+        raise ConfigError(
+            f"the adapter started with {start}, which changes base weights in full precision",
+            place="--quantize",
+            hint=f"merge it first: vlft merge-lora --ckpt-dir {folder}, then quantise the result",
+        )
 
 
 def _mismatch(folder: Path, reason: str) -> CheckpointError:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlft.checkpoints.quantize import (
     holds_quantized,
+    keep_scales,
     mark_quantized,
     quantize_language,
     quantized_weight,
@@ -130,6 +131,7 @@ def load_model(
     _refuse(folder, missing, unexpected, wrong)
     if placement.quantize != "none":
         mark_quantized(model, placement.quantize)
+        keep_scales(model)
     _move_buffers(model, placement.device)
     model.requires_grad_(False)
     model.name_or_path = folder.name

@@ -18,6 +18,10 @@ from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit, dequant
 if TYPE_CHECKING:
     from vlft.families.base import Family
 
+# Features with a larger magnitude are computed in 16 bit (LLM.int8(), https://arxiv.org/abs/2208.07339,
+# section 3.2). transformers' default; bitsandbytes' own is 0, which rounds them like all others.
+OUTLIER_THRESHOLD = 6.0
+
 
 def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
     """Replaces every linear layer of the LLM by a quantised one, still without weights.
@@ -62,6 +66,14 @@ def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Pa
         weight = bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
     quantized: nn.Parameter = weight.to(device)
     return quantized
+
+
+def keep_scales(model: nn.Module) -> None:
+    """Moves the scales of 8 bit weights from the weights into their modules."""
+    for module in model.modules():
+        move: Any = getattr(module, "init_8bit_state", None)
+        if move is not None:
+            move()
 
 
 def _dequantized_weight(module: Any) -> Tensor:
@@ -130,7 +142,9 @@ def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.
         layer.support_avx512bf16_for_cpu = False
         quantized: nn.Module = layer
         return quantized
-    eight: nn.Module = _flat_linear_8bit()(*size, has_fp16_weights=False, device="meta")
+    eight: nn.Module = _flat_linear_8bit()(
+        *size, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
+    )
     return eight
 
 
@@ -139,7 +153,16 @@ def _flat_linear_8bit() -> Any:
     import bitsandbytes as bnb
 
     class FlatLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
-        """Takes inputs of four axes too, with which bitsandbytes 0.50 fails in evaluation mode."""
+        """Takes inputs of four axes, and keeps its scales when its weight is moved.
+
+        bitsandbytes 0.50 fails with four axes in evaluation mode. ``weight.to("cpu")``, as in
+        peft's start of DoRA, gives a weight without scales, which it would take over.
+        """
+
+        def init_8bit_state(self) -> None:
+            if self.weight.SCB is not None:
+                super().init_8bit_state()
+            self.state.CB, self.weight.CB = self.weight.data, None
 
         def forward(self, x: Tensor) -> Tensor:
             flat: Tensor = super().forward(x.flatten(0, -2))
