@@ -278,7 +278,10 @@ class TestRoundTrip:
         made = cls(**{spec.name: other_value(cls, spec) for spec in dataclasses.fields(cls)})
         # Only what cannot stand together is put back.
         if cls is SftConfig:
-            return dataclasses.replace(made, tuner="lora", init_lora_weights="default")
+            of_the_run = {"resume": None, "overwrite": False, "show_sample": True}
+            return dataclasses.replace(
+                made, tuner="lora", init_lora_weights="default", **of_the_run
+            )
         if cls is InferConfig:
             return dataclasses.replace(
                 made, load_dataset_config=False, dataset=(), merge_lora=False

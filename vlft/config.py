@@ -189,11 +189,11 @@ class SftConfig:
         choices=("none", "tensorboard", "wandb"),
         resumable=True,
     )
-    resume: Path | None = _run(None, "Run or checkpoint folder to continue.", resumable=True)
+    resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
     overwrite: bool = _run(
-        False, "With --resume: remove the run's checkpoints after the resumed one.", resumable=True
+        False, "With --resume: remove the run's checkpoints after the resumed one.", scope="flag"
     )
-    show_sample: bool = _run(True, "Print one encoded sample before training.", resumable=True)
+    show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""

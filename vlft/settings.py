@@ -56,6 +56,7 @@ def setting(
     default_text: str = "",
     argument: bool = False,
     auto: bool = False,
+    scope: str = "run",
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -71,6 +72,8 @@ def setting(
         default_text: the default as ``--help`` shows it, where the value itself says too little.
         argument: given by its place on the command line, not by a flag.
         auto: whether the word ``auto``, read as None, is allowed instead of a number.
+        scope: ``run`` is saved with the run, ``command`` is not; ``flag`` is not read from a file
+            either, so that no file can continue a run or remove its checkpoints.
     """
     metadata = {
         "help": help,
@@ -83,6 +86,7 @@ def setting(
         "default_text": default_text,
         "argument": argument,
         "auto": auto,
+        "scope": scope,
     }
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
@@ -188,10 +192,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The settings as JSON values, which ``build`` reads back."""
+    """The settings that are saved with a run, as JSON values, which ``build`` reads back."""
+    saved = {f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"}
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
+        if name in saved
     }
 
 

@@ -1,0 +1,102 @@
+"""Settings that belong together or exclude each other: none is ignored in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
+
+import vlft
+from vlft.cli.commands import COMMANDS
+from vlft.cli.options import read_settings
+
+
+def command(line: str) -> None:
+    """Runs a command line, ``vlft`` left out."""
+    name, *words = shlex.split(line)
+    COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, words))
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of three steps, without validation."""
+    return vlft.SftConfig(
+        model=str(SIGLIP.folder),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(6))),),
+        image_root=GOLDEN / "images",
+        val_ratio=0,
+        batch_size=2,
+        num_train_epochs=1,
+        save_steps=1,
+        device="cpu",
+        output_dir=tmp_path / "output",
+        show_sample=False,
+    )
+
+
+class TestWhatBelongsToTheCommand:
+    """A run's settings are without those of the command: a file never continues a run."""
+
+    def test_it_is_not_saved(self, config):
+        run = vlft.sft(config).run
+        again = vlft.SftConfig(resume=run / "checkpoint-2", overwrite=True, show_sample=False)
+        saved = vlft.sft(again).run / "checkpoint-3" / "run_config.json"
+        names = {field.name for field in dataclasses.fields(vlft.SftConfig)}
+        assert names - json.loads(saved.read_text()).keys() == {
+            "resume", "overwrite", "show_sample",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["run_config.json", "mine.yaml"])
+    def test_a_file_of_an_older_version_begins_a_new_run(self, config, tmp_path, capsys, name):
+        old = vlft.sft(config).run
+        table = json.loads((old / "run_config.json").read_text())
+        table |= {"resume": str(old / "checkpoint-1"), "overwrite": True, "show_sample": False}
+        file = tmp_path / name
+        file.write_text(json.dumps(table))
+        before = files_in(old)
+        capsys.readouterr()
+        command(f"sft --config {file}")
+        assert files_in(old) == before
+        runs = sorted(path.name[:2] for path in old.parent.iterdir())
+        assert runs == ["v0", "v1"]
+        assert capsys.readouterr().err.count("warning: ") == 1
+
+    @pytest.mark.parametrize(
+        ("content", "left_out"),
+        [
+            ("resume: RUN\n", "--resume"),
+            ("overwrite: true\nresume-from-checkpoint: RUN\n", "--overwrite, --resume"),
+            ("resume:\noverwrite: false\n", None),
+        ],
+    )
+    def test_in_a_file_of_the_user(self, tmp_path, capsys, content, left_out):
+        file = tmp_path / "c.yaml"
+        file.write_text(f"dataset: a.jsonl\n{content}")
+        config, given = read_settings(vlft.SftConfig, "sft", ["--config", str(file)])
+        assert (config.resume, config.overwrite, given) == (None, False, {"dataset"})
+        said = f"warning: {file}: {left_out} not taken from a file; write it as a flag\n"
+        assert capsys.readouterr().err == (said if left_out else "")
+
+    def test_as_flags_beside_a_file(self, tmp_path):
+        file = tmp_path / "c.yaml"
+        file.write_text("resume: other\n")
+        words = ["--config", str(file), "--resume", "RUN", "--overwrite"]
+        assert read_settings(vlft.SftConfig, "sft", words)[0].resume == Path("RUN")
+
+    def test_a_run_that_was_resumed_by_an_older_version_goes_on(self, config):
+        run = vlft.sft(config).run
+        for file in run.rglob("run_config.json"):
+            table = json.loads(file.read_text())
+            file.write_text(json.dumps(table | {"resume": "nowhere", "overwrite": True}))
+        # The checkpoints after it are kept, because this command does not say --overwrite.
+        with pytest.raises(vlft.VlftError, match="the run goes on to checkpoint-3"):
+            vlft.sft(vlft.SftConfig(resume=run / "checkpoint-1"))
+        assert vlft.sft(vlft.SftConfig(resume=run)).step == 3
