@@ -13,6 +13,7 @@ from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
 import vlft
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
+from vlft.errors import UsageError
 
 
 def command(line: str) -> None:
@@ -100,3 +101,46 @@ class TestWhatBelongsToTheCommand:
         with pytest.raises(vlft.VlftError, match="the run goes on to checkpoint-3"):
             vlft.sft(vlft.SftConfig(resume=run / "checkpoint-1"))
         assert vlft.sft(vlft.SftConfig(resume=run)).step == 3
+
+
+def message(line: str) -> str:
+    """The error of a command line."""
+    with pytest.raises(UsageError) as error:
+        read(line)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def read(line: str):
+    name, *words = shlex.split(line)
+    return read_settings(COMMANDS[name].config, name, words)[0]
+
+
+class TestFullTuning:
+    FLAGS = (
+        "--lora-target-modules ALL", "--lora-rank 9", "--lora-alpha 1", "--lora-dropout 0.01",
+        "--use-dora", "--use-rslora", "--init-lora-weights gaussian",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["sft", "plan"])
+    @pytest.mark.parametrize("chosen", [*FLAGS, " ".join(FLAGS)])
+    def test_flags_of_lora_are_refused_together(self, name, chosen):
+        flags = ", ".join(word for word in chosen.split() if word.startswith("--"))
+        assert message(f"{name} --dataset a --tuner full --train-aligner {chosen}") == (
+            f"{flags}: only with --tuner lora, found full\n hint: leave it out, or use --tuner lora"
+        )
+
+    def test_what_it_may_have(self):
+        line = "sft --dataset a --tuner full --train-aligner --train-vision --lora-rank 8"
+        assert read(line).train_vision
+
+    def test_a_run_of_an_older_version_goes_on(self, config):
+        """Its settings held a LoRA flag, which did nothing."""
+        run = vlft.sft(dataclasses.replace(config, tuner="full")).run
+        for file in run.rglob("run_config.json"):
+            table = json.loads(file.read_text())
+            file.write_text(json.dumps(table | {"lora_rank": 64}))
+        again = {"resume": run / "checkpoint-2", "overwrite": True}
+        assert vlft.sft(vlft.SftConfig(**again)).step == 3
+        with pytest.raises(UsageError, match="--lora-rank: found 2, the run has 64"):
+            vlft.sft(vlft.SftConfig(**again, lora_rank=2))

@@ -234,7 +234,8 @@ class TestConfigs:
         assert message(values, SftConfig) == (
             "--quantize: found nf4 with --tuner full; quantised weights cannot train\n"
             " hint: use --tuner lora, or --quantize none\n"
-            "--use-dora: belongs to --tuner lora, found full"
+            "--use-dora: only with --tuner lora, found full\n"
+            " hint: leave it out, or use --tuner lora"
         )
 
     def test_what_quantised_weights_cannot_have(self):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vlft.errors import ConfigError, UsageError
-from vlft.settings import Settings, setting
+from vlft.settings import Settings, changed, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,6 +42,12 @@ LARGEST_GPU = 256
 
 # These initialisations change the base weights as well, which 4 and 8 bit weights cannot follow.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
+
+# What --tuner full has no use for.
+LORA_ONLY = (
+    "lora_target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_dora", "use_rslora",
+    "init_lora_weights",
+)  # fmt: skip
 
 # A setting in one of the panels of --help.
 _model = partial(setting, panel="Model")
@@ -197,19 +203,16 @@ class SftConfig:
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        full, quantized, start = (
-            self.tuner == "full",
-            self.quantize != "none",
-            self.init_lora_weights,
-        )
+        full, quantized = self.tuner == "full", self.quantize != "none"
+        start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
         return _problems(
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
             (full and quantized, "--quantize",
              f"found {self.quantize} with --tuner full; quantised weights cannot train",
              "use --tuner lora, or --quantize none"),
-            (full and self.use_dora, "--use-dora", "belongs to --tuner lora, found full", ""),
-            (full and self.use_rslora, "--use-rslora", "belongs to --tuner lora, found full", ""),
+            (full and lora, lora, "only with --tuner lora, found full",
+             "leave it out, or use --tuner lora"),
             (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
              f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
              ""),

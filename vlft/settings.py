@@ -98,6 +98,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def changed(config: Any, *names: str) -> str:
+    """The flags, with commas between, of those settings that do not have their default."""
+    return ", ".join(
+        flag(name) for name in names if getattr(config, name) != getattr(type(config), name, ())
+    )
+
+
 def field_type(cls: type, name: str) -> Any:
     """The type of a field's value; of an item, if it is a tuple; without ``None``."""
     hint = typing.get_type_hints(cls)[name]
