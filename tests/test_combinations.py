@@ -144,3 +144,67 @@ class TestFullTuning:
         assert vlft.sft(vlft.SftConfig(**again)).step == 3
         with pytest.raises(UsageError, match="--lora-rank: found 2, the run has 64"):
             vlft.sft(vlft.SftConfig(**again, lora_rank=2))
+
+
+class TestValidation:
+    NEEDED = " needs validation data\n hint: name --val-dataset or raise --val-ratio"
+
+    @pytest.mark.parametrize("name", ["sft", "plan"])
+    @pytest.mark.parametrize(
+        ("flags", "place"),
+        [
+            ("--early-stop 3", "--early-stop:"),
+            ("--eval-steps 5", "--eval-steps:"),
+            ("--eval-steps 2 --early-stop 9", "--early-stop, --eval-steps:"),
+        ],
+    )
+    def test_what_needs_it(self, name, flags, place):
+        assert message(f"{name} --dataset a --val-ratio 0 {flags}") == place + self.NEEDED
+        assert read(f"{name} --dataset a --val-ratio 0 --val-dataset b {flags}")
+        assert read(f"{name} --dataset a {flags}")
+
+    @pytest.mark.parametrize("name", ["sft", "plan"])
+    def test_the_data_leaves_none(self, config, tmp_path, name):
+        data = write_jsonl(tmp_path / "one.jsonl", make_rows(5)[:1])
+        line = f"{name} --model {config.model} --dataset {data} --image-root {config.image_root}"
+        with pytest.raises(UsageError, match=f"^--early-stop:{self.NEEDED}"):
+            command(f"{line} --early-stop 2 --device cpu --output-dir {tmp_path}")
+
+    def test_a_run_of_an_older_version_goes_on(self, config):
+        run = vlft.sft(config).run
+        for file in run.rglob("run_config.json"):
+            table = json.loads(file.read_text())
+            file.write_text(json.dumps(table | {"early_stop": 1}))
+        again = vlft.SftConfig(resume=run / "checkpoint-2", overwrite=True)
+        assert vlft.sft(again).step == 3
+
+
+class TestMaxSteps:
+    """They alone decide, as in transformers."""
+
+    @pytest.mark.parametrize("steps", [2, 7])
+    def test_of_a_run(self, config, steps):
+        run = vlft.sft(dataclasses.replace(config, max_steps=steps)).run
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] == steps
+        assert rows[-1]["epoch"] == pytest.approx(steps / 3, abs=1e-4)
+        # The schedule ends with them.
+        assert 0 < rows[-1]["learning_rate"] < 0.51 * rows[0]["learning_rate"]
+
+    def test_of_a_plan(self, config, capsys):
+        line = f"plan --model {config.model} --dataset {config.dataset[0]} --device cpu"
+        line += f" --image-root {config.image_root} --val-ratio 0 --batch-size 2"
+        command(f"{line} --max-steps 100")
+        assert "3 steps; 100 steps in all" in capsys.readouterr().out
+        command(line)
+        assert "3 steps; 9 steps in all" in capsys.readouterr().out
+
+    def test_a_finished_run_of_an_older_version_stays_finished(self, config):
+        """It ended with its epochs."""
+        run = vlft.sft(config).run
+        for file in run.rglob("run_config.json"):
+            table = json.loads(file.read_text())
+            file.write_text(json.dumps(table | {"max_steps": 100}))
+        before = files_in(run)
+        assert vlft.sft(vlft.SftConfig(resume=run)).step == 3
+        assert files_in(run) == before

@@ -49,6 +49,9 @@ LORA_ONLY = (
     "init_lora_weights",
 )  # fmt: skip
 
+# Whether it is wrong, place, message, hint.
+Case = tuple[object, str, str, str]
+
 # A setting in one of the panels of --help.
 _model = partial(setting, panel="Model")
 _data = partial(setting, panel="Data")
@@ -125,7 +128,10 @@ class SftConfig:
 
     num_train_epochs: int = _optimisation(3, "Passes over the training data.", minimum=1)
     max_steps: int | None = _optimisation(
-        None, "Stop after this many optimiser steps.", minimum=1, default_text="by epochs"
+        None,
+        "Optimiser steps in all, in as many epochs as it takes.",
+        minimum=1,
+        default_text="by epochs",
     )
     batch_size: int = _optimisation(
         16, "Samples per optimiser step, on all GPUs together.", minimum=1
@@ -205,7 +211,7 @@ class SftConfig:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
         full, quantized = self.tuner == "full", self.quantize != "none"
         start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
-        return _problems(
+        return problems_of(
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
             (full and quantized, "--quantize",
@@ -219,7 +225,18 @@ class SftConfig:
             (start in CHANGES_BASE and quantized, "--init-lora-weights",
              f"{start} changes the base weights, which {self.quantize} cannot hold",
              "use default or gaussian with --quantize"),
+            self.lacks_validation(self.val_dataset or self.val_ratio),
         )  # fmt: skip
+
+    def lacks_validation(self, found: object) -> Case:
+        """The case of settings that need validation data where none was found."""
+        flags = changed(self, "early_stop", "eval_steps")
+        hint = "name --val-dataset or raise --val-ratio"
+        return flags and not found, flags, "needs validation data", hint
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the run; --max-steps overrides the number of epochs."""
+        return self.max_steps or self.num_train_epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +304,7 @@ class InferConfig:
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
-        return _problems(
+        return problems_of(
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
             (answers_run and not has_adapter, "--load-dataset-config",
@@ -337,7 +354,7 @@ class MergeLoraConfig:
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return _problems(
+        return problems_of(
             (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
              "name a run or a checkpoint-N folder of vlft sft"),
             _shard_size(self.max_shard_size),
@@ -366,7 +383,7 @@ class ConvertConfig:
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return _problems(
+        return problems_of(
             (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
              "write vlft convert SRC DST --format transformers"),
             _shard_size(self.max_shard_size),
@@ -411,13 +428,13 @@ def gpu_gib(gpu: str) -> float:
     return gib
 
 
-def _problems(*cases: tuple[object, str, str, str]) -> list[UsageError]:
-    """The errors of those cases (is wrong, place, message, hint) that are wrong."""
+def problems_of(*cases: Case) -> list[UsageError]:
+    """The errors of those cases that are wrong."""
     return [
         ConfigError(text, place=place, hint=hint) for wrong, place, text, hint in cases if wrong
     ]
 
 
-def _shard_size(size: str) -> tuple[object, str, str, str]:
+def _shard_size(size: str) -> Case:
     is_size = re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size)
     return not is_size, "--max-shard-size", f"found {size!r}", "write e.g. 5GB or 500MB"
