@@ -69,7 +69,7 @@ class SftConfig:
     """Settings of ``vlft sft``."""
 
     model: str | None = _model(
-        None, "Model folder or hub id.", default_text="the tiny model in sample_data"
+        None, "Model folder or hub id.", path=True, default_text="the tiny model in sample_data"
     )
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
@@ -89,9 +89,10 @@ class SftConfig:
     dataset: tuple[str, ...] = _data(
         (),
         "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
+        path=True,
         default_text="required",
     )
-    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.")
+    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True)
     val_ratio: float = _data(
         0.05,
         "Share split off for validation where --val-dataset is not given.",
@@ -263,6 +264,7 @@ class InferConfig:
     model: str | None = _model(
         None,
         "Base model of the adapter, or a model to run without one.",
+        path=True,
         default_text="the checkpoint's",
     )
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
@@ -276,7 +278,9 @@ class InferConfig:
     merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
 
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
-    dataset: tuple[str, ...] = _data((), "Answer the records of these files. Repeatable.")
+    dataset: tuple[str, ...] = _data(
+        (), "Answer the records of these files. Repeatable.", path=True
+    )
     image_root: Path | None = _data(
         None, "Folder that image paths are relative to.", default_text="the data file's folder"
     )
@@ -328,7 +332,7 @@ class MergeLoraConfig:
     ckpt_dir: Path | None = _model(
         None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required"
     )
-    model: str | None = _model(None, "Base model.", default_text="the run's")
+    model: str | None = _model(None, "Base model.", path=True, default_text="the run's")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
     base: str = _model(
@@ -365,7 +369,7 @@ class MergeLoraConfig:
 class ConvertConfig:
     """Settings of ``vlft convert``."""
 
-    src: str | None = _model(None, "Model folder or hub id.", argument=True)
+    src: str | None = _model(None, "Model folder or hub id.", path=True, argument=True)
     dst: Path | None = _model(None, "New folder for the model.", argument=True)
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
@@ -436,5 +440,8 @@ def problems_of(*cases: Case) -> list[UsageError]:
 
 
 def _shard_size(size: str) -> Case:
-    is_size = re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size)
-    return not is_size, "--max-shard-size", f"found {size!r}", "write e.g. 5GB or 500MB"
+    """The case of a size that has another unit or is so small that each tensor gets a file."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size.strip(), re.IGNORECASE)
+    kilobytes = float(found[1]) * 1000 ** "KMGT".index(found[2].upper()) if found else 0
+    hint = "write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
+    return kilobytes < 1, "--max-shard-size", f"found {size!r}, at least 1KB is allowed", hint

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import reprlib
 import types
 import typing
@@ -56,6 +57,7 @@ def setting(
     default_text: str = "",
     argument: bool = False,
     auto: bool = False,
+    path: bool = False,
     scope: str = "run",
 ) -> Any:
     """A field of a settings dataclass.
@@ -72,6 +74,7 @@ def setting(
         default_text: the default as ``--help`` shows it, where the value itself says too little.
         argument: given by its place on the command line, not by a flag.
         auto: whether the word ``auto``, read as None, is allowed instead of a number.
+        path: whether a text may be a path, whose ``~`` is the home folder.
         scope: ``run`` is saved with the run, ``command`` is not; ``flag`` is not read from a file
             either, so that no file can continue a run or remove its checkpoints.
     """
@@ -86,6 +89,7 @@ def setting(
         "default_text": default_text,
         "argument": argument,
         "auto": auto,
+        "path": path,
         "scope": scope,
     }
     if isinstance(default, tuple):
@@ -103,6 +107,12 @@ def changed(config: Any, *names: str) -> str:
     return ", ".join(
         flag(name) for name in names if getattr(config, name) != getattr(type(config), name, ())
     )
+
+
+def expand_home(path: str) -> str:
+    """The path with the home folder in the place of its ``~``."""
+    # Path.expanduser raises RuntimeError for the ~name of an unknown user; this leaves it alone.
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def field_type(cls: type, name: str) -> Any:
@@ -222,7 +232,7 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
         ConfigError: it has another type, or is outside the field's limits.
     """
     if value is None:
-        if spec.default is None:
+        if type(None) in typing.get_args(typing.get_type_hints(cls)[spec.name]):
             return None
         raise ConfigError("found nothing, a value is needed", place=place)
     if spec.metadata["auto"] and isinstance(value, str):
@@ -235,15 +245,16 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
     value_type = field_type(cls, spec.name)
     if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_scalar(value_type, item, place) for item in items)
+        values = tuple(_scalar(value_type, item, place) for item in items)
+        return tuple(map(expand_home, values)) if spec.metadata["path"] else values
     converted = _scalar(value_type, value, place)
     _check_limits(spec.metadata, converted, place)
-    return converted
+    return expand_home(converted) if spec.metadata["path"] else converted
 
 
 def _scalar(value_type: Any, value: Any, place: str) -> Any:
     if value_type is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(expand_home(str(value)))
     if value_type is str and isinstance(value, Path):
         return str(value)
     if value_type is float and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -22,6 +22,7 @@ from vlft.settings import (
     Config,
     build,
     convert,
+    expand_home,
     field_type,
     flag,
     is_repeatable,
@@ -67,7 +68,7 @@ def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tupl
     given, problems = _read_words(cls, command, words)
     given.pop("debug", None)
     file = given.pop("config", None)
-    table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(file))
+    table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(expand_home(file)))
     values, wrong = convert(cls, given)
     raise_all([*wrong_in_file, *problems, *wrong])
     return build(cls, {**table, **values}), {*table, *values}
