@@ -52,6 +52,9 @@ def launch(
     usual = to_json(vlft.SftConfig())
     asked = {name: value for name, value in to_json(config).items() if value != usual[name]}
     file.write_text(json.dumps(asked))
+    # These two are not settings of a run, which a file may hold.
+    flags = [] if config.resume is None else ["--resume", str(config.resume)]
+    flags += ["--overwrite"] if config.overwrite else []
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
@@ -62,7 +65,7 @@ def launch(
     }
     return [
         subprocesses.start(
-            ["sft", "--config", str(file)],
+            ["sft", "--config", str(file), *flags],
             home / f"errors-{index}.txt",
             before,
             **shared,

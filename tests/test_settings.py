@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.serialization._base import parse_size_to_int
 
 import vlft
 from vlft.cli.options import read_settings
-from vlft.config import GPUS, InferConfig, MergeLoraConfig, SftConfig, gpu_gib
+from vlft.config import (
+    GPUS,
+    ConvertConfig,
+    InferConfig,
+    MergeLoraConfig,
+    PlanConfig,
+    SftConfig,
+    gpu_gib,
+)
 from vlft.errors import CollectedError, ConfigError, UsageError
 from vlft.inference.generate import Sampling
 from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
@@ -234,7 +243,8 @@ class TestConfigs:
         assert message(values, SftConfig) == (
             "--quantize: found nf4 with --tuner full; quantised weights cannot train\n"
             " hint: use --tuner lora, or --quantize none\n"
-            "--use-dora: belongs to --tuner lora, found full"
+            "--use-dora: only with --tuner lora, found full\n"
+            " hint: leave it out, or use --tuner lora"
         )
 
     def test_what_quantised_weights_cannot_have(self):
@@ -278,7 +288,10 @@ class TestRoundTrip:
         made = cls(**{spec.name: other_value(cls, spec) for spec in dataclasses.fields(cls)})
         # Only what cannot stand together is put back.
         if cls is SftConfig:
-            return dataclasses.replace(made, tuner="lora", init_lora_weights="default")
+            of_the_run = {"resume": None, "overwrite": False, "show_sample": True}
+            return dataclasses.replace(
+                made, tuner="lora", init_lora_weights="default", **of_the_run
+            )
         if cls is InferConfig:
             return dataclasses.replace(
                 made, load_dataset_config=False, dataset=(), merge_lora=False
@@ -589,3 +602,78 @@ class TestDefaultsAreWrittenOnce:
             names = (spec.name, f"lora_{spec.name}", f"{spec.name}_lora_weights")
             (name,) = [name for name in names if hasattr(SftConfig, name)]
             assert spec.default == getattr(SftConfig, name)
+
+
+class TestHome:
+    """``~`` is the home folder in every setting that may be a path."""
+
+    @pytest.fixture(autouse=True)
+    def _home(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/me")
+
+    @pytest.mark.parametrize("cls", [SftConfig, PlanConfig, InferConfig, MergeLoraConfig])
+    def test_every_path(self, cls):
+        names = {"model", "dataset", "val_dataset"} | {
+            spec.name for spec in dataclasses.fields(cls) if field_type(cls, spec.name) is Path
+        }
+        names &= {spec.name for spec in dataclasses.fields(cls)}
+        assert len(names) > 2
+        for name in names:
+            if name == "dataset" or name == "val_dataset":
+                made = build(cls, {"dataset": ["a"], name: ["~/a.jsonl#5", "b"]})
+                assert getattr(made, name) == ("/home/me/a.jsonl#5", "b")
+                continue
+            needed = {"dataset": ["a"]} if cls is SftConfig else {}
+            needed |= {"ckpt_dir": "c"} if cls is MergeLoraConfig else {}
+            for value in ("~/a", Path("~/a")):
+                made = build(cls, {**needed, name: value})
+                assert str(getattr(made, name)) == "/home/me/a", name
+                assert check(made) == made
+
+    def test_of_convert(self):
+        made = build(ConvertConfig, {"src": "~/a", "dst": "~"})
+        assert (made.src, made.dst) == ("/home/me/a", Path("/home/me"))
+
+    def test_of_the_file_itself(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "c.yaml").write_text("dataset: ~/a.jsonl\noutput_dir: ~/out\n")
+        made, _ = read_settings(SftConfig, "sft", ["--config", "~/c.yaml"])
+        assert made.dataset == (f"{tmp_path}/a.jsonl",)
+        assert made.output_dir == tmp_path / "out"
+
+    @pytest.mark.parametrize("value", ["a~", "./~", "~nobody-of-this-name/x", "deepseek-ai/~x"])
+    def test_what_is_left_alone(self, value):
+        assert build(SftConfig, {"dataset": ["a"], "model": value}).model == value
+        assert build(SftConfig, {"dataset": ["a"], "output_dir": value}).output_dir == Path(value)
+
+    def test_a_text_is_not_a_path(self):
+        assert build(InferConfig, {"system": "~/a"}).system == "~/a"
+
+
+def test_all_checkpoints_may_be_kept():
+    made = check(SftConfig(dataset=("a",), save_total_limit=None))
+    assert made.save_total_limit is None
+    assert build(SftConfig, to_json(made)) == made
+    assert message({"dataset": "a", "save_steps": None, "seed": None}, SftConfig) == (
+        "--seed: found nothing, a value is needed"
+    )
+
+
+class TestShardSizes:
+    @pytest.mark.parametrize("size", ["1KB", "1.5 GB", "500mb", "0.001MB", "2TB", " 5GB "])
+    def test_allowed(self, size):
+        assert build(MergeLoraConfig, {"ckpt_dir": "c", "max_shard_size": size})
+        assert parse_size_to_int(size) >= 1000
+
+    @pytest.mark.parametrize(
+        "size", ["100B", "0GB", "0.5KB", "0.0001MB", "5", "GB", "5GiB", "-1GB", "1e3MB", "5 G", ""]
+    )
+    @pytest.mark.parametrize(
+        ("cls", "needed"),
+        [(MergeLoraConfig, {"ckpt_dir": "c"}), (ConvertConfig, {"src": "a", "dst": "b"})],
+    )
+    def test_refused(self, cls, needed, size):
+        assert message({**needed, "max_shard_size": size}, cls) == (
+            f"--max-shard-size: found {size!r}, at least 1KB is allowed\n"
+            " hint: write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
+        )

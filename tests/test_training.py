@@ -203,7 +203,7 @@ class TestResume:
         "change",
         [
             {},
-            {"tuner": "full", "learning_rate": 1e-3, "train_vision": True},
+            {"tuner": "full", "learning_rate": 1e-3, "train_vision": True, "lora_dropout": 0.0},
             {"quantize": "nf4", "lora_target_modules": "ALL", "lora_dropout": 0.0},
         ],
         ids=["lora", "full", "nf4-ALL"],
@@ -544,7 +544,8 @@ def test_overwrite_is_not_remembered(config, monkeypatch):
 @pytest.mark.parametrize("case", [VL2_NOAUX], indirect=True, scope="session", ids=str)
 def test_a_full_run_keeps_the_correction_bias(case, config):
     """It only chooses experts: it neither trains nor is rounded."""
-    run = vlft.sft(dataclasses.replace(config, tuner="full", dtype="bfloat16", max_steps=1)).run
+    full = {"tuner": "full", "lora_dropout": 0.0}
+    run = vlft.sft(dataclasses.replace(config, **full, dtype="bfloat16", max_steps=1)).run
     name = "language.model.layers.1.mlp.gate.e_score_correction_bias"
     before, after = load_file(case.folder / "model.safetensors")[name], weights(run)[name]
     assert torch.equal(before, after)

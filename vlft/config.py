@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vlft.errors import ConfigError, UsageError
-from vlft.settings import Settings, setting
+from vlft.settings import Settings, changed, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,6 +43,15 @@ LARGEST_GPU = 256
 # These initialisations change the base weights as well, which 4 and 8 bit weights cannot follow.
 CHANGES_BASE = ("orthogonal", "olora", "pissa")
 
+# What --tuner full has no use for.
+LORA_ONLY = (
+    "lora_target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_dora", "use_rslora",
+    "init_lora_weights",
+)  # fmt: skip
+
+# Whether it is wrong, place, message, hint.
+Case = tuple[object, str, str, str]
+
 # A setting in one of the panels of --help.
 _model = partial(setting, panel="Model")
 _data = partial(setting, panel="Data")
@@ -60,7 +69,7 @@ class SftConfig:
     """Settings of ``vlft sft``."""
 
     model: str | None = _model(
-        None, "Model folder or hub id.", default_text="the tiny model in sample_data"
+        None, "Model folder or hub id.", path=True, default_text="the tiny model in sample_data"
     )
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
@@ -80,9 +89,10 @@ class SftConfig:
     dataset: tuple[str, ...] = _data(
         (),
         "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
+        path=True,
         default_text="required",
     )
-    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.")
+    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True)
     val_ratio: float = _data(
         0.05,
         "Share split off for validation where --val-dataset is not given.",
@@ -119,7 +129,10 @@ class SftConfig:
 
     num_train_epochs: int = _optimisation(3, "Passes over the training data.", minimum=1)
     max_steps: int | None = _optimisation(
-        None, "Stop after this many optimiser steps.", minimum=1, default_text="by epochs"
+        None,
+        "Optimiser steps in all, in as many epochs as it takes.",
+        minimum=1,
+        default_text="by epochs",
     )
     batch_size: int = _optimisation(
         16, "Samples per optimiser step, on all GPUs together.", minimum=1
@@ -189,34 +202,42 @@ class SftConfig:
         choices=("none", "tensorboard", "wandb"),
         resumable=True,
     )
-    resume: Path | None = _run(None, "Run or checkpoint folder to continue.", resumable=True)
+    resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
     overwrite: bool = _run(
-        False, "With --resume: remove the run's checkpoints after the resumed one.", resumable=True
+        False, "With --resume: remove the run's checkpoints after the resumed one.", scope="flag"
     )
-    show_sample: bool = _run(True, "Print one encoded sample before training.", resumable=True)
+    show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        full, quantized, start = (
-            self.tuner == "full",
-            self.quantize != "none",
-            self.init_lora_weights,
-        )
-        return _problems(
+        full, quantized = self.tuner == "full", self.quantize != "none"
+        start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
+        return problems_of(
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
             (full and quantized, "--quantize",
              f"found {self.quantize} with --tuner full; quantised weights cannot train",
              "use --tuner lora, or --quantize none"),
-            (full and self.use_dora, "--use-dora", "belongs to --tuner lora, found full", ""),
-            (full and self.use_rslora, "--use-rslora", "belongs to --tuner lora, found full", ""),
+            (full and lora, lora, "only with --tuner lora, found full",
+             "leave it out, or use --tuner lora"),
             (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
              f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
              ""),
             (start in CHANGES_BASE and quantized, "--init-lora-weights",
              f"{start} changes the base weights, which {self.quantize} cannot hold",
              "use default or gaussian with --quantize"),
+            self.lacks_validation(self.val_dataset or self.val_ratio),
         )  # fmt: skip
+
+    def lacks_validation(self, found: object) -> Case:
+        """The case of settings that need validation data where none was found."""
+        flags = changed(self, "early_stop", "eval_steps")
+        hint = "name --val-dataset or raise --val-ratio"
+        return flags and not found, flags, "needs validation data", hint
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the run; --max-steps overrides the number of epochs."""
+        return self.max_steps or self.num_train_epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +264,7 @@ class InferConfig:
     model: str | None = _model(
         None,
         "Base model of the adapter, or a model to run without one.",
+        path=True,
         default_text="the checkpoint's",
     )
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
@@ -256,7 +278,9 @@ class InferConfig:
     merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
 
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
-    dataset: tuple[str, ...] = _data((), "Answer the records of these files. Repeatable.")
+    dataset: tuple[str, ...] = _data(
+        (), "Answer the records of these files. Repeatable.", path=True
+    )
     image_root: Path | None = _data(
         None, "Folder that image paths are relative to.", default_text="the data file's folder"
     )
@@ -284,7 +308,7 @@ class InferConfig:
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
-        return _problems(
+        return problems_of(
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
             (answers_run and not has_adapter, "--load-dataset-config",
@@ -308,7 +332,7 @@ class MergeLoraConfig:
     ckpt_dir: Path | None = _model(
         None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required"
     )
-    model: str | None = _model(None, "Base model.", default_text="the run's")
+    model: str | None = _model(None, "Base model.", path=True, default_text="the run's")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
     base: str = _model(
@@ -334,7 +358,7 @@ class MergeLoraConfig:
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return _problems(
+        return problems_of(
             (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
              "name a run or a checkpoint-N folder of vlft sft"),
             _shard_size(self.max_shard_size),
@@ -345,7 +369,7 @@ class MergeLoraConfig:
 class ConvertConfig:
     """Settings of ``vlft convert``."""
 
-    src: str | None = _model(None, "Model folder or hub id.", argument=True)
+    src: str | None = _model(None, "Model folder or hub id.", path=True, argument=True)
     dst: Path | None = _model(None, "New folder for the model.", argument=True)
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
@@ -363,7 +387,7 @@ class ConvertConfig:
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return _problems(
+        return problems_of(
             (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
              "write vlft convert SRC DST --format transformers"),
             _shard_size(self.max_shard_size),
@@ -408,13 +432,16 @@ def gpu_gib(gpu: str) -> float:
     return gib
 
 
-def _problems(*cases: tuple[object, str, str, str]) -> list[UsageError]:
-    """The errors of those cases (is wrong, place, message, hint) that are wrong."""
+def problems_of(*cases: Case) -> list[UsageError]:
+    """The errors of those cases that are wrong."""
     return [
         ConfigError(text, place=place, hint=hint) for wrong, place, text, hint in cases if wrong
     ]
 
 
-def _shard_size(size: str) -> tuple[object, str, str, str]:
-    is_size = re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", size)
-    return not is_size, "--max-shard-size", f"found {size!r}", "write e.g. 5GB or 500MB"
+def _shard_size(size: str) -> Case:
+    """The case of a size that has another unit or is so small that each tensor gets a file."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size.strip(), re.IGNORECASE)
+    kilobytes = float(found[1]) * 1000 ** "KMGT".index(found[2].upper()) if found else 0
+    hint = "write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
+    return kilobytes < 1, "--max-shard-size", f"found {size!r}, at least 1KB is allowed", hint

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import reprlib
 import types
 import typing
@@ -56,6 +57,8 @@ def setting(
     default_text: str = "",
     argument: bool = False,
     auto: bool = False,
+    path: bool = False,
+    scope: str = "run",
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -71,6 +74,9 @@ def setting(
         default_text: the default as ``--help`` shows it, where the value itself says too little.
         argument: given by its place on the command line, not by a flag.
         auto: whether the word ``auto``, read as None, is allowed instead of a number.
+        path: whether a text may be a path, whose ``~`` is the home folder.
+        scope: ``run`` is saved with the run, ``command`` is not; ``flag`` is not read from a file
+            either, so that no file can continue a run or remove its checkpoints.
     """
     metadata = {
         "help": help,
@@ -83,6 +89,8 @@ def setting(
         "default_text": default_text,
         "argument": argument,
         "auto": auto,
+        "path": path,
+        "scope": scope,
     }
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
@@ -92,6 +100,19 @@ def setting(
 def flag(name: str) -> str:
     """The flag of a field: ``lora_rank`` -> ``--lora-rank``."""
     return "--" + name.replace("_", "-")
+
+
+def changed(config: Any, *names: str) -> str:
+    """The flags, with commas between, of those settings that do not have their default."""
+    return ", ".join(
+        flag(name) for name in names if getattr(config, name) != getattr(type(config), name, ())
+    )
+
+
+def expand_home(path: str) -> str:
+    """The path with the home folder in the place of its ``~``."""
+    # Path.expanduser raises RuntimeError for the ~name of an unknown user; this leaves it alone.
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def field_type(cls: type, name: str) -> Any:
@@ -188,10 +209,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The settings as JSON values, which ``build`` reads back."""
+    """The settings that are saved with a run, as JSON values, which ``build`` reads back."""
+    saved = {f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"}
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
+        if name in saved
     }
 
 
@@ -209,7 +232,7 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
         ConfigError: it has another type, or is outside the field's limits.
     """
     if value is None:
-        if spec.default is None:
+        if type(None) in typing.get_args(typing.get_type_hints(cls)[spec.name]):
             return None
         raise ConfigError("found nothing, a value is needed", place=place)
     if spec.metadata["auto"] and isinstance(value, str):
@@ -222,15 +245,16 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
     value_type = field_type(cls, spec.name)
     if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_scalar(value_type, item, place) for item in items)
+        values = tuple(_scalar(value_type, item, place) for item in items)
+        return tuple(map(expand_home, values)) if spec.metadata["path"] else values
     converted = _scalar(value_type, value, place)
     _check_limits(spec.metadata, converted, place)
-    return converted
+    return expand_home(converted) if spec.metadata["path"] else converted
 
 
 def _scalar(value_type: Any, value: Any, place: str) -> Any:
     if value_type is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(expand_home(str(value)))
     if value_type is str and isinstance(value, Path):
         return str(value)
     if value_type is float and isinstance(value, int | float | str) and not isinstance(value, bool):

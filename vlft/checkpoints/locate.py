@@ -12,6 +12,7 @@ from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, load_processor, native_config
 from vlft.families.registry import find_family
 from vlft.files import read_object
+from vlft.settings import expand_home
 
 if TYPE_CHECKING:
     from vlft.families.base import Family
@@ -89,7 +90,7 @@ def locate_model(
                 hint="name a folder or a hub id, e.g. --model deepseek-ai/deepseek-vl-1.3b-chat",
             )
         name = str(TINY_MODEL)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if not path.is_dir():
         path = _download(name, revision, hub, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())])
     return describe(path, name)

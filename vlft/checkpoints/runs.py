@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from vlft.config import SftConfig
 from vlft.console import warn
-from vlft.errors import CheckpointError, VlftError, shown
+from vlft.errors import CheckpointError, VlftError, raise_all, shown
 from vlft.files import read_object
+from vlft.settings import convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -203,13 +205,18 @@ def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
     (folder / RUN_CONFIG).write_text(text + "\n", "utf-8")
 
 
-def read_run_config(folder: Path) -> dict[str, Any]:
+def read_run_config(folder: Path) -> SftConfig:
     """The settings that a run or checkpoint was made with.
 
+    Their combination is not checked, because an older version may have allowed it.
+
     Raises:
-        CheckpointError: the file is missing or damaged.
+        UsageError: there are none, or their values are wrong.
     """
-    return read_object(folder / RUN_CONFIG)
+    path = folder / RUN_CONFIG
+    values, problems = convert(SftConfig, read_object(path), source=str(path))
+    raise_all(problems)
+    return SftConfig(**values)
 
 
 def _prune(run: Path, keep: int | None, best_step: int | None) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from vlft.checkpoints.adapter import is_adapter
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
-from vlft.checkpoints.runs import RUN_CONFIG, find_checkpoint, read_run_config
-from vlft.config import SftConfig
-from vlft.settings import build
+from vlft.checkpoints.runs import find_checkpoint, read_run_config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vlft.config import SftConfig
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def open_tuned(
         UsageError: the folder, its settings or its base cannot be used.
     """
     checkpoint = find_checkpoint(ckpt_dir)
-    source = str(checkpoint / RUN_CONFIG)
-    settings = build(SftConfig, read_run_config(checkpoint), source=source)
+    settings = read_run_config(checkpoint)
     if not is_adapter(checkpoint):
         return Tuned(checkpoint, settings, describe(checkpoint), None)
     if model is not None:

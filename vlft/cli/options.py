@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
+from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
 from vlft.settings import (
     Config,
     build,
     convert,
+    expand_home,
     field_type,
     flag,
     is_repeatable,
@@ -66,7 +68,7 @@ def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tupl
     given, problems = _read_words(cls, command, words)
     given.pop("debug", None)
     file = given.pop("config", None)
-    table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(file))
+    table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(expand_home(file)))
     values, wrong = convert(cls, given)
     raise_all([*wrong_in_file, *problems, *wrong])
     return build(cls, {**table, **values}), {*table, *values}
@@ -81,6 +83,7 @@ def _names(cls: type) -> dict[str, str]:
 def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]:
     """The settings in a file, by field, and the problems found."""
     names, table = _names(cls), {}
+    flags_only = {f.name for f in dataclasses.fields(cls) if f.metadata["scope"] == "flag"}
     problems: list[UsageError] = []
     for key, value in read_config_file(path).items():
         name, place = names.get(key, key), f"{path}: {key}"
@@ -91,6 +94,10 @@ def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]
             problems.append(ConfigError(found, place=place, hint=INSTEAD[key]))
         else:
             table[name] = _our_word(name, value)
+    # Older versions saved these with a run, whose file would continue that run again.
+    dropped = [flag(name) for name in flags_only & table.keys() if table.pop(name)]
+    if dropped:
+        warn(f"{path}: {', '.join(sorted(dropped))} not taken from a file; write it as a flag")
     converted, wrong = convert(cls, table, source=str(path))
     return converted, problems + wrong
 

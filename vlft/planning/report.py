@@ -116,8 +116,7 @@ def smaller_settings(
 
 
 def _data_lines(config: PlanConfig, data: DataPlan) -> list[str]:
-    total = data.steps * config.num_train_epochs
-    steps = min(total, config.max_steps) if config.max_steps else total
+    steps = config.total_steps(data.steps)
     saved = 1 - data.packed_tokens / data.tokens
     return [
         f"samples     {data.samples:,} for training, {data.validation:,} for validation, "

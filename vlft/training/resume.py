@@ -14,7 +14,7 @@ from vlft.checkpoints.runs import (
 )
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
-from vlft.settings import build, flag, to_json
+from vlft.settings import flag, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,34 +36,29 @@ def resumed_config(
     if given.resume is None:
         raise ValueError("resumed_config needs given.resume")
     checkpoint = find_checkpoint(given.resume)
-    saved_json = read_run_config(checkpoint)
-    saved = build(SftConfig, saved_json, source=str(checkpoint / "run_config.json"))
-    given_json = to_json(given)
-    defaults = to_json(SftConfig(dataset=()))
+    saved = read_run_config(checkpoint)
+    given_json, saved_json, defaults = map(to_json, (given, saved, SftConfig()))
     if explicit is None:
         explicit = [name for name in given_json if given_json[name] != defaults[name]]
     problems: list[UsageError] = []
     changes: dict[str, Any] = {}
     for spec in dataclasses.fields(SftConfig):
-        if spec.name not in explicit:
-            continue
-        if spec.metadata["resumable"]:
-            changes[spec.name] = getattr(given, spec.name)
-        elif spec.metadata["auto"] and given_json[spec.name] is None:
-            continue  # The saved settings hold its resolved value.
-        elif _differs(given_json[spec.name], to_json(saved)[spec.name]):
-            problems.append(
-                ConfigError(
-                    f"found {_text(given_json[spec.name])}, the run has "
-                    f"{_text(saved_json.get(spec.name))}",
-                    place=flag(spec.name),
-                    hint="a resumed run keeps its settings: leave the flag out, or start a new run",
-                )
-            )
+        name = spec.name
+        # What belongs to the command is never taken from the run.
+        if name not in given_json or (name in explicit and spec.metadata["resumable"]):
+            changes[name] = getattr(given, name)
+        elif name not in explicit or (spec.metadata["auto"] and given_json[name] is None):
+            continue  # The saved settings hold the resolved value of an auto.
+        elif _differs(given_json[name], saved_json[name]):
+            found = f"found {_text(given_json[name])}, the run has {_text(saved_json[name])}"
+            hint = "a resumed run keeps its settings: leave the flag out, or start a new run"
+            problems.append(ConfigError(found, place=flag(name), hint=hint))
     raise_all(problems)
-    # Never taken from saved settings, because it removes checkpoints.
-    changes["overwrite"] = given.overwrite
-    return dataclasses.replace(saved, **changes), checkpoint
+    config = dataclasses.replace(saved, **changes)
+    # A run that an older version began with a combination that is refused now can go on.
+    known = set(map(str, saved.problems()))
+    raise_all([problem for problem in config.problems() if str(problem) not in known])
+    return config, checkpoint
 
 
 def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW, problems_of
 from vlft.data.dataset import Dataset, load_train_and_val
 from vlft.data.options import DataOptions, History
 from vlft.data.split import read_history
+from vlft.errors import raise_all
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
@@ -41,13 +42,14 @@ def load_data(
         seed=config.seed,
         history=History() if run is None else read_history(run),
     )
-    return load_train_and_val(
-        config.dataset,
-        config.val_dataset,
-        config.val_ratio,
-        processor.encode_conversation,
-        options,
+    encode = processor.encode_conversation
+    train, val = load_train_and_val(
+        config.dataset, config.val_dataset, config.val_ratio, encode, options
     )
+    # Few samples leave nothing to split off. A run that an older version began so can go on.
+    if config.resume is None:
+        raise_all(problems_of(config.lacks_validation(val)))
+    return train, val
 
 
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
@@ -87,10 +89,9 @@ def make_planner(
 
 def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
     """The settings of the loop with every default resolved."""
-    total = schedule.steps_per_epoch * config.num_train_epochs
     save_steps = config.save_steps or schedule.steps_per_epoch
     return LoopOptions(
-        total_steps=min(total, config.max_steps) if config.max_steps else total,
+        total_steps=config.total_steps(schedule.steps_per_epoch),
         batch_size=config.batch_size,
         save_steps=save_steps,
         eval_steps=config.eval_steps or save_steps,

@@ -62,7 +62,6 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     config = check(config)
     if config.resume is not None:
         config, resumed = resumed_config(config, explicit)
-        config = check(config)
     config = _absolute(config)
     _check_tracker(config.report_to)
     folder = locate_model(config.model, revision=config.revision, hub=config.hub)
