@@ -145,13 +145,6 @@ def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor
     return aligned
 
 
-def _model_class() -> Any:
-    """The class of vlft, because transformers has none."""
-    from vlft.models.deepseek_vl2 import DeepseekVL2ForConditionalGeneration
-
-    return DeepseekVL2ForConditionalGeneration
-
-
 def _text_config(config: Config) -> dict[str, Any]:
     known = {
         key: config[key]
@@ -185,6 +178,8 @@ FAMILY = Family(
     title="DeepSeek-VL2",
     model_types=MODEL_TYPES,
     matches=_matches,
+    # Of vlft, because transformers has none.
+    class_name="vlft.models.deepseek_vl2:DeepseekVL2ForConditionalGeneration",
     template="deepseek_vl2.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=ADDED_TOKENS,
@@ -197,14 +192,11 @@ FAMILY = Family(
     parts=Parts(
         vision=("model.vision_model",),
         aligner=("model.projector", "model.image_newline", "model.view_separator"),
-        language="model.language_model",
-        head="lm_head",
     ),
     attention_inputs=(
         "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
     ),
     keys=KEYS,
-    model_class=_model_class,
     native_config=_native_config,
     pixels=_pixels,
     vision_features=_vision_features,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlft.families import siglip
 from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.multi_modality import LLAMA_KEYS
 
 # Largest number of linear layers in an aligner; published ones have two.
 DEEPEST_ALIGNER = 8
@@ -46,8 +47,7 @@ KEYS = KeyMap(
         KeyRule("gen_embed.{p}", ("model.generation_embeddings.{p}",)),
         KeyRule("gen_head.output_mlp_projector.{p}", ("model.generation_head.proj_out.{p}",)),
         KeyRule("gen_head.vision_head.{p}", ("model.generation_head.vision_head.{p}",)),
-        KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
-        KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
+        *LLAMA_KEYS,
     ],
     unused=[
         "vision_model.vision_tower.attn_pool.{rest}",
