@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from vlft.data.encode import View
+    from vlft.data.encode import Tiles
     from vlft.families.keymap import KeyMap
 
 Config = Mapping[str, Any]
-Tiles = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Pixels:
     Attributes:
         tokens: number of image tokens per image; None where it depends on the image.
         size: height and width of a view, in pixels.
-        view: ((width, height) of an image, number of images in its conversation) -> its View.
+        view: ((width, height) of an image, number of images in its conversation) -> (number of its
+            tokens, its tiles).
         transform: (RGB image, its tiles) -> (V, 3, H, W) float32, its V views with the pixel values
             of the authors' processor.
         inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
@@ -60,7 +60,7 @@ class Pixels:
 
     tokens: int | None
     size: int
-    view: Callable[[tuple[int, int], int], View]
+    view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
     transform: Callable[[Image, Tiles], Tensor]
     inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
     fingerprint: str
@@ -75,7 +75,8 @@ class Family:
         name: of the family and its file.
         title: name shown to the user.
         model_types: ``model_type`` in config.json -> layout, original or transformers.
-        matches: whether a config.json with one of these model_types is of this family.
+        matches: whether a config.json of the authors' layout with one of these model_types is of
+            this family.
         class_name: of the model, as ``module:class``.
         template: chat template, a file name under ``templates/``.
         image_tag: stands for an image in the chat text.
@@ -103,7 +104,6 @@ class Family:
     name: str
     title: str
     model_types: Mapping[str, str]
-    matches: Callable[[Config], bool]
     class_name: str
     template: str
     image_tag: str
@@ -115,6 +115,7 @@ class Family:
     vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     original_config: Callable[[Config, str], dict[str, Any]] | None = None
+    matches: Callable[[Config], bool] = lambda _: True
     roles: Callable[[Path, Config], tuple[str, str]] = lambda *_: ("User", "Assistant")
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()

@@ -14,12 +14,12 @@ from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import read_settings, square_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from vlft.families.base import Tiles
+    from vlft.data.encode import Tiles
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
@@ -40,12 +40,8 @@ KEYS = KeyMap(
 
 def _matches(config: Config) -> bool:
     """Whether the model has one SigLIP tower and, unlike Janus, does not generate images."""
-    if config.get("model_type") == "deepseek_vl":
-        return True
-    vision = config.get("vision_config") or {}
-    return vision.get("cls", "CLIPVisionTower") == "CLIPVisionTower" and not any(
-        key.startswith("gen_") for key in config
-    )
+    tower = (config.get("vision_config") or {}).get("cls", "CLIPVisionTower")
+    return tower == "CLIPVisionTower" and not any(key.startswith("gen_") for key in config)
 
 
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
@@ -82,12 +78,6 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG00
     return square_pixels(settings, image_tokens(native), "DeepseekVL")
 
 
-def _vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(I, T, W) features of the tower for (I, 3, H, W) pixels."""
-    features: Tensor = model.model.vision_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
-    return features
-
-
 def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
     """(I * T, D) features that replace the image tokens, for (I, T, W) features of the tower."""
     aligned: Tensor = model.model.aligner(features)  # type: ignore[union-attr, operator]
@@ -119,7 +109,7 @@ FAMILY = Family(
     keys=KEYS,
     native_config=_native_config,
     pixels=_pixels,
-    vision_features=_vision_features,
+    vision_features=siglip.vision_features,
     align=_align,
     original_config=_original_config,
 )

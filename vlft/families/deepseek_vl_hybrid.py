@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from vlft.families import deepseek_vl, multi_modality, sam, siglip
 from vlft.families.base import Config, Parts, Pixels
@@ -17,7 +18,6 @@ from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import (
     HALF,
     PREPROCESSOR_FILE,
-    downscaled,
     normalised,
     read_settings,
     square_pixels,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from vlft.families.base import Tiles
+    from vlft.data.encode import Tiles
 
 PROJECTOR = "low_high_hybrid_split_mlp_gelu"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,8 +55,6 @@ KEYS = KeyMap(
 
 def _matches(config: Config) -> bool:
     """Whether the model has the hybrid tower."""
-    if config.get("model_type") == "deepseek_vl_hybrid":
-        return True
     return (config.get("vision_config") or {}).get("cls") == "HybridVisionTower"
 
 
@@ -114,8 +112,11 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
         settings = replace(settings, mean=tuple(high_mean), std=tuple(high_std), normalise=False)
 
     def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
+        low = F.interpolate(
+            views, (low_size, low_size), mode="bilinear", align_corners=False, antialias=True
+        )
         return {
-            "pixel_values": normalised(downscaled(views, low_size), low_mean, low_std),
+            "pixel_values": normalised(low, low_mean, low_std),
             "high_res_pixel_values": normalised(views, high_mean, high_std),
         }
 

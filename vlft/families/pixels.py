@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from vlft.data.encode import View
 from vlft.families.base import Pixels
 from vlft.families.multi_modality import IMAGE_TAG
 from vlft.files import read_object_if_there
@@ -106,7 +104,7 @@ def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:
     return Pixels(
         tokens=tokens,
         size=settings.size,
-        view=lambda _size, _count: View(tokens),
+        view=lambda _size, _count: (tokens, (0, 0)),
         transform=lambda image, _tiles: _square(image, settings).unsqueeze(0),
         inputs=lambda views, _tiles: {"pixel_values": views},
         fingerprint=repr(asdict(settings)),
@@ -135,11 +133,6 @@ def _square(image: Image.Image, settings: SquareSettings) -> Tensor:
         values -= np.asarray(settings.mean, np.float32)
         values /= np.asarray(settings.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
-
-
-def downscaled(pixels: Tensor, size: int) -> Tensor:
-    """(I, 3, size, size) of (I, 3, H, W): bilinear with antialiasing, not rounded to bytes."""
-    return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -198,10 +198,7 @@ def template_source(name: str) -> str:
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError("no tokenizer.json", place=str(folder))
-    tokenizer = Tokenizer.from_str(json.dumps(read_object(path)))
+    tokenizer = Tokenizer.from_str(json.dumps(read_object(folder / "tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -10,6 +10,8 @@ from vlft.families.keymap import KeyRule
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor, nn
+
     from vlft.families.base import Config
 
 # What the authors' code looks up by model_name; a field of the config overrides it.
@@ -69,6 +71,13 @@ def tower_params(vision: Config) -> dict[str, Any]:
         "select_layer": -1,
         **{key: value for key, value in found.items() if value != usual[key]},
     }
+
+
+def vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(V, T, W) features of the tower for (V, 3, H, W) views."""
+    tower: Any = model.model.vision_model  # type: ignore[union-attr]
+    features: Tensor = tower(inputs["pixel_values"]).last_hidden_state
+    return features
 
 
 def key_rules(original: str, native: str, *, attention_output: str = "out_proj") -> list[KeyRule]:
