@@ -16,7 +16,8 @@ from vlft.training.lora import LoraOptions, add_lora
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
-    from vlft.families.base import Family, Pixels, Tiles
+    from vlft.data.encode import Tiles
+    from vlft.families.base import Family, Pixels
 
 SEED = 0
 

@@ -98,6 +98,14 @@ def test_image_tokens_as_listed(published, folder):
         assert known.image_tokens == (min(tokens), max(tokens))
 
 
+def test_config_there_and_back(folder):
+    """A config.json written in the authors' layout means the same to the class."""
+    native = folder.native_config(image_token_id=1)
+    if folder.family.original_config is not None:
+        written = folder.family.original_config(native, "float32")
+        assert folder.family.native_config(written, 1) == native
+
+
 def test_a_model_type_is_given_to_transformers_layout_where_there_is_one():
     for family in FAMILIES:
         assert family.has_transformers_layout == ("transformers" in family.model_types.values())

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def read_object_if_there(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one if there is no such file.
-
-    Raises:
-        CheckpointError: the file is not JSON, or holds something else.
-    """
+    """As ``read_object``, but an empty object if there is no such file."""
     return read_object(path) if path.is_file() else {}
 
 

@@ -166,18 +166,18 @@ def _write_other_layout(
     layout: str,
     dtype: str,
 ) -> None:
-    native, other = base.native_config(), base.family.transformers_layout
-    if other is None:
+    original_config = base.family.original_config
+    if original_config is None:
         raise ValueError(f"{base.family.title} has one layout")
     if layout == "original":
-        _write_json(folder / "config.json", other.original_config(native, dtype))
+        _write_json(folder / "config.json", original_config(base.native_config(), dtype))
     else:
         config = {**model.config.to_dict(), "dtype": dtype}
         config["architectures"] = [type(model).__name__]
         _write_json(folder / "config.json", config)
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
         _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
-    pixels, processor = other.processor_files(base.path, base.config, native, layout)
+    pixels, processor = base.processor().pixels.files[layout]
     _write_json(folder / "preprocessor_config.json", pixels)
     _write_json(folder / "processor_config.json", processor)
 

@@ -51,7 +51,7 @@ class ModelFolder:
 
     @cached_property
     def _processor(self) -> Processor:
-        return load_processor(self.path, self.family, self.config, layout=self.layout)
+        return load_processor(self.path, self.family, self.config)
 
     def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
         """Keyword arguments for the config of transformers' class.
@@ -61,7 +61,7 @@ class ModelFolder:
         """
         if image_token_id is None:
             image_token_id = self.processor().chat.image_token_id
-        return native_config(self.path, self.family, self.config, self.layout, image_token_id)
+        return native_config(self.path, self.family, self.config, image_token_id)
 
 
 def locate_model(

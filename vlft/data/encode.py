@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlft.data.conversation import Conversation, ImageRef, Turn, flat_text
+from vlft.data.conversation import Conversation, Turn, flat_text
 from vlft.data.images import inspect_image
 from vlft.errors import DataError
 
@@ -27,17 +27,8 @@ if TYPE_CHECKING:
 IGNORE = -100
 
 
-@dataclass(frozen=True)
-class View:
-    """What an image becomes.
-
-    Attributes:
-        tokens: number of image tokens.
-        tiles: (across, down), grid of tiles in addition to the view of the whole image.
-    """
-
-    tokens: int
-    tiles: tuple[int, int] = (0, 0)
+# (across, down): the grid of tiles in addition to the view of the whole image.
+Tiles = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,8 @@ class ChatFormat:
         image_tag: a single token that stands for an image in the chat text.
         image_token_id: id of the tag.
         image_border: ids before and after the tokens of each image; may be empty.
-        view: ((width, height) of an image, number of images in the conversation) -> its View.
+        view: ((width, height) of an image, number of images in the conversation) -> (number of
+            its tokens, its tiles).
         tokenize_per_message: whether each message is tokenised on its own, and replies without the
             space before them, instead of the chat text as a whole.
         bos_id: first token of every sample.
@@ -68,7 +60,7 @@ class ChatFormat:
     image_tag: str
     image_token_id: int
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
-    view: Callable[[tuple[int, int], int], View]
+    view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
     tokenize_per_message: bool
     bos_id: int
     eos_token: str
@@ -83,14 +75,14 @@ class EncodedImage:
     Attributes:
         path: of the file.
         digest: of the file, see ImageFacts.
-        tokens: see View.
-        tiles: see View.
+        tokens: number of image tokens.
+        tiles: see Tiles; (0, 0) in families without tiles.
     """
 
     path: Path
     digest: str
     tokens: int
-    tiles: tuple[int, int] = (0, 0)
+    tiles: Tiles = (0, 0)
 
     @property
     def key(self) -> str:
@@ -245,14 +237,12 @@ def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedI
 
     A file is opened only if its facts are not known yet, as for records given through Python.
     """
-    references = conversation.images
-
-    def view(ref: ImageRef) -> EncodedImage:
+    images = []
+    for ref in conversation.images:
         facts = ref.facts or inspect_image(ref.path, place=conversation.place)
-        view = chat.view(facts.size, len(references))
-        return EncodedImage(ref.path, facts.digest, view.tokens, view.tiles)
-
-    return tuple(map(view, references))
+        tokens, tiles = chat.view(facts.size, len(conversation.images))
+        images.append(EncodedImage(ref.path, facts.digest, tokens, tiles))
+    return tuple(images)
 
 
 def _expand(

@@ -24,12 +24,8 @@ T = TypeVar("T")
 def decode(path: Path, *, digest: str | None = None) -> Image.Image:
     """The image in RGB: alpha dropped, first frame, EXIF orientation ignored.
 
-    Args:
-        path: the file.
-        digest: SHA-256 that its bytes must have; not compared if None.
-
     Raises:
-        DataError: the file is missing, is not a whole image, or has another digest.
+        DataError: the file is missing, is not a whole image, or has another SHA-256 than given.
     """
 
     def read(file: BufferedReader) -> Image.Image:
@@ -47,12 +43,8 @@ def decode(path: Path, *, digest: str | None = None) -> Image.Image:
 def inspect_image(path: Path, *, place: str = "") -> ImageFacts:
     """The facts about an image file, which is opened once and decoded whole.
 
-    Args:
-        path: the file.
-        place: of the record that names it, for messages.
-
     Raises:
-        DataError: the file is missing or is not a whole image.
+        DataError: the file is missing or is not a whole image; ``place`` is that of its record.
     """
     return _read(path, lambda file: ImageFacts(_digest(file), _decode(file).size), place)
 
@@ -78,24 +70,15 @@ def _read(path: Path, use: Callable[[BufferedReader], T], place: str) -> T:
         with path.open("rb") as file:
             return use(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            "no such image",
-            place=where,
-            hint="paths start at the data file's folder, or at --image-root",
-        ) from None
+        found, hint = "no such image", "paths start at the data file's folder, or at --image-root"
     except UnidentifiedImageError:
-        raise DataError(
-            "not an image of a known format",
-            place=where,
-            hint="name an image, or drop such records with --on-bad-sample skip",
-        ) from None
+        found = "not an image of a known format"
+        hint = "name an image, or drop such records with --on-bad-sample skip"
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None)
-        raise DataError(
-            f"cannot be read ({reason})" if reason else f"not a whole image ({error})",
-            place=where,
-            hint="replace the file, or drop such records with --on-bad-sample skip",
-        ) from None
+        found = f"cannot be read ({reason})" if reason else f"not a whole image ({error})"
+        hint = "replace the file, or drop such records with --on-bad-sample skip"
+    raise DataError(found, place=where, hint=hint)
 
 
 def _digest(file: BufferedReader) -> str:

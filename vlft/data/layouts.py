@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
+# How a field is described and shown in messages; the others hold text.
+LISTS = {
+    "images": ("a list of paths", '["a.jpg"]'),
+    "history": ('a list of ["question", "reply"] pairs', '[["question", "reply"]]'),
+}
 URL = re.compile(r"(https?|file|data):")
 # JSON can hold a lone surrogate, which neither tokenizers nor file systems accept.
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -47,8 +52,8 @@ def native(
     try:
         _check_fields(fields, need_response=need_response)
         response, system = fields.get("response"), fields.get("system")
-        texts = [*(_history_texts(fields.get("history")) or ()), fields["query"]]
-        refs = [_image(name, folder) for name in _path_list(fields.get("images")) or ()]
+        texts = [*(_texts("history", fields.get("history")) or ()), fields["query"]]
+        refs = [_image(name, folder) for name in _texts("images", fields.get("images")) or ()]
         parts = _place_images(texts, refs, image_tag)
         _check_texts(parts[-1], response, system, image_tag)
     except DataError as error:
@@ -77,19 +82,14 @@ def _check_fields(fields: Mapping[str, Any], *, need_response: bool) -> None:
 
 
 def _check_value(name: str, value: object) -> None:
-    if name == "images":
-        texts, allowed = _path_list(value), "a list of paths"
-    elif name == "history":
-        texts, allowed = _history_texts(value), 'a list of ["question", "reply"] pairs'
-    else:
-        texts, allowed = [value], "text"
+    texts = _texts(name, value)
     if texts is None or not all(isinstance(text, str) for text in texts):
         found = reprlib.repr(value)
         found = found if len(found) <= 50 else found[:47] + "..."
-        examples = {"images": '["a.jpg"]', "history": '[["question", "reply"]]'}
+        allowed, example = LISTS.get(name, ("text", '"..."'))
         raise DataError(
             f'"{name}": found {kind_of(value)}, {found}; {allowed} is allowed',
-            hint=f'write e.g. "{name}": ' + examples.get(name, '"..."'),
+            hint=f'write e.g. "{name}": {example}',
         )
     for text in texts:
         _check_text(name, text)
@@ -113,18 +113,9 @@ def _check_text(name: str, text: str) -> None:
 def _place_images(
     texts: list[str], images: list[ImageRef], image_tag: str
 ) -> list[tuple[Part, ...]]:
-    """Puts every image where its tag is or, without any tag, at the start of its turn.
+    """The parts of each text, every image where its tag is or, without tags, where its turn starts.
 
-    Args:
-        texts: of user and assistant in turn; the first and the last are the user's.
-        images: in reading order.
-        image_tag: the family's own tag.
-
-    Returns:
-        The parts of each text.
-
-    Raises:
-        DataError: the numbers of tags and images differ.
+    The texts are of user and assistant in turn; the first and the last are the user's.
     """
     tag = re.compile(f"({re.escape(COMMON_TAG)}|{re.escape(image_tag)})")
     tags = sum(len(tag.findall(text)) for text in texts)
@@ -187,17 +178,16 @@ def _image(name: str, folder: Path) -> ImageRef:
     return ImageRef(folder / name, name)
 
 
-def _path_list(value: object) -> list[Any] | None:
-    """The paths in "images", which may also be a single path; None for any other value."""
-    if isinstance(value, str):
+def _texts(name: str, value: object) -> list[Any] | None:
+    """The texts of a field in one list, None if its form is wrong; a single path needs no list."""
+    if name == "images" and isinstance(value, str):
         return [value] if value else []
-    return list(value) if isinstance(value, list | tuple) else None
-
-
-def _history_texts(value: object) -> list[Any] | None:
-    """The texts of "history" in one list; None if it is not a list of pairs."""
+    if name not in LISTS:
+        return [value]
     if not isinstance(value, list | tuple):
         return None
+    if name == "images":
+        return list(value)
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return None
     return [text for pair in value for text in pair]

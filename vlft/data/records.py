@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMATS = (".jsonl", ".json", ".csv")
+NAME_A_FILE = "name a .jsonl, .json or .csv file"
 BOM = "\ufeff"
 
 # (line, fields of the record that starts there, or the problem of it)
@@ -50,13 +51,12 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
     readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table}
     place, kind = shown(path), path.suffix.lower()
     if path.is_dir():
-        raise DataError("found a folder", place=place, hint=f"name a {_any_of(FORMATS)} file")
+        raise DataError("found a folder", place=place, hint=NAME_A_FILE)
     if kind not in readers:
-        raise DataError(
-            f"found {path.suffix!r} at the end of the name" if kind else "the name has no ending",
-            place=place,
-            hint=f"name a {_any_of(FORMATS)} file",
+        found = (
+            f"found {path.suffix!r} at the end of the name" if kind else "the name has no ending"
         )
+        raise DataError(found, place=place, hint=NAME_A_FILE)
     try:
         text = path.read_text(encoding="utf-8").lstrip(BOM)
     except FileNotFoundError:
@@ -199,7 +199,3 @@ def _reason(error: ValueError | RecursionError) -> str:
         # Some messages of the json module end with "at" already.
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "too deeply nested" if isinstance(error, RecursionError) else "a number is too long"
-
-
-def _any_of(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"

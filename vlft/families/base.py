@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,11 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from vlft.data.encode import View
+    from vlft.data.encode import Tiles
     from vlft.families.keymap import KeyMap
 
 Config = Mapping[str, Any]
-Tiles = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,16 @@ class Parts:
     Attributes:
         vision: vision towers.
         aligner: projection of their features to the LLM's hidden size.
+        other: not used for understanding images; loaded and exported unchanged.
         language: LLM.
         head: vocabulary projection (lm_head).
-        other: not used for understanding images; loaded and exported unchanged.
     """
 
     vision: tuple[str, ...]
     aligner: tuple[str, ...]
-    language: str
-    head: str
     other: tuple[str, ...] = ()
+    language: str = "model.language_model"
+    head: str = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -45,37 +47,24 @@ class Pixels:
     Attributes:
         tokens: number of image tokens per image; None where it depends on the image.
         size: height and width of a view, in pixels.
-        view: ((width, height) of an image, number of images in its conversation) -> its View.
+        view: ((width, height) of an image, number of images in its conversation) -> (number of its
+            tokens, its tiles).
         transform: (RGB image, its tiles) -> (V, 3, H, W) float32, its V views with the pixel values
             of the authors' processor.
         inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
             the model.
         fingerprint: text that differs if any setting of the above does.
+        files: layout -> preprocessor_config.json and processor_config.json; empty for a family with
+            one layout, where they are copied.
     """
 
     tokens: int | None
     size: int
-    view: Callable[[tuple[int, int], int], View]
+    view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
     transform: Callable[[Image, Tiles], Tensor]
     inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class TransformersLayout:
-    """How folders of transformers' layout are read and written, where transformers has the class.
-
-    Attributes:
-        native_config: (config.json of transformers' layout, image token id) -> keyword arguments of
-            the class's config; unknown fields are dropped.
-        original_config: (those keyword arguments, dtype) -> config.json of the authors' layout.
-        processor_files: (model folder, its config.json, the keyword arguments, layout) ->
-            preprocessor_config.json and processor_config.json of that layout.
-    """
-
-    native_config: Callable[[Config, int], dict[str, Any]]
-    original_config: Callable[[Config, str], dict[str, Any]]
-    processor_files: Callable[[Path, Config, Config, str], tuple[dict[str, Any], dict[str, Any]]]
+    files: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,23 +75,24 @@ class Family:
         name: of the family and its file.
         title: name shown to the user.
         model_types: ``model_type`` in config.json -> layout, original or transformers.
-        matches: whether a config.json with one of these model_types is of this family.
+        matches: whether a config.json of the authors' layout with one of these model_types is of
+            this family.
+        class_name: of the model, as ``module:class``.
         template: chat template, a file name under ``templates/``.
         image_tag: stands for an image in the chat text.
-        system_prompt: default.
-        parts: see Parts.
-        attention_inputs: leaf names of the LLM's attention inputs, the LoRA target ``qkv``.
+        system_prompt: used by conversations that have none.
         keys: tensor names of both layouts.
-        model_class: imports and returns the class.
-        native_config: (config.json of the authors' layout, image token id) -> keyword arguments of
-            the class's config; raises CheckpointError for what the class does not support.
+        native_config: (config.json of either layout, image token id) -> keyword arguments of the
+            class's config; unknown fields are dropped. Raises CheckpointError for what the class
+            does not support.
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
         vision_features: (model, inputs of I images) -> (V, T, W), tower features of their V views.
         align: (model, those features, tiles of each image) -> (R, D), the features that replace
             the image tokens, all images end to end.
-        transformers_layout: None if transformers has no class for the family, so that the authors'
-            layout is the only one.
+        original_config: (keyword arguments of the config, dtype) -> config.json of the authors'
+            layout; None if transformers has no class, so that this layout is the only one.
         roles: (model folder, its config.json) -> names of user and assistant in the chat text.
+        attention_inputs: leaf names of the LLM's attention inputs, the LoRA target ``qkv``.
         added_tokens: special tokens added, in this order, to a tokenizer without them.
         image_border: tokens before and after the tokens of each image.
         tokenize_per_message: whether each message is tokenised on its own instead of the chat text
@@ -114,23 +104,20 @@ class Family:
     name: str
     title: str
     model_types: Mapping[str, str]
-    matches: Callable[[Config], bool]
+    class_name: str
     template: str
     image_tag: str
     system_prompt: str
     parts: Parts
-    attention_inputs: tuple[str, ...]
     keys: KeyMap
-    model_class: Callable[[], Any]
     native_config: Callable[[Config, int], dict[str, Any]]
     pixels: Callable[[Path, Config, Config], Pixels]
     vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
-    transformers_layout: TransformersLayout | None = None
-    roles: Callable[[Path, Config], tuple[str, str]] = lambda _folder, _config: (
-        "User",
-        "Assistant",
-    )
+    original_config: Callable[[Config, str], dict[str, Any]] | None = None
+    matches: Callable[[Config], bool] = lambda _: True
+    roles: Callable[[Path, Config], tuple[str, str]] = lambda *_: ("User", "Assistant")
+    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None
     tokenize_per_message: bool = False
@@ -140,7 +127,11 @@ class Family:
     @property
     def has_transformers_layout(self) -> bool:
         """Whether models can be converted to transformers' layout."""
-        return self.transformers_layout is not None
+        return self.original_config is not None
+
+    def model_class(self) -> Any:
+        """The class of the model, imported now."""
+        return resolve_name(self.class_name)
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
@@ -160,12 +151,22 @@ def encode_images(
     return family.align(model, family.vision_features(model, inputs), tiles)
 
 
-def from_transformers(name: str) -> Callable[[], Any]:
-    """A class of transformers, imported when called."""
+def known_fields(config: Config, fields: Config) -> dict[str, Any]:
+    """The given fields of a config, or their defaults; null counts as absent, and None as none."""
+    stated = {key: value for key, value in config.items() if value is not None}
+    values = {key: stated.get(key, default) for key, default in fields.items()}
+    return {key: value for key, value in values.items() if value is not None}
 
-    def find() -> Any:
-        import transformers
 
-        return getattr(transformers, name)
+def sizes_by_name(params: Config, sizes: Mapping[str, Config], default: str) -> dict[str, Any]:
+    """The sizes that the authors' code looks up by model_name; ``params`` may override each.
 
-    return find
+    Raises:
+        CheckpointError: the model_name is unknown.
+    """
+    name = params.get("model_name", default)
+    if name not in sizes:
+        raise CheckpointError(
+            f"unknown vision model_name {name!r}", hint=f"allowed: {', '.join(sizes)}"
+        )
+    return {key: params.get(key, value) for key, value in sizes[name].items()}

@@ -8,20 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
+from vlft.families import multi_modality, siglip
+from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.families.pixels import read_settings, square_files, square_pixels
+from vlft.families.pixels import read_settings, square_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from vlft.families.base import Tiles
+    from vlft.data.encode import Tiles
 
-IMAGE_TAG = "<image_placeholder>"
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
     "content that the user provides, and assist the user with a variety of tasks using natural "
@@ -33,8 +32,7 @@ KEYS = KeyMap(
         *siglip.key_rules("vision_model.vision_tower", "model.vision_model"),
         KeyRule("aligner.layers.0.{p}", ("model.aligner.linear1.{p}",)),
         KeyRule("aligner.layers.2.{p}", ("model.aligner.linear2.{p}",)),
-        KeyRule("language_model.model.{rest}", ("model.language_model.{rest}",)),
-        KeyRule("language_model.lm_head.{p}", ("lm_head.{p}",)),
+        *multi_modality.LLAMA_KEYS,
     ],
     unused=["vision_model.vision_tower.attn_pool.{rest}"],
 )
@@ -42,50 +40,30 @@ KEYS = KeyMap(
 
 def _matches(config: Config) -> bool:
     """Whether the model has one SigLIP tower and, unlike Janus, does not generate images."""
-    if config.get("model_type") == "deepseek_vl":
-        return True
-    vision = config.get("vision_config") or {}
-    return vision.get("cls", "CLIPVisionTower") == "CLIPVisionTower" and not any(
-        key.startswith("gen_") for key in config
-    )
+    tower = (config.get("vision_config") or {}).get("cls", "CLIPVisionTower")
+    return tower == "CLIPVisionTower" and not any(key.startswith("gen_") for key in config)
 
 
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
-    """Keyword arguments of DeepseekVLConfig for a config.json of the authors."""
-    check_aligner(config, "mlp_gelu")
-    language = llama.text_config(config["language_config"])
-    return {
-        "text_config": language,
-        "vision_config": siglip.vision_config(config["vision_config"].get("params") or {}),
-        "image_token_id": image_token_id,
-        "tie_word_embeddings": language["tie_word_embeddings"],
-    }
-
-
-def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
-    """Keyword arguments of DeepseekVLConfig for a config.json of transformers' layout."""
-    return {
-        **llama.clean_text_config(config),
-        "vision_config": siglip.clean_vision_config(config["vision_config"]),
-        "image_token_id": image_token_id,
-    }
+    """Keyword arguments of DeepseekVLConfig."""
+    if multi_modality.is_original(config):
+        check_aligner(config, "mlp_gelu")
+        tower = siglip.vision_config(config["vision_config"].get("params") or {})
+    else:
+        tower = siglip.clean_vision_config(config["vision_config"])
+    return multi_modality.native_config(config, image_token_id, vision_config=tower)
 
 
 def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of DeepseekVLConfig."""
     text, vision = native["text_config"], native["vision_config"]
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "torch_dtype": dtype,
-        "vision_config": {
-            "cls": "CLIPVisionTower",
-            "model_type": "vision",
-            "params": siglip.tower_params(vision),
-        },
-        "aligner_config": aligner_config(vision["hidden_size"], text["hidden_size"]),
-        "language_config": llama.language_config(text, dtype),
-    }
+    tower = siglip.tower_params(vision)
+    return multi_modality.original_config(
+        native,
+        dtype,
+        vision_config=multi_modality.module_config("CLIPVisionTower", "vision", **tower),
+        aligner_config=multi_modality.aligner_config(vision["hidden_size"], text["hidden_size"]),
+    )
 
 
 def image_tokens(native: Config) -> int:
@@ -97,52 +75,13 @@ def image_tokens(native: Config) -> int:
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
     """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
     settings = read_settings(folder, native["vision_config"]["image_size"])
-    return square_pixels(settings, image_tokens(native))
+    return square_pixels(settings, image_tokens(native), "DeepseekVL")
 
 
-def _processor_files(
-    folder: Path,
-    raw: Config,  # noqa: ARG001
-    native: Config,
-    layout: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """preprocessor_config.json and processor_config.json of a layout."""
-    settings = read_settings(folder, native["vision_config"]["image_size"])
-    tokens = image_tokens(native)
-    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="DeepseekVL")
-
-
-def vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(I, T, W) features of the tower for (I, 3, H, W) pixels."""
-    features: Tensor = model.model.vision_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
-    return features
-
-
-def align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
+def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: ARG001
     """(I * T, D) features that replace the image tokens, for (I, T, W) features of the tower."""
     aligned: Tensor = model.model.aligner(features)  # type: ignore[union-attr, operator]
     return aligned.flatten(0, 1)
-
-
-def aligner_config(
-    inputs: int,
-    outputs: int,
-    *,
-    name: str = "aligner",
-    depth: int = 2,
-    kind: str = "mlp_gelu",
-) -> dict[str, Any]:
-    """The authors' config of an aligner between these widths; depth counts linear layers."""
-    return {
-        "cls": "MlpProjector",
-        "model_type": name,
-        "params": {
-            "depth": depth,
-            "input_dim": inputs,
-            "n_embed": outputs,
-            "projector_type": kind,
-        },
-    }
 
 
 def check_aligner(config: Config, kind: str) -> None:
@@ -160,27 +99,17 @@ def check_aligner(config: Config, kind: str) -> None:
 FAMILY = Family(
     name="deepseek_vl",
     title="DeepSeek-VL (SigLIP tower)",
-    model_types={"multi_modality": "original", "deepseek_vl": "transformers"},
+    model_types={multi_modality.MODEL_TYPE: "original", "deepseek_vl": "transformers"},
     matches=_matches,
+    class_name="transformers:DeepseekVLForConditionalGeneration",
     template="deepseek_vl.jinja",
-    image_tag=IMAGE_TAG,
+    image_tag=multi_modality.IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,
-    parts=Parts(
-        vision=("model.vision_model",),
-        aligner=("model.aligner",),
-        language="model.language_model",
-        head="lm_head",
-    ),
-    attention_inputs=("q_proj", "k_proj", "v_proj"),
+    parts=Parts(vision=("model.vision_model",), aligner=("model.aligner",)),
     keys=KEYS,
-    model_class=from_transformers("DeepseekVLForConditionalGeneration"),
     native_config=_native_config,
     pixels=_pixels,
-    vision_features=vision_features,
-    align=align,
-    transformers_layout=TransformersLayout(
-        native_config=_native_config_of_transformers,
-        original_config=_original_config,
-        processor_files=_processor_files,
-    ),
+    vision_features=siglip.vision_features,
+    align=_align,
+    original_config=_original_config,
 )

@@ -11,6 +11,7 @@ from vlft.errors import CheckpointError
 from vlft.families import siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.pixels import HALF
 from vlft.families.tiles import Tiling, tiled_pixels
 from vlft.files import read_object_if_there
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from vlft.families.base import Tiles
+    from vlft.data.encode import Tiles
 
 IMAGE_TAG = "<image>"
 ROLES = ("<|User|>", "<|Assistant|>")
@@ -73,11 +74,6 @@ KEYS = KeyMap(
 )
 
 
-def _matches(config: Config) -> bool:
-    """Whether the model_type is that of DeepSeek-VL2; no other family uses it."""
-    return config.get("model_type") in MODEL_TYPES
-
-
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVL2Config for a config.json of the authors."""
     text = _text_config(config["language_config"])
@@ -118,47 +114,23 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
         size=size,
         candidates=tuple((width, height) for width, height in candidates or [(size, size)]),
         side=side,
-        mean=tuple(stated.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(stated.get("image_std", (0.5, 0.5, 0.5))),
+        mean=tuple(stated.get("image_mean", HALF)),
+        std=tuple(stated.get("image_std", HALF)),
         normalise=stated.get("normalize", True),
     )
     return tiled_pixels(tiling)
 
 
-def _vision_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(V, T, W) features of the tower for (V, 3, H, W) views."""
-    tower: Any = model.model.vision_model  # type: ignore[union-attr]
-    features: Tensor = tower(inputs["pixel_values"]).last_hidden_state
-    return features
-
-
 def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
-    """(R, D) features that replace the tokens of I images, newlines and separators included.
-
-    Args:
-        model: the class of the family.
-        features: (V, T, W) of the tower.
-        tiles: of each image.
-    """
+    """(R, D) for (V, T, W) features of the tower; newlines and separators are included."""
     parts: Any = model.model
     aligned: Tensor = parts.arrange(parts.projector(features), tiles)
     return aligned
 
 
-def _model_class() -> Any:
-    """The class of vlft, because transformers has none."""
-    from vlft.models.deepseek_vl2 import DeepseekVL2ForConditionalGeneration
-
-    return DeepseekVL2ForConditionalGeneration
-
-
 def _text_config(config: Config) -> dict[str, Any]:
-    known = {
-        key: config[key]
-        for key in TEXT_DEFAULTS
-        if key in config and (key in NULLABLE or config[key] is not None)
-    }
-    text = {**TEXT_DEFAULTS, **known}
+    stated = {key: value for key, value in config.items() if key in TEXT_DEFAULTS}
+    text = {**TEXT_DEFAULTS, **{k: v for k, v in stated.items() if v is not None or k in NULLABLE}}
     _check("topk_method", text["topk_method"], TOPK_METHODS)
     _check("scoring_func", text["scoring_func"], SCORING)
     return {key: value for key, value in text.items() if value is not None or key in NULLABLE}
@@ -178,13 +150,12 @@ def _check_projector(projector: Config, hidden_size: int) -> None:
     _check("projector n_embed", projector.get("n_embed", 2048), (hidden_size,))
 
 
-MODEL_TYPES = {"deepseek_vl_v2": "original"}
-
 FAMILY = Family(
     name="deepseek_vl2",
     title="DeepSeek-VL2",
-    model_types=MODEL_TYPES,
-    matches=_matches,
+    model_types={"deepseek_vl_v2": "original"},
+    # Of vlft, because transformers has none.
+    class_name="vlft.models.deepseek_vl2:DeepseekVL2ForConditionalGeneration",
     template="deepseek_vl2.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=ADDED_TOKENS,
@@ -192,21 +163,18 @@ FAMILY = Family(
     keep_special_tokens=True,
     # The router bias: rounding it can change which experts are chosen.
     keep_dtype_suffixes=("e_score_correction_bias",),
-    roles=lambda _folder, _config: ROLES,
+    roles=lambda *_: ROLES,
     system_prompt="",
     parts=Parts(
         vision=("model.vision_model",),
         aligner=("model.projector", "model.image_newline", "model.view_separator"),
-        language="model.language_model",
-        head="lm_head",
     ),
     attention_inputs=(
         "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
     ),
     keys=KEYS,
-    model_class=_model_class,
     native_config=_native_config,
     pixels=_pixels,
-    vision_features=_vision_features,
+    vision_features=siglip.vision_features,
     align=_align,
 )  # fmt: skip

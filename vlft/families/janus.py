@@ -6,20 +6,15 @@ image -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> tex
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import llama, siglip
-from vlft.families.base import Config, Family, Parts, Pixels, TransformersLayout, from_transformers
-from vlft.families.deepseek_vl import (
-    IMAGE_TAG,
-    SYSTEM_PROMPT,
-    align,
-    aligner_config,
-    vision_features,
-)
-from vlft.families.janus_keys import DEEPEST_ALIGNER, KEYS
-from vlft.families.pixels import read_settings, square_files, square_pixels
+from vlft.families import deepseek_vl, multi_modality, siglip
+from vlft.families.base import Config, Parts, Pixels, known_fields
+from vlft.families.keymap import KeyMap, KeyRule
+from vlft.families.multi_modality import LLAMA_KEYS, aligner_config, module_config
+from vlft.families.pixels import read_settings, square_pixels
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -29,36 +24,80 @@ if TYPE_CHECKING:
 PLAIN_ROLES = ("User", "Assistant")
 TOKEN_ROLES = ("<|User|>", "<|Assistant|>")
 
-VISION_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-    "patch_size", "hidden_act", "layer_norm_eps", "mlp_ratio", "attention_bias", "projection_dim",
-    "use_qk_norm", "depth", "num_image_tokens",
-)  # fmt: skip
-VQ_FIELDS = (
-    "embed_dim", "num_embeddings", "double_latent", "latent_channels", "in_channels",
-    "base_channels", "channel_multiplier", "num_res_blocks", "out_channels", "projection_dim",
-    "num_hidden_layers", "hidden_act", "image_token_embed_dim",
-)  # fmt: skip
-
 # Defaults of JanusVisionConfig and JanusVQVAEConfig, which a config.json may leave out.
-VISION_DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
-    "patch_size": 16, "mlp_ratio": 4.0, "projection_dim": 2048, "depth": 2,
-    "num_image_tokens": 576,
+VISION_FIELDS: Mapping[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_channels": None,
+    "image_size": 384, "patch_size": 16, "hidden_act": None, "layer_norm_eps": None,
+    "mlp_ratio": 4.0, "attention_bias": None, "projection_dim": 2048, "use_qk_norm": None,
+    "depth": 2, "num_image_tokens": 576,
 }  # fmt: skip
-VQ_DEFAULTS: Mapping[str, Any] = {
-    "embed_dim": 8, "num_embeddings": 16384, "latent_channels": 256, "base_channels": 128,
-    "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2, "projection_dim": 2048,
-    "num_hidden_layers": 2, "image_token_embed_dim": 2048,
+VQ_FIELDS: Mapping[str, Any] = {
+    "embed_dim": 8, "num_embeddings": 16384, "double_latent": None, "latent_channels": 256,
+    "in_channels": None, "base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2, "out_channels": None, "projection_dim": 2048, "num_hidden_layers": 2,
+    "hidden_act": None, "image_token_embed_dim": 2048,
 }  # fmt: skip
 
+# Params of the authors' gen_vision_config -> fields of JanusVQVAEConfig.
+VQ_NAMES: Mapping[str, str] = {
+    "image_token_size": "num_embeddings", "n_embed": "embed_dim", "ch": "base_channels",
+    "ch_mult": "channel_multiplier", "z_channels": "latent_channels",
+}  # fmt: skip
 # Sizes of the authors' VQ-16, which published config.json files leave out.
 VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
+# Largest number of linear layers in an aligner; published ones have two.
+DEEPEST_ALIGNER = 8
+
+
+def _aligner_rules(original: str, native: str) -> list[KeyRule]:
+    """The original numbers its GELUs too, so that its linear layers have even numbers."""
+    names = ["fc1", *(f"hidden_layers.{number}" for number in range(DEEPEST_ALIGNER - 1))]
+    return [
+        KeyRule(f"{original}.layers.{2 * number}.{{p}}", (f"{native}.{name}.{{p}}",))
+        for number, name in enumerate(names)
+    ]
+
+
+def _coder_rules(original: str, native: str, levels: str) -> list[KeyRule]:
+    """Encoder or decoder of the VQ model; ``levels`` is down or up."""
+    blocks, level = f"{original}.conv_blocks.{{i}}", f"{native}.{levels}.{{i}}"
+    middle = (("0", "block_1"), ("1", "attn_1"), ("2", "block_2"))
+    return [
+        KeyRule(f"{blocks}.res.{{rest}}", (f"{level}.block.{{rest}}",)),
+        KeyRule(f"{blocks}.{{rest}}", (f"{level}.{{rest}}",)),
+        *(
+            KeyRule(f"{original}.mid.{number}.{{rest}}", (f"{native}.mid.{name}.{{rest}}",))
+            for number, name in middle
+        ),
+        KeyRule(f"{original}.{{leaf}}.{{p}}", (f"{native}.{{leaf}}.{{p}}",)),
+    ]
+
+
+KEYS = KeyMap(
+    [
+        *siglip.key_rules(
+            "vision_model.vision_tower", "model.vision_model", attention_output="projection_layer"
+        ),
+        *_aligner_rules("aligner", "model.aligner"),
+        *_aligner_rules("gen_aligner", "model.generation_aligner"),
+        *_coder_rules("gen_vision_model.encoder", "model.vqmodel.encoder", "down"),
+        *_coder_rules("gen_vision_model.decoder", "model.vqmodel.decoder", "up"),
+        KeyRule("gen_vision_model.{rest}", ("model.vqmodel.{rest}",)),
+        KeyRule("gen_embed.{p}", ("model.generation_embeddings.{p}",)),
+        KeyRule("gen_head.output_mlp_projector.{p}", ("model.generation_head.proj_out.{p}",)),
+        KeyRule("gen_head.vision_head.{p}", ("model.generation_head.vision_head.{p}",)),
+        *LLAMA_KEYS,
+    ],
+    unused=[
+        "vision_model.vision_tower.attn_pool.{rest}",
+        "gen_vision_model.quantize.codebook_used",
+    ],
+)
 
 
 def _matches(config: Config) -> bool:
     """Whether the model also generates images: its config.json describes those parts."""
-    return config.get("model_type") == "janus" or any(key.startswith("gen_") for key in config)
+    return any(key.startswith("gen_") for key in config)
 
 
 def roles(folder: Path, config: Config) -> tuple[str, str]:
@@ -81,103 +120,68 @@ def roles(folder: Path, config: Config) -> tuple[str, str]:
 
 
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of JanusConfig."""
+    if multi_modality.is_original(config):
+        return _native_config_of_original(config, image_token_id)
+    return multi_modality.native_config(
+        config,
+        image_token_id,
+        vision_config=known_fields(config["vision_config"], VISION_FIELDS),
+        vq_config=known_fields(config["vq_config"], VQ_FIELDS),
+    )
+
+
+def _native_config_of_original(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of JanusConfig for a config.json of the authors."""
-    language = llama.text_config(config["language_config"])
+    native = multi_modality.native_config(config, image_token_id)
+    hidden_size = native["text_config"]["hidden_size"]
     tower = siglip.vision_config((config.get("vision_config") or {}).get("params") or {})
-    grid = tower["image_size"] // tower["patch_size"]
-    aligner = _aligner(config, "aligner_config", tower["hidden_size"], language["hidden_size"])
-    return {
-        "text_config": language,
-        "vision_config": {
-            "hidden_size": tower["hidden_size"],
-            "num_hidden_layers": tower["num_hidden_layers"],
-            "num_attention_heads": tower["num_attention_heads"],
-            "image_size": tower["image_size"],
-            "patch_size": tower["patch_size"],
-            "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
-            "projection_dim": aligner["n_embed"],
-            "depth": aligner["depth"],
-            "num_image_tokens": grid * grid,
-        },
-        "vq_config": _vq_config(config, language["hidden_size"]),
-        "image_token_id": image_token_id,
-        "tie_word_embeddings": language["tie_word_embeddings"],
+    aligner = _aligner(config, "aligner_config", tower["hidden_size"], hidden_size)
+    native["vision_config"] = {
+        **{key: value for key, value in tower.items() if key in VISION_FIELDS},
+        "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
+        "projection_dim": aligner["n_embed"],
+        "depth": aligner["depth"],
+        "num_image_tokens": (tower["image_size"] // tower["patch_size"]) ** 2,
     }
-
-
-def _native_config_of_transformers(config: Config, image_token_id: int) -> dict[str, Any]:
-    """Keyword arguments of JanusConfig for a config.json of transformers' layout."""
-    return {
-        **llama.clean_text_config(config),
-        "vision_config": {**VISION_DEFAULTS, **_known(config["vision_config"], VISION_FIELDS)},
-        "vq_config": {**VQ_DEFAULTS, **_known(config["vq_config"], VQ_FIELDS)},
-        "image_token_id": image_token_id,
-    }
+    return {**native, "vq_config": _vq_config(config, hidden_size)}
 
 
 def _original_config(native: Config, dtype: str) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
-    text, vision, vq = native["text_config"], native["vision_config"], native["vq_config"]
-    aligner = aligner_config(vision["hidden_size"], vision["projection_dim"], depth=vision["depth"])
+    vision, vq = native["vision_config"], native["vq_config"]
     intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
-    sizes = {
-        "ch": vq["base_channels"],
-        "ch_mult": list(vq["channel_multiplier"]),
-        "z_channels": vq["latent_channels"],
+    tower = siglip.tower_params({**vision, "intermediate_size": intermediate})
+    vq_params = {key: vq[name] for key, name in VQ_NAMES.items()}
+    head = {
+        "image_token_embed": vq["projection_dim"],
+        "image_token_size": vq["num_embeddings"],
+        "n_embed": vq["image_token_embed_dim"],
     }
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "torch_dtype": dtype,
-        "vision_config": {
-            "cls": "CLIPVisionTower",
-            "model_type": "vision",
-            "params": siglip.tower_params({**vision, "intermediate_size": intermediate}),
-        },
-        "aligner_config": aligner,
-        "gen_aligner_config": aligner_config(
+    return multi_modality.original_config(
+        native,
+        dtype,
+        vision_config=module_config("CLIPVisionTower", "vision", **tower),
+        aligner_config=aligner_config(
+            vision["hidden_size"], vision["projection_dim"], depth=vision["depth"]
+        ),
+        gen_aligner_config=aligner_config(
             vq["embed_dim"], vq["projection_dim"], name="gen_aligner", depth=vq["num_hidden_layers"]
         ),
-        "gen_head_config": {
-            "cls": "vision_head",
-            "model_type": "gen_head",
-            "params": {
-                "image_token_embed": vq["projection_dim"],
-                "image_token_size": vq["num_embeddings"],
-                "n_embed": vq["image_token_embed_dim"],
-            },
-        },
-        "gen_vision_config": {
-            "cls": "VQ-16",
-            "model_type": "gen_vision",
-            "params": {
-                "image_token_size": vq["num_embeddings"],
-                "n_embed": vq["embed_dim"],
-                **{key: value for key, value in sizes.items() if value != VQ_SIZES[key]},
-            },
-        },
-        "language_config": llama.language_config(text, dtype),
-    }
+        gen_head_config=module_config("vision_head", "gen_head", **head),
+        gen_vision_config=module_config(
+            "VQ-16",
+            "gen_vision",
+            **{k: v for k, v in vq_params.items() if k not in VQ_SIZES or v != VQ_SIZES[k]},
+        ),
+    )
 
 
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG001
     """As the authors' VLMImageProcessor with the settings of preprocessor_config.json."""
     vision = native["vision_config"]
-    return square_pixels(read_settings(folder, vision["image_size"]), vision["num_image_tokens"])
-
-
-def _processor_files(
-    folder: Path,
-    raw: Config,  # noqa: ARG001
-    native: Config,
-    layout: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """preprocessor_config.json and processor_config.json of a layout."""
-    vision = native["vision_config"]
-    settings, tokens = read_settings(folder, vision["image_size"]), vision["num_image_tokens"]
-    return square_files(settings, tokens, layout, image_tag=IMAGE_TAG, native="Janus")
+    settings = read_settings(folder, vision["image_size"])
+    return square_pixels(settings, vision["num_image_tokens"], "Janus")
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -189,10 +193,6 @@ def _chat_template(folder: Path) -> str | None:
         if isinstance(stated, str):
             return stated
     return None
-
-
-def _known(config: Config, fields: tuple[str, ...]) -> dict[str, Any]:
-    return {key: config[key] for key in fields if config.get(key) is not None}
 
 
 def _aligner(config: Config, key: str, inputs: int, outputs: int) -> dict[str, Any]:
@@ -223,35 +223,29 @@ def _vq_config(config: Config, hidden_size: int) -> dict[str, Any]:
             f"{aligner['n_embed']}; transformers' class needs equal ones",
             hint="this checkpoint cannot be loaded",
         )
-    sizes = {key: vision.get(key, value) for key, value in VQ_SIZES.items()}
+    sizes = {"n_embed": 8, "image_token_size": 16384, **VQ_SIZES}
     return {
-        "embed_dim": vision.get("n_embed", 8),
-        "num_embeddings": vision.get("image_token_size", 16384),
-        "latent_channels": sizes["z_channels"],
-        "base_channels": sizes["ch"],
-        "channel_multiplier": list(sizes["ch_mult"]),
+        **{VQ_NAMES[key]: vision.get(key, value) for key, value in sizes.items()},
         "projection_dim": aligner["n_embed"],
         "num_hidden_layers": aligner["depth"],
         "image_token_embed_dim": head.get("n_embed", hidden_size),
     }
 
 
-FAMILY = Family(
+# The tower and the aligner are called as in DeepSeek-VL.
+FAMILY = replace(
+    deepseek_vl.FAMILY,
     name="janus",
     title="Janus",
-    model_types={"multi_modality": "original", "janus": "transformers"},
+    model_types={multi_modality.MODEL_TYPE: "original", "janus": "transformers"},
     matches=_matches,
-    template="deepseek_vl.jinja",
-    image_tag=IMAGE_TAG,
+    class_name="transformers:JanusForConditionalGeneration",
     added_tokens=("<｜▁pad▁｜>",),
     image_border=("<begin_of_image>", "<end_of_image>"),
     roles=roles,
-    system_prompt=SYSTEM_PROMPT,
     parts=Parts(
         vision=("model.vision_model",),
         aligner=("model.aligner",),
-        language="model.language_model",
-        head="lm_head",
         other=(
             "model.vqmodel",
             "model.generation_embeddings",
@@ -259,16 +253,8 @@ FAMILY = Family(
             "model.generation_head",
         ),
     ),
-    attention_inputs=("q_proj", "k_proj", "v_proj"),
     keys=KEYS,
-    model_class=from_transformers("JanusForConditionalGeneration"),
     native_config=_native_config,
     pixels=_pixels,
-    vision_features=vision_features,
-    align=align,
-    transformers_layout=TransformersLayout(
-        native_config=_native_config_of_transformers,
-        original_config=_original_config,
-        processor_files=_processor_files,
-    ),
+    original_config=_original_config,
 )

@@ -46,22 +46,14 @@ class KeyRule:
 
 
 @dataclass(frozen=True)
-class Match:
-    """How one original tensor and its native ones correspond.
+class Match(KeyRule):
+    """A rule with its names filled in: how one original tensor and its native ones correspond.
 
     Attributes:
-        original: name.
-        native: names.
-        change: see KeyRule.
         index: for stack, in the first axis of the native tensor.
-        part: see KeyRule.
     """
 
-    original: str
-    native: tuple[str, ...]
-    change: Change
     index: int = 0
-    part: tuple[int, int] = (0, 1)
 
     def to_native(self, tensor: Tensor) -> list[Tensor]:
         """The native tensors of an original one; not for stack, which needs all originals."""
@@ -99,9 +91,9 @@ class KeyMap:
     """
 
     def __init__(self, rules: Iterable[KeyRule], unused: Iterable[str] = ()) -> None:
-        self._rules = tuple(rules)
-        self._from_original = [(_compile(rule.original), rule) for rule in self._rules]
-        self._from_native = [(_compile(name), rule) for rule in self._rules for name in rule.native]
+        table = list(rules)
+        self._from_original = [(_compile(rule.original), rule) for rule in table]
+        self._from_native = [(_compile(name), rule) for rule in table for name in rule.native]
         self._unused = [_compile(name) for name in unused]
 
     def is_unused(self, original: str) -> bool:
@@ -119,9 +111,7 @@ class KeyMap:
     def from_native(self, name: str, stacked: int = 1) -> list[Match]:
         """The correspondences of a native name; several only for stack.
 
-        Args:
-            name: native.
-            stacked: length of the tensor's first axis.
+        ``stacked`` is the length of the tensor's first axis.
 
         Raises:
             CheckpointError: there is no rule for it.
@@ -142,7 +132,7 @@ class KeyMap:
 def _match(rule: KeyRule, values: dict[str, str]) -> Match:
     natives = tuple(native.format(**values) for native in rule.native)
     original = rule.original.format(**values)
-    return Match(original, natives, rule.change, int(values.get("e", 0)), rule.part)
+    return Match(original, natives, rule.change, rule.part, int(values.get("e", 0)))
 
 
 def _compile(template: str) -> re.Pattern[str]:

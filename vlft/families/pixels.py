@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from vlft.data.encode import View
-from vlft.families.base import Pixels, Tiles
+from vlft.families.base import Pixels
+from vlft.families.multi_modality import IMAGE_TAG
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -38,25 +37,20 @@ class SquareSettings:
     """
 
     size: int
-    min_size: int = 14
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
-    rescale: float = 0.00392156862745098
-    normalise: bool = True
+    min_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale: float
+    normalise: bool
 
 
 def read_settings(
     folder: Path, size: int, *, mean: Sequence[float] = HALF, normalise: bool = True
 ) -> SquareSettings:
-    """The settings in preprocessor_config.json.
+    """The settings in preprocessor_config.json; ``mean`` and ``normalise`` are their defaults.
 
-    As in the authors' code, the border has the colour of the mean; the file's own is ignored.
-
-    Args:
-        folder: of the model.
-        size: input size of the tower, which is used instead of the file's image_size.
-        mean: default, if the file has none.
-        normalise: default, if the file does not say.
+    As in the authors' code, the border has the colour of the mean and the square the size of the
+    tower's input; what the file says of both is ignored.
     """
     stated = read_object_if_there(folder / PREPROCESSOR_FILE)
     stated = {key: value for key, value in stated.items() if value is not None}
@@ -70,65 +64,55 @@ def read_settings(
     )
 
 
-def square_pixels(settings: SquareSettings, tokens: int) -> Pixels:
-    """One square view per image, of always the same number of tokens."""
+def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:
+    """One square view per image, of always the same number of tokens.
 
-    def view(size: tuple[int, int], count: int) -> View:  # noqa: ARG001
-        return View(tokens)
-
-    def transform(image: Image.Image, tiles: Tiles) -> Tensor:  # noqa: ARG001
-        return _square(image, settings).unsqueeze(0)
-
-    def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
-        return {"pixel_values": views}
-
-    return Pixels(tokens, settings.size, view, transform, inputs, repr(asdict(settings)))
-
-
-def _shared_fields(settings: SquareSettings) -> dict[str, Any]:
-    """The fields of preprocessor_config.json that are the same in both layouts."""
-    return {
+    Args:
+        settings: of the square.
+        tokens: image tokens per image.
+        native: prefix of the names of transformers' ``Processor`` and ``ImageProcessor`` classes.
+    """
+    shared = {
         "min_size": settings.min_size,
         "image_mean": list(settings.mean),
         "image_std": list(settings.std),
         "do_normalize": settings.normalise,
         "rescale_factor": settings.rescale,
     }
-
-
-def square_files(
-    settings: SquareSettings, tokens: int, layout: str, *, image_tag: str, native: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """preprocessor_config.json and processor_config.json of a layout.
-
-    Args:
-        settings: of the square.
-        tokens: image tokens per image.
-        layout: original or transformers.
-        image_tag: of the family.
-        native: prefix of the names of transformers' ``Processor`` and ``ImageProcessor`` classes.
-    """
-    if layout == "original":
-        return {
-            **_shared_fields(settings),
-            "image_processor_type": "VLMImageProcessor",
-            "image_size": settings.size,
-            "processor_class": "VLChatProcessor",
-        }, {
-            "add_special_token": False,
-            "ignore_id": -100,
-            "image_tag": image_tag,
-            "mask_prompt": True,
-            "num_image_tokens": tokens,
-            "processor_class": "VLChatProcessor",
-            "sft_format": "deepseek",
-        }
-    return {
-        **_shared_fields(settings),
+    original = {
+        **shared,
+        "image_processor_type": "VLMImageProcessor",
+        "image_size": settings.size,
+        "processor_class": "VLChatProcessor",
+    }
+    original_chat = {
+        "add_special_token": False,
+        "ignore_id": -100,
+        "image_tag": IMAGE_TAG,
+        "mask_prompt": True,
+        "num_image_tokens": tokens,
+        "processor_class": "VLChatProcessor",
+        "sft_format": "deepseek",
+    }
+    transformers = {
+        **shared,
         "image_processor_type": f"{native}ImageProcessor",
         "processor_class": f"{native}Processor",
         "size": {"height": settings.size, "width": settings.size},
-    }, {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
+    }
+    transformers_chat = {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
+    return Pixels(
+        tokens=tokens,
+        size=settings.size,
+        view=lambda _size, _count: (tokens, (0, 0)),
+        transform=lambda image, _tiles: _square(image, settings).unsqueeze(0),
+        inputs=lambda views, _tiles: {"pixel_values": views},
+        fingerprint=repr(asdict(settings)),
+        files={
+            "original": (original, original_chat),
+            "transformers": (transformers, transformers_chat),
+        },
+    )
 
 
 def _square(image: Image.Image, settings: SquareSettings) -> Tensor:
@@ -149,11 +133,6 @@ def _square(image: Image.Image, settings: SquareSettings) -> Tensor:
         values -= np.asarray(settings.mean, np.float32)
         values /= np.asarray(settings.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
-
-
-def downscaled(pixels: Tensor, size: int) -> Tensor:
-    """(I, 3, size, size) of (I, 3, H, W): bilinear with antialiasing, not rounded to bytes."""
-    return F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

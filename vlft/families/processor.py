@@ -121,16 +121,8 @@ class Processor:
         return chat.tokenizer.decode(ids, skip_special_tokens=skip).strip()
 
 
-def load_processor(
-    folder: Path, family: Family, config: Mapping[str, Any], *, layout: str
-) -> Processor:
-    """The processor of a model folder.
-
-    Args:
-        folder: holds tokenizer.json and the small configuration files.
-        family: of the checkpoint.
-        config: config.json of the folder.
-        layout: original or transformers.
+def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> Processor:
+    """The processor of a model folder, which holds the tokenizer and this config.json.
 
     Raises:
         CheckpointError: a file is missing or contradicts another.
@@ -139,7 +131,7 @@ def load_processor(
     names = _special_tokens(folder)
     _add_tokens(tokenizer, family, names)
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
-    native = native_config(folder, family, config, layout, image_token_id)
+    native = native_config(folder, family, config, image_token_id)
     with config_errors(folder, family):
         pixels = family.pixels(folder, config, native)
     _check_image_tokens(folder, pixels.tokens)
@@ -165,18 +157,15 @@ def load_processor(
 
 
 def native_config(
-    folder: Path, family: Family, config: Mapping[str, Any], layout: str, image_token_id: int
+    folder: Path, family: Family, config: Mapping[str, Any], image_token_id: int
 ) -> dict[str, Any]:
     """Keyword arguments for the config of transformers' class.
 
     Raises:
         CheckpointError: config.json is incomplete or malformed.
     """
-    convert = family.native_config
-    if layout == "transformers" and family.transformers_layout is not None:
-        convert = family.transformers_layout.native_config
     with config_errors(folder, family):
-        return convert(config, image_token_id)
+        return family.native_config(config, image_token_id)
 
 
 @contextmanager
@@ -209,10 +198,7 @@ def template_source(name: str) -> str:
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError("no tokenizer.json", place=str(folder))
-    tokenizer = Tokenizer.from_str(json.dumps(read_object(path)))
+    tokenizer = Tokenizer.from_str(json.dumps(read_object(folder / "tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -28,8 +28,9 @@ def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
-        if model_type in family.model_types and family.matches(config):
-            return family, family.model_types[str(model_type)]
+        layout = family.model_types.get(str(model_type))
+        if layout == "transformers" or (layout and family.matches(config)):
+            return family, layout
     known = "; ".join(
         f"{family.title}: model_type {' or '.join(map(repr, family.model_types))}"
         for family in FAMILIES

@@ -5,44 +5,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
+from vlft.families.base import known_fields, sizes_by_name
 from vlft.families.keymap import KeyRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FIELDS = (
-    "hidden_size", "output_channels", "num_hidden_layers", "num_attention_heads", "num_channels",
-    "image_size", "patch_size", "hidden_act", "layer_norm_eps", "qkv_bias", "mlp_ratio",
-    "use_abs_pos", "use_rel_pos", "window_size", "global_attn_indexes", "mlp_dim",
-)  # fmt: skip
+    from vlft.families.base import Config
 
 # What the authors' code looks up by model_name; a field of the config overrides it.
-SIZES: Mapping[str, Mapping[str, Any]] = {
+SIZES: Mapping[str, Config] = {
     "sam_b_downsample": {
         "width": 768, "layers": 12, "heads": 12, "patch_size": 16, "prompt_embed_dim": 256,
         "global_attn_indexes": [2, 5, 8, 11], "window_size": 14, "mlp_ratio": 4.0,
         "downsample_channels": [512, 1024],
     },
 }  # fmt: skip
-
 DEFAULT_NAME = "sam_b_downsample"
 
+# Sizes in the authors' high_res_cfg -> in SamVisionConfig.
+NAMES: Mapping[str, str] = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "patch_size": "patch_size", "prompt_embed_dim": "output_channels",
+    "global_attn_indexes": "global_attn_indexes", "window_size": "window_size",
+    "mlp_ratio": "mlp_ratio",
+}  # fmt: skip
+
 # Defaults of SamVisionConfig, which a config.json may leave out.
-CLASS_DEFAULTS: Mapping[str, Any] = {
-    "model_type": "sam_vision_model", "hidden_size": 768, "output_channels": 256,
-    "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024, "patch_size": 16,
-    "global_attn_indexes": [2, 5, 8, 11], "window_size": 14, "mlp_ratio": 4.0,
+FIELDS: Mapping[str, Any] = {
+    "hidden_size": 768, "output_channels": 256, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "num_channels": None, "image_size": 1024, "patch_size": 16,
+    "hidden_act": None, "layer_norm_eps": None, "qkv_bias": None, "mlp_ratio": 4.0,
+    "use_abs_pos": None, "use_rel_pos": None, "window_size": 14,
+    "global_attn_indexes": [2, 5, 8, 11], "mlp_dim": None,
 }  # fmt: skip
 
 
-def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
+def vision_config(params: Config) -> dict[str, Any]:
     """Keyword arguments of SamVisionConfig for the high_res_cfg of the authors."""
-    name = params.get("model_name", DEFAULT_NAME)
-    if name not in SIZES:
-        raise CheckpointError(
-            f"unknown vision model_name {name!r}", hint=f"allowed: {', '.join(SIZES)}"
-        )
-    size = {key: params.get(key, value) for key, value in SIZES[name].items()}
+    size = sizes_by_name(params, SIZES, DEFAULT_NAME)
     neck = size["prompt_embed_dim"]
     if list(size["downsample_channels"]) != [2 * neck, 4 * neck]:
         raise CheckpointError(
@@ -52,41 +53,23 @@ def vision_config(params: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         "model_type": "sam_vision_model",
-        "hidden_size": size["width"],
-        "output_channels": neck,
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["heads"],
+        **{native: size[key] for key, native in NAMES.items()},
         "image_size": params.get("image_size", 1024),
-        "patch_size": size["patch_size"],
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
-        "mlp_ratio": size["mlp_ratio"],
-        "window_size": size["window_size"],
-        "global_attn_indexes": list(size["global_attn_indexes"]),
     }
 
 
-def clean_vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The known fields of a SamVisionConfig."""
-    known = {key: config[key] for key in FIELDS if config.get(key) is not None}
-    return {**CLASS_DEFAULTS, **known}
+def clean_vision_config(config: Config) -> dict[str, Any]:
+    """Keyword arguments of SamVisionConfig for the vision config of transformers' layout."""
+    return {"model_type": "sam_vision_model", **known_fields(config, FIELDS)}
 
 
-def tower_params(vision: Mapping[str, Any]) -> dict[str, Any]:
+def tower_params(vision: Config) -> dict[str, Any]:
     """The authors' high_res_cfg, less mean and std, for keyword arguments of SamVisionConfig."""
-    usual = SIZES[DEFAULT_NAME]
-    neck = vision["output_channels"]
-    found = {
-        "width": vision["hidden_size"],
-        "layers": vision["num_hidden_layers"],
-        "heads": vision["num_attention_heads"],
-        "patch_size": vision["patch_size"],
-        "prompt_embed_dim": neck,
-        "global_attn_indexes": list(vision["global_attn_indexes"]),
-        "window_size": vision.get("window_size", usual["window_size"]),
-        "mlp_ratio": vision.get("mlp_ratio", usual["mlp_ratio"]),
-        "downsample_channels": [2 * neck, 4 * neck],
-    }
+    usual, neck = SIZES[DEFAULT_NAME], vision["output_channels"]
+    found = {key: vision[native] for key, native in NAMES.items()}
+    found["downsample_channels"] = [2 * neck, 4 * neck]
     return {
         "image_size": vision["image_size"],
         "model_name": DEFAULT_NAME,

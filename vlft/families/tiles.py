@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import ImageOps
 
-from vlft.data.encode import View
-from vlft.families.base import Pixels, Tiles
+from vlft.families.base import Pixels
 from vlft.families.pixels import normalised
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL.Image import Image
     from torch import Tensor
+
+    from vlft.data.encode import Tiles
 
 # With so many images in a conversation, or more, none is cut into tiles.
 NO_TILES_FROM = 3
@@ -51,28 +50,24 @@ class Tiling:
 def tiled_pixels(tiling: Tiling) -> Pixels:
     """The whole view of each image, then its tiles."""
 
-    def view(size: tuple[int, int], count: int) -> View:
+    def view(size: tuple[int, int], count: int) -> tuple[int, Tiles]:
         tiles = _best_grid(size, tiling) if count < NO_TILES_FROM else (1, 1)
-        return View(tiling.tokens(tiles), tiles)
+        return tiling.tokens(tiles), tiles
 
-    def transform(image: Image, tiles: Tiles) -> Tensor:
-        return _cut(image, tiles, tiling)
-
-    def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:
-        return {"pixel_values": views, "tiles": torch.tensor(tiles)}
-
-    return Pixels(None, tiling.size, view, transform, inputs, repr(asdict(tiling)))
+    return Pixels(
+        tokens=None,
+        size=tiling.size,
+        view=view,
+        transform=lambda image, tiles: _cut(image, tiles, tiling),
+        inputs=lambda views, tiles: {"pixel_values": views, "tiles": torch.tensor(tiles)},
+        fingerprint=repr(asdict(tiling)),
+    )
 
 
 def _best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:
     """The grid of tiles that keeps the most pixels of an image and, among equals, adds the fewest.
 
-    Args:
-        image: (width, height) in pixels.
-        tiling: has the candidates.
-
-    Returns:
-        (across, down).
+    The image is (width, height) in pixels, the grid (across, down) in tiles.
     """
     width, height = image
 

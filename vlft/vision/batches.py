@@ -7,11 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vlft import console
+from vlft.console import tracked
 from vlft.distributed import SINGLE
 from vlft.errors import DataError
 from vlft.families.base import is_in
@@ -40,18 +39,10 @@ def encode_all(
     missing: Collection[str],
     world: World = SINGLE,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(key, features) of the missing images, or of this rank's share of them.
+    """(key, features) of the images with the missing keys, or of this rank's share of them.
 
-    Batches are cut from all images, missing or not, so that the batch of an image, and with it the
-    last bits of its features, does not depend on what is cached already.
-
-    Args:
-        model: the class of the family.
-        processor: of the checkpoint.
-        images: distinct, in the order of the data.
-        stage: of the features.
-        missing: keys of the images to encode.
-        world: the ranks that share the batches.
+    Batches are cut from all images, which are distinct and in the order of the data, so that the
+    batch of an image, and with it the last bits of its features, does not depend on what is cached.
     """
     cut = cut_batches(images, processor)
     wanted = [batch for batch in cut if any(image.key in missing for image in batch)]
@@ -66,15 +57,13 @@ def encode_all(
         # Drawing from the default generator would change the dropout masks of the run.
         generator=torch.Generator(),
     )
-    live = Progress(console=console.err, disable=not console.err.is_terminal, transient=True)
-    with live, torch.no_grad():
-        task = live.add_task("encoding images", total=sum(map(len, batches)))
-        for batch, views in zip(batches, loader, strict=True):
+    items = zip(batches, loader, strict=True)
+    with torch.no_grad():
+        for batch, views in tracked(items, "encoding images", len(batches)):
             found = encode_batch(model, processor, batch, stage, views)
-            for image, kept in zip(batch, found, strict=True):
+            for image, features in zip(batch, found, strict=True):
                 if image.key in missing:
-                    yield image.key, kept
-            live.advance(task, len(batch))
+                    yield image.key, features
 
 
 def encode_batch(
@@ -130,7 +119,8 @@ def _decode(processor: Processor, images: Sequence[EncodedImage]) -> Tensor | No
 
 def _workers(batches: int) -> int:
     """Number of worker processes that decode so many batches."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(4, max(1, cores // 2)) if batches >= BATCHES_FOR_WORKERS else 0
+    if batches < BATCHES_FOR_WORKERS:
+        return 0
+    # macOS and Windows cannot tell which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, max(1, (cores or 1) // 2))

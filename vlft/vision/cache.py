@@ -42,7 +42,6 @@ class Images:
     """The source of a run's images: cached features, or pixels if nothing is cached.
 
     Attributes:
-        processor: of the checkpoint.
         stage: of the cached features; pixels if there are none.
         features: cached features by the key of the image.
         encoded: number of images encoded by the towers so far.
@@ -71,17 +70,10 @@ def fill(
     images: Sequence[EncodedImage],
     world: World = SINGLE,
 ) -> Images:
-    """The features of these images; those that are not cached yet are encoded.
+    """The features of these distinct images; those that are not cached yet are encoded.
 
     On disk, ranks share the work, and what is encoded when a run stops is kept. In memory, every
     rank encodes all images.
-
-    Args:
-        plan: where features are cached.
-        model: the class of the family.
-        processor: of the checkpoint.
-        images: distinct, in the order of the data.
-        world: of the run.
     """
     if plan.where == "off":
         return Images(processor)
@@ -113,12 +105,11 @@ def fill(
 
 def release_towers(model: nn.Module, processor: Processor) -> None:
     """Moves the towers to the CPU: with cached features, only export still needs them."""
-    for name in processor.family.parts.vision:
-        owner, _, leaf = name.rpartition(".")
-        part = getattr(model.get_submodule(owner), leaf)
-        if isinstance(part, nn.Module) and torch.cuda.is_available():
-            part.to("cpu")
-            torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        for name, module in model.named_modules():
+            if name in processor.family.parts.vision:
+                module.to("cpu")
+        torch.cuda.empty_cache()
 
 
 def _encode_to_disk(

@@ -49,15 +49,7 @@ def cache_root() -> Path:
 def plan_cache(
     asked: str, model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> CachePlan:
-    """Where the features of these images are cached.
-
-    Args:
-        asked: auto, disk, memory or off.
-        model: its weights are part of the fingerprint, the name of the folder.
-        processor: of the checkpoint.
-        images: distinct.
-        stage: vision or aligned.
-    """
+    """Where the features of these distinct images are cached, for ``--vision-cache asked``."""
     if asked == "off" or not images:
         return CachePlan("off", stage, Path(), "as asked" if images else "there are no images")
     folder = cache_root() / fingerprint(model, processor, stage)
@@ -84,11 +76,8 @@ def _size_of_features(
     """Bytes of the features of these images, extrapolated from the first."""
     with torch.no_grad():
         first = encode_batch(model, processor, images[:1], stage)[0]
-    if stage == "aligned":
-        rows = sum(image.tokens for image in images)
-        return rows * first.shape[-1] * first.element_size()
-    views = sum(image.views for image in images)
-    return views * first[0].numel() * first.element_size()
+    rows = sum(image.tokens if stage == "aligned" else image.views for image in images)
+    return rows * first[0].numel() * first.element_size()
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:

@@ -13,8 +13,8 @@ from vlft.families.base import encode_images
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vlft.data.encode import EncodedImage
-    from vlft.families.base import Family, Tiles
+    from vlft.data.encode import EncodedImage, Tiles
+    from vlft.families.base import Family
     from vlft.families.processor import Processor
 
 Stage = Literal["pixels", "vision", "aligned"]
@@ -54,19 +54,10 @@ def place_features(
     image_positions: Tensor,
     feature_rows: Tensor,
 ) -> Tensor:
-    """The row's input embeddings, with image features at the image tokens.
+    """(1, N, D) input embeddings of a row (1, N), with image features at the image tokens.
 
-    Args:
-        model: the class of the family.
-        family: of the model.
-        input_ids: (1, N).
-        images: of the row.
-        image_positions: (M,) positions of the image tokens in the row.
-        feature_rows: (M,) index of the feature at each of them, in the features of all images end
-            to end.
-
-    Returns:
-        (1, N, D) in the model's dtype.
+    ``image_positions`` (M,) are the positions of those tokens in the row, ``feature_rows`` (M,) the
+    index of the feature at each of them, in the features of all images end to end.
     """
     embeddings: Tensor = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
     if not images.tiles:

@@ -28,13 +28,10 @@ SUFFIX = ".safetensors"
 
 
 def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The wanted tensors that a folder holds, mapped from its files.
+    """The wanted tensors in a folder, mapped from its files, and what is wrong with damaged files.
 
     Truncated files and tensors with a wrong checksum are left out. A damaged file is removed; its
     intact tensors are written to a new one.
-
-    Returns:
-        The tensors by name, and a description of each damaged file.
     """
     found: dict[str, Tensor] = {}
     problems: list[str] = []
