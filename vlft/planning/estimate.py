@@ -21,20 +21,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What the first epoch of a run of one process comes to.
+    """What the first epoch of a run of one process comes to; lengths are in tokens.
 
     Attributes:
-        samples: training samples.
-        validation: validation samples.
-        images: distinct images of both sets.
+        images: distinct images of training and validation.
         image_tokens: of these images.
-        tokens: of all training samples.
         packed_tokens: of all rows, where shared prefixes count once.
-        longest_sample: in tokens.
-        longest_row: in tokens.
-        rows: of the epoch.
-        steps: optimiser steps of the epoch.
-        total_steps: optimiser steps of the run.
+        total_steps: of the whole run.
     """
 
     samples: int
@@ -51,10 +44,9 @@ class DataPlan:
 
 
 def find_model(config: PlanConfig) -> tuple[ModelSizes, ModelFolder | None]:
-    """The sizes of the model, and its folder.
+    """The sizes of the model, and its folder; None for a published model without data.
 
-    There is no folder for a published model without data: its sizes are known, and nothing is
-    downloaded. With data the folder is needed for its tokenizer.
+    Its sizes are known and nothing is downloaded. Data needs the tokenizer in the folder.
     """
     published = next((known for known in PUBLISHED_MODELS if known.id == config.model), None)
     if published is not None and not config.dataset:

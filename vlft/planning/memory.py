@@ -43,14 +43,10 @@ class MemorySpec:
 
     Attributes:
         weight_bytes: bytes of a frozen parameter that is not quantised.
-        quantize: none, nf4 or int8.
         full: whether the LLM itself trains, instead of LoRA.
         targets: as for ``--lora-target-modules``.
-        rank: of LoRA.
-        checkpointing: whether gradient checkpointing is on.
         tokens: length of the row.
         cached: whether image features are cached, so that the towers leave the GPU before step one.
-        cuda: whether training runs on a GPU.
     """
 
     weight_bytes: int
