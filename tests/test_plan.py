@@ -16,7 +16,7 @@ from torch import nn
 import vlft
 from vlft.checkpoints.load import empty_model
 from vlft.checkpoints.locate import ModelFolder, describe
-from vlft.config import PlanConfig
+from vlft.config import PlanConfig, gpu_gib
 from vlft.errors import ConfigError
 from vlft.families.base import is_in
 from vlft.families.registry import find_family
@@ -24,7 +24,6 @@ from vlft.models.experts import PLAIN_EXPERTS
 from vlft.planning.estimate import (
     DataPlan,
     find_model,
-    gpu_bytes,
     memory_spec,
     plan_data,
     published_sizes,
@@ -96,10 +95,10 @@ def test_sizes_of_published_models(known):
     config = CONFIGS[known.id].config
     family, _ = find_family(config, place=known.id)
     native = family.native_config(config, 1)
-    assert text_sizes(native["text_config"]) == known.text
+    assert text_sizes(native["text_config"]) == known.llm
     assert sam_attention_scores(native) == known.sam_scores
     total = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
-    language = language_params(known.text) + lm_head_params(known.text)
+    language = language_params(known.llm) + lm_head_params(known.llm)
     assert published_sizes(known).other_params == pytest.approx(total - language, abs=5e6)
 
 
@@ -221,12 +220,12 @@ class TestVerdict:
         ],
     )
     def test_memory_of_a_gpu_by_its_name_or_size(self, gpu, gib):
-        assert gpu_bytes(gpu) == gib * GIB
+        assert gpu_gib(gpu) == gib
 
     @pytest.mark.parametrize("gpu", ["fast", "", "0GB", "-3", "4080", "300", "rtx"])
     def test_an_unknown_gpu(self, gpu):
         with pytest.raises(ConfigError, match=r"--gpu: found .*\n.*a size like 24GB, or t4"):
-            gpu_bytes(gpu)
+            gpu_gib(gpu)
 
 
 @only_siglip
@@ -258,6 +257,31 @@ def test_a_plan_for_the_cpu_does_not_mention_gpus(capsys):
     assert "LoRA on" not in text
     assert "fits" not in text
     assert "checkpointing" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gpu": "NVIDIA GeForce RTX 5090", "gradient_checkpointing": True},
+        {"gpu": "8GB", "gradient_checkpointing": False},
+        {"gpu": "80GB", "tuner": "full", "gradient_checkpointing": True},
+        {"device": "cpu"},
+    ],
+)
+def test_the_overview_fits_80_columns(settings, capsys):
+    config = PlanConfig(**settings)
+    run_plan(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {line.split()[0]: number for number, line in enumerate(lines)}
+    for known in PUBLISHED_MODELS:
+        row = lines[rows[known.id]]
+        model = published_sizes(known)
+        assert row.split()[1] == f"{peak(config, model) / GIB:.1f}"
+        if config.device != "cpu":
+            answer = verdict(config, model)
+            assert row.endswith("fits") == answer.startswith("fits")
+            assert row.endswith("does not fit") == answer.endswith("no flag makes it fit")
 
 
 def test_plan_has_the_settings_of_sft():

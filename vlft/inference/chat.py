@@ -30,24 +30,14 @@ HELP = """\
 
 @dataclass
 class _Dialogue:
-    """The state of a chat.
-
-    Attributes:
-        system: system prompt; None for the family's default.
-        turns: messages and replies so far.
-        images: attached to the next message.
-    """
+    """The state of a chat: system prompt (None: the family's), turns so far, images attached."""
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
 
     def run_command(self, line: str) -> bool:
-        """Carries out a /command; returns whether the chat goes on.
-
-        Raises:
-            DataError: there is no such command or image.
-        """
+        """Carries out a /command; returns whether the chat goes on."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/exit":
@@ -91,14 +81,7 @@ class _Dialogue:
 
 
 class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
-    """Prints a reply as it is generated, each character once all of its bytes are there.
-
-    Args:
-        processor: decodes the tokens.
-
-    Attributes:
-        text: printed so far.
-    """
+    """Prints a reply as it is generated, each character once all of its bytes are there."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
@@ -138,8 +121,6 @@ def chat(
     """Answers each line until the last or ``/exit``; an error is shown and the chat goes on."""
     dialogue = _Dialogue(system)
     interactive = lines.isatty()
-    if interactive:
-        console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
     for line in _prompts(lines, interactive=interactive):
         try:
             if line.startswith("/"):
@@ -179,6 +160,7 @@ def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str]:
     if not interactive:
         yield from (line.strip() for line in lines if line.strip())
         return
+    console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
     while True:
         try:
             line = console.err.input("[bold]> [/bold]").strip()

@@ -84,9 +84,7 @@ def load(
     processor = folder.processor()
     placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
     model: Any = load_model(folder, placement)
-    if adapter is not None:
-        model = load_adapter(model, Path(adapter))
-    return model, processor
+    return (model if adapter is None else load_adapter(model, Path(adapter))), processor
 
 
 def generate(
@@ -140,11 +138,8 @@ def generate_replies(
     del inputs["labels"]
     batch = moved(inputs, model.get_input_embeddings().weight)
     with torch.inference_mode():
-        output = model.generate(
-            **batch,
-            generation_config=_generation_config(processor, sampling, room),
-            streamer=streamer,
-        )
+        config = _generation_config(processor, sampling, room)
+        output = model.generate(**batch, generation_config=config, streamer=streamer)
     return [_reply(ids, processor) for ids in output[:, longest:].tolist()]
 
 
@@ -152,21 +147,17 @@ def _generation_config(processor: Processor, sampling: Sampling, room: int) -> A
     from transformers import GenerationConfig
 
     chat = processor.chat
-    sampled: dict[str, Any] = {}
-    if sampling.temperature > 0:
-        sampled = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
+    do_sample = sampling.temperature > 0
+    # transformers warns about settings of sampling in greedy decoding.
+    names = ("temperature", "top_p", "top_k") if do_sample else ()
     return GenerationConfig(
         max_new_tokens=min(sampling.max_new_tokens, room),
-        do_sample=sampling.temperature > 0,
+        do_sample=do_sample,
         repetition_penalty=sampling.repetition_penalty,
         bos_token_id=chat.bos_id,
         eos_token_id=chat.eos_id,
         pad_token_id=chat.pad_id,
-        **sampled,
+        **{name: getattr(sampling, name) for name in names},
     )
 
 

@@ -6,8 +6,6 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import jsonlines
-
 from vlft.data.conversation import Conversation, flat_text
 from vlft.data.layouts import COMMON_TAG
 from vlft.errors import CheckpointError, shown
@@ -47,9 +45,8 @@ class ResultFile:
         lines = _whole_lines(self.path)
         if len(lines) > len(conversations):
             raise self._other(f"{len(lines)} lines for {len(conversations)} records")
-        for number, (line, conversation) in enumerate(
-            zip(lines, conversations, strict=False), start=1
-        ):
+        pairs = zip(lines, conversations, strict=False)
+        for number, (line, conversation) in enumerate(pairs, start=1):
             expected = _describe_record(conversation)
             if any(line.get(key) != value for key, value in expected.items()):
                 raise self._other(f"line {number} answers another record")
@@ -62,15 +59,11 @@ class ResultFile:
         if self._overwrite:
             self.path.unlink(missing_ok=True)
             self._overwrite = False
-        with jsonlines.open(self.path, "a", dumps=_dumps, flush=True) as file:
+        with self.path.open("a", encoding="utf-8") as file:
             for conversation, reply in zip(conversations, replies, strict=True):
-                file.write(
-                    {
-                        **_describe_record(conversation),
-                        "response": reply,
-                        "generation": self._settings,
-                    }
-                )
+                row = _describe_record(conversation)
+                row |= {"response": reply, "generation": self._settings}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All lines of the file."""
@@ -126,7 +119,3 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if size < path.stat().st_size:
         os.truncate(path, size)
     return whole
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

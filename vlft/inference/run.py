@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferResult:
-    """The result of answering a data set.
-
-    Attributes:
-        output: the result file.
-        rows: its lines.
-    """
+    """The result file of answering a data set, and its lines."""
 
     output: Path
     rows: list[dict[str, Any]]
@@ -95,19 +90,15 @@ def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned |
     if tuned is not None:
         dtype = tuned.settings.dtype if dtype == "auto" else dtype
         quantize = quantize or tuned.settings.quantize
+    device, quantize = config.device, quantize or "none"
     placement = resolve_placement(
-        folder,
-        dtype=dtype,
-        device=config.device,
-        quantize=quantize or "none",
-        attn=config.attn,
+        folder, dtype=dtype, device=device, quantize=quantize, attn=config.attn
     )
     if tuned is None or tuned.adapter is None:
         return load_model(folder, placement)
     if not config.merge_lora:
-        model = load_model(folder, placement)
-        return load_adapter(model, tuned.adapter)
-    whole = resolve_placement(folder, dtype="float32", device=config.device, quantize="none")
+        return load_adapter(load_model(folder, placement), tuned.adapter)
+    whole = resolve_placement(folder, dtype="float32", device=device, quantize="none")
     model = load_full_precision(tuned, whole, "dequantized")
     merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
     return merged.to(placement.dtype)
@@ -115,16 +106,12 @@ def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned |
 
 def _show_rows(rows: list[dict[str, Any]]) -> None:
     """Prints prompt, output, label and images of result lines to stdout."""
+    titles = {"query": "prompt", "response": "output", "label": "label", "images": "images"}
     for row in rows:
-        for name, key in (
-            ("prompt", "query"),
-            ("output", "response"),
-            ("label", "label"),
-            ("images", "images"),
-        ):
-            if row.get(key) not in (None, []):
-                value = ", ".join(row[key]) if key == "images" else row[key]
-                console.reply(f"[{name}] {value}\n")
+        for key, title in titles.items():
+            value = ", ".join(row[key]) if key == "images" else row.get(key)
+            if value not in (None, ""):
+                console.reply(f"[{title}] {value}\n")
         console.reply("\n")
 
 

@@ -21,19 +21,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What the first epoch of a run of one process comes to.
+    """What the first epoch of a run of one process comes to; lengths are in tokens.
 
     Attributes:
-        samples: training samples.
-        validation: validation samples.
-        images: distinct images of both sets.
-        image_tokens: image tokens of these.
-        tokens: of all training samples.
+        images: distinct images of training and validation.
+        image_tokens: of these images.
         packed_tokens: of all rows, where shared prefixes count once.
-        longest_sample: in tokens.
-        longest_row: in tokens.
-        rows: number of rows.
-        steps: number of optimiser steps.
+        total_steps: of the whole run.
     """
 
     samples: int
@@ -46,13 +40,13 @@ class DataPlan:
     longest_row: int
     rows: int
     steps: int
+    total_steps: int
 
 
 def find_model(config: PlanConfig) -> tuple[ModelSizes, ModelFolder | None]:
-    """The sizes of the model, and its folder.
+    """The sizes of the model, and its folder; None for a published model without data.
 
-    There is no folder for a published model without data: its sizes are known, and nothing is
-    downloaded. With data the folder is needed for its tokenizer.
+    Its sizes are known and nothing is downloaded. Data needs the tokenizer in the folder.
     """
     published = next((known for known in PUBLISHED_MODELS if known.id == config.model), None)
     if published is not None and not config.dataset:
@@ -60,7 +54,7 @@ def find_model(config: PlanConfig) -> tuple[ModelSizes, ModelFolder | None]:
     from vlft.checkpoints.locate import locate_model
 
     folder = locate_model(config.model, revision=config.revision, hub=config.hub, weights=False)
-    return _folder_sizes(folder) if published is None else published_sizes(published), folder
+    return published_sizes(published) if published else _folder_sizes(folder), folder
 
 
 def published_sizes(model: PublishedModel) -> ModelSizes:
@@ -68,8 +62,8 @@ def published_sizes(model: PublishedModel) -> ModelSizes:
     from vlft.families.registry import FAMILIES
 
     family = next(family for family in FAMILIES if family.name == model.family)
-    others = round(model.billions * 1e9) - language_params(model.text) - lm_head_params(model.text)
-    return ModelSizes(model.text, others, model.sam_scores, family.attention_inputs)
+    others = round(model.billions * 1e9) - language_params(model.llm) - lm_head_params(model.llm)
+    return ModelSizes(model.llm, others, model.sam_scores, family.attention_inputs)
 
 
 def _folder_sizes(folder: ModelFolder) -> ModelSizes:
@@ -87,7 +81,7 @@ def _folder_sizes(folder: ModelFolder) -> ModelSizes:
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     """Reads the data and plans the rows of the first epoch, as a run of one process would."""
-    from vlft.training.samples import distinct_images, load_data, make_planner
+    from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 
     processor = folder.processor()
     train, val = load_data(config, processor)
@@ -106,16 +100,8 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         longest_row=max(row.tokens for row in rows),
         rows=len(rows),
         steps=planner.schedule.steps_per_epoch,
+        total_steps=loop_options(config, planner.schedule).total_steps,
     )
-
-
-def gpu_bytes(gpu: str) -> float:
-    """Memory of a GPU, given by its name or its size.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    return gpu_gib(gpu) * GIB
 
 
 def planned_device(config: PlanConfig) -> str:
@@ -124,13 +110,7 @@ def planned_device(config: PlanConfig) -> str:
 
 
 def row_tokens(config: PlanConfig, data: DataPlan | None = None, limit: int | None = None) -> int:
-    """Length of the longest row in tokens: the limit of a row, or less if the data says so.
-
-    Args:
-        config: of the run.
-        data: of the run, if it is known.
-        limit: of a row; by default the one that the settings give.
-    """
+    """Tokens of the longest row: its limit, by default that of the settings, or what data gives."""
     limit = limit or config.tokens_per_microbatch or TOKENS_PER_ROW[planned_device(config)]
     return limit if data is None else max(data.longest_sample, min(data.longest_row, limit))
 
@@ -156,6 +136,6 @@ def memory_spec(config: PlanConfig, model: ModelSizes, data: DataPlan | None = N
     shorter = row_tokens(config, data, config.tokens_per_microbatch or ENOUGH_TOKENS)
     for tokens in (spec.tokens, shorter):
         without = replace(spec, tokens=tokens)
-        if estimate_memory(model, without).peak <= SAFE_SHARE * gpu_bytes(config.gpu):
+        if estimate_memory(model, without).peak <= SAFE_SHARE * gpu_gib(config.gpu) * GIB:
             return without
     return replace(spec, checkpointing=True)

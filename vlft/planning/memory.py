@@ -43,14 +43,10 @@ class MemorySpec:
 
     Attributes:
         weight_bytes: bytes of a frozen parameter that is not quantised.
-        quantize: none, nf4 or int8.
         full: whether the LLM itself trains, instead of LoRA.
         targets: as for ``--lora-target-modules``.
-        rank: of LoRA.
-        checkpointing: whether gradient checkpointing is on.
         tokens: length of the row.
         cached: whether image features are cached, so that the towers leave the GPU before step one.
-        cuda: whether training runs on a GPU.
     """
 
     weight_bytes: int
@@ -63,19 +59,20 @@ class MemorySpec:
     cached: bool
     cuda: bool
 
+    @property
+    def all_layers(self) -> bool:
+        """Whether every linear layer of the LLM trains, or has LoRA."""
+        return self.full or self.targets == "ALL"
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a run, in bytes.
+    """Peak memory of a run by parts, in bytes; planning.report says what each part is.
 
     Attributes:
-        weights: frozen weights of the LLM, its lm_head, and the other parts unless they leave.
-        trained: trainable weights, their gradients and moments.
-        activations: kept for the backward pass of a row.
-        features: image features and input embeddings of a row.
-        transient: the largest of what exists only for a moment: logits, or the gradients of one
-            layer with, if quantised, its largest weight dequantised.
-        runtime: CUDA context and libraries.
+        weights: of the LLM and its lm_head, and of the other parts unless they leave the GPU.
+        transient: logits, or the gradients of one layer with, if quantised, its largest weight
+            dequantised; the larger of the two.
         encoding: peak of the whole process while images are encoded, before step one.
     """
 
@@ -153,9 +150,10 @@ def _activation_bytes(text: TextSizes, spec: MemorySpec) -> float:
     """
     attention = _attention_bytes(text, spec)
     # The last layer's feed-forward part runs at the few positions that have a target alone.
-    layers = [attention + _feed_forward_bytes(text, n, spec) for n in range(text.layers - 1)]
+    others = range(text.num_hidden_layers - 1)
+    layers = [attention + _feed_forward_bytes(text, layer, spec) for layer in others]
     if spec.checkpointing:
-        inputs = text.layers * spec.tokens * text.hidden_size * spec.weight_bytes
+        inputs = text.num_hidden_layers * spec.tokens * text.hidden_size * spec.weight_bytes
         return inputs + max([attention, *layers])
     return sum(layers) + attention
 
@@ -172,7 +170,7 @@ def _attention_bytes(text: TextSizes, spec: MemorySpec) -> float:
     # In 16 bit, LoRA's float32 weights make a copy of their input for each of q, k, v.
     inputs = width * hidden * (1 if width == 4 else 3)
     attention = width * (2 * text.query_width + 2 * text.value_width)
-    if _trains_all_layers(spec):
+    if spec.all_layers:
         attention += width * text.value_width
     return float(spec.tokens * (norms + inputs + attention))
 
@@ -183,28 +181,23 @@ def _feed_forward_bytes(text: TextSizes, layer: int, spec: MemorySpec) -> float:
     A gated layer keeps three tensors of its intermediate size, routed experts the outputs of gate
     and up. LoRA on all layers keeps their inputs as well.
     """
-    all_layers = _trains_all_layers(spec)
-    tensors = 4 if all_layers else 3
-    if experts := text.experts_of(layer):
-        width = experts.intermediate_size
-        routed = experts.top_k * (2 * width + (width + text.hidden_size) * all_layers)
-        per_token = routed + tensors * width * experts.shared
+    tensors = 4 if spec.all_layers else 3
+    per_token = text.hidden_size if spec.all_layers else 0
+    if text.has_experts(layer):
+        width = text.moe_intermediate_size
+        routed = 2 * width + (width + text.hidden_size) * spec.all_layers
+        per_token += text.num_experts_per_tok * routed + tensors * width * text.n_shared_experts
     else:
-        per_token = tensors * text.intermediate_size
-    return float(spec.weight_bytes * spec.tokens * (per_token + text.hidden_size * all_layers))
+        per_token += tensors * text.intermediate_size
+    return float(spec.weight_bytes * spec.tokens * per_token)
 
 
 def _transient_bytes(text: TextSizes, spec: MemorySpec) -> float:
     """See Memory.transient."""
-    widest = text.intermediate_size
-    if experts := text.experts:
-        widest = max(widest, experts.top_k * (experts.intermediate_size + text.hidden_size))
+    routed = text.num_experts_per_tok * (text.moe_intermediate_size + text.hidden_size)
+    widest = max(text.intermediate_size, routed)
     gradients = spec.weight_bytes * spec.tokens * (2 * widest + 2 * text.hidden_size)
     largest = max(prod(shape) for shape in language_weights(text, "").values())
     dequantized = spec.weight_bytes * largest if spec.quantize != "none" else 0.0
     logits = LOSS_POSITIONS * _LOGIT_BYTES * text.vocab_size
     return max(logits, gradients + dequantized)
-
-
-def _trains_all_layers(spec: MemorySpec) -> bool:
-    return spec.full or spec.targets == "ALL"

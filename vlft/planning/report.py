@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlft import console
+from vlft.config import gpu_gib
 from vlft.planning.estimate import (
     GIB,
     find_model,
-    gpu_bytes,
     memory_spec,
     plan_data,
     planned_device,
@@ -44,7 +44,7 @@ def run_plan(config: PlanConfig) -> None:
         VlftError: as ``vlft sft`` would.
     """
     # Before the data is read, so that an unknown GPU is reported at once.
-    gpu_bytes(config.gpu)
+    gpu_gib(config.gpu)
     if config.model is None and not config.dataset:
         lines = overview(config)
     else:
@@ -52,7 +52,7 @@ def run_plan(config: PlanConfig) -> None:
         data = plan_data(config, folder) if folder is not None and config.dataset else None
         if config.train_vision or config.train_aligner:
             console.warn("gradients, moments and activations of towers and aligner are not counted")
-        lines = _data_lines(config, data) if data is not None else []
+        lines = _data_lines(data) if data is not None else []
         lines += _memory_lines(config, model, data)
         lines.append(verdict(config, model, data))
     for line in lines:
@@ -60,28 +60,36 @@ def run_plan(config: PlanConfig) -> None:
 
 
 def overview(config: PlanConfig) -> list[str]:
-    """A table of all published models: peak memory of LoRA and QLoRA, and whether LoRA fits."""
+    """A table of all published models: peak memory, and the flags with which a run fits."""
     on_gpu = planned_device(config) == "cuda"
     if on_gpu and config.gradient_checkpointing is None:
         # The least that a run needs: where there is more memory, it runs without.
         config = replace(config, gradient_checkpointing=True)
-    variants = [
-        replace(config, quantize=quantize, lora_target_modules=targets)
+    variants = {
+        (title, targets): replace(config, quantize=quantize, lora_target_modules=targets)
+        for title, quantize in (("LoRA", "none"), ("QLoRA", "nf4"))
         for targets in ("qkv", "ALL")
-        for quantize in ("none", "nf4")
-    ]
+    }
+    if config.tuner == "full":
+        variants = {("full", "tuning"): config}
+    top, bottom = ("".join(f"{word:>6}" for word in words) for words in zip(*variants, strict=True))
+    verdicts = f"  on {gpu_gib(config.gpu):g} GiB" if on_gpu else ""
     lines = [
         f"peak memory in GiB, rows of {row_tokens(config):,} tokens"
         + _checkpointing_note(config.gradient_checkpointing),
-        f"{'':<36}{'LoRA qkv':>10}{'QLoRA qkv':>11}{'LoRA ALL':>10}{'QLoRA ALL':>11}"
-        + (f"  LoRA on {config.gpu}" if on_gpu else ""),
+        f"{'':<33}{top}",
+        f"{'':<33}{bottom}{verdicts}",
     ]
     for published in PUBLISHED_MODELS:
         model = published_sizes(published)
-        peaks = [_peak(variant, model) / GIB for variant in variants]
-        line = "{:<36}{:>10.1f}{:>11.1f}{:>10.1f}{:>11.1f}".format(published.id, *peaks)
+        peaks = (_peak(variant, model) / GIB for variant in variants.values())
+        line = f"{published.id:<33}" + "".join(f"{peak:>6.1f}" for peak in peaks)
         if on_gpu:
-            line += "  fits" if _fits(config, model) else f"  {_remedy(config, model)}"
+            flags, _ = _remedy(config, model)
+            remedy = f"with {flags}" if flags else "does not fit"
+            answer = "fits" if _fits(config, model) else remedy
+            # Several flags stand on a line of their own, as a terminal may have 80 columns.
+            line += ("  " if len(line) + len(answer) <= 78 else "\n    ") + answer
         lines.append(line)
     return lines
 
@@ -91,10 +99,12 @@ def verdict(config: PlanConfig, model: ModelSizes, data: DataPlan | None = None)
     needs = f"needs {_shown_bytes(_peak(config, model, data))}"
     if planned_device(config) == "cpu":
         return f"{needs} of main memory, beside Python and its libraries"
-    gpu = f"{config.gpu} ({gpu_bytes(config.gpu) / GIB:.0f} GiB)"
+    gpu = f"{config.gpu} ({gpu_gib(config.gpu):.0f} GiB)"
     if _fits(config, model, data):
         return f"fits on {gpu}: {needs}"
-    return f"does not fit on {gpu}: {needs}; {_remedy(config, model, data)}"
+    flags, peak = _remedy(config, model, data)
+    remedy = f"fits with {flags} ({_shown_bytes(peak)})" if flags else "no flag makes it fit"
+    return f"does not fit on {gpu}: {needs}; {remedy}"
 
 
 def smaller_settings(
@@ -115,8 +125,7 @@ def smaller_settings(
             yield " ".join(flags), replace(config, **changes)
 
 
-def _data_lines(config: PlanConfig, data: DataPlan) -> list[str]:
-    steps = config.total_steps(data.steps)
+def _data_lines(data: DataPlan) -> list[str]:
     saved = 1 - data.packed_tokens / data.tokens
     return [
         f"samples     {data.samples:,} for training, {data.validation:,} for validation, "
@@ -124,7 +133,8 @@ def _data_lines(config: PlanConfig, data: DataPlan) -> list[str]:
         f"tokens      {data.tokens:,} an epoch, {data.packed_tokens:,} after sharing prefixes "
         f"({saved:.0%} saved)",
         f"longest     sample {data.longest_sample:,} tokens, row {data.longest_row:,}",
-        f"an epoch    {data.rows:,} rows in {data.steps:,} steps; {steps:,} steps in all",
+        f"an epoch    {data.rows:,} rows in {data.steps:,} steps; "
+        f"{data.total_steps:,} steps in all",
     ]
 
 
@@ -132,16 +142,17 @@ def _memory_lines(config: PlanConfig, model: ModelSizes, data: DataPlan | None) 
     spec = memory_spec(config, model, data)
     memory = estimate_memory(model, spec)
     row = f"of a row of {spec.tokens:,} tokens{_checkpointing_note(spec.checkpointing)}"
-    parts = [
-        ("weights", memory.weights, "frozen"),
-        ("trained", memory.trained, "trainable weights, gradients, moments"),
-        ("activations", memory.activations, row),
-        ("features", memory.features, "image features and embeddings of the row"),
-        ("transient", memory.transient, "logits, or the gradients of one layer"),
-        ("runtime", memory.runtime, "CUDA and its libraries"),
-        ("a step", memory.step, "sum of the above"),
-        ("encoding", memory.encoding, "peak while images are encoded, before step one"),
-    ]
+    notes = {
+        "weights": "frozen",
+        "trained": "trainable weights, gradients, moments",
+        "activations": row,
+        "features": "image features and embeddings of the row",
+        "transient": "logits, or the gradients of one layer",
+        "runtime": "CUDA and its libraries",
+        "step": "sum of the above",
+        "encoding": "peak while images are encoded, before step one",
+    }
+    parts = [(name, getattr(memory, name), note) for name, note in notes.items()]
     if data is not None and config.vision_cache != "off" and not config.train_vision:
         disk = data.image_tokens * model.text.hidden_size * spec.weight_bytes
         parts.append(("disk", disk, "image features, --vision-cache disk"))
@@ -153,15 +164,17 @@ def _peak(config: PlanConfig, model: ModelSizes, data: DataPlan | None = None) -
 
 
 def _fits(config: PlanConfig, model: ModelSizes, data: DataPlan | None = None) -> bool:
-    return _peak(config, model, data) <= _USABLE * gpu_bytes(config.gpu)
+    return _peak(config, model, data) <= _USABLE * gpu_gib(config.gpu) * GIB
 
 
-def _remedy(config: PlanConfig, model: ModelSizes, data: DataPlan | None = None) -> str:
-    """Which flags make the run fit."""
+def _remedy(
+    config: PlanConfig, model: ModelSizes, data: DataPlan | None = None
+) -> tuple[str, float]:
+    """The flags that make the run fit, and its peak with them; no flags if none do."""
     for flags, smaller in smaller_settings(config, data):
         if _fits(smaller, model, data):
-            return f"fits with {flags} ({_shown_bytes(_peak(smaller, model, data))})"
-    return "no flag makes it fit"
+            return flags, _peak(smaller, model, data)
+    return "", 0.0
 
 
 def _checkpointing_note(on: bool | None) -> str:

@@ -23,7 +23,6 @@ FIGURES = {
     "learning_rate": ("learning rate", ("learning_rate",)),
     "grad_norm": ("gradient norm before clipping", ("grad_norm",)),
 }
-LOGGED = ("loss", "val_loss", "learning_rate", "grad_norm")
 STYLES: dict[str, dict[str, Any]] = {
     "loss": {"label": "training", "color": "C0", "alpha": 0.35, "linewidth": 1},
     "smoothed": {"label": "training, smoothed", "color": "C0"},
@@ -43,13 +42,7 @@ def plot_run(run: Path) -> list[Path]:
 
 
 class _Figure:
-    """A figure that is drawn anew at every save, with new data in the same artists.
-
-    Args:
-        path: of the PNG file.
-        label: of the y axis.
-        names: of the curves.
-    """
+    """A figure that is drawn anew at every save, with new data in the same artists."""
 
     def __init__(self, path: Path, label: str, names: tuple[str, ...]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -111,9 +104,8 @@ def _read_curves(metrics: Path) -> dict[str, Points]:
                 continue
             # A kill may have cut a line off.
             row = json.loads(line) if line.endswith(b"}\n") else {}
-            for name in LOGGED:
-                if name in row:
-                    curves[name].append((row["step"], row[name]))
+            for name in curves.keys() & row.keys():
+                curves[name].append((row["step"], row[name]))
     finite = [point for point in curves["val_loss"] if math.isfinite(point[1])]
     curves["best"] = [min(finite, key=lambda point: point[1])] if finite else []
     curves["val_loss"] = curves["val_loss"][:: len(curves["val_loss"]) // POINTS + 1]

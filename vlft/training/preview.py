@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,44 +37,33 @@ def introduce(
         colour = console.err.is_terminal
         console.info(f"one encoded sample, trained tokens {'in green' if colour else 'in ⟦ ⟧'}:")
         # A terminal gets whole words in its width; a log file gets the text's own lines.
-        text = sample_text(data[0][0], processor, marks=not colour)
+        text = _sample_text(data[0][0], processor, marks=not colour)
         console.err.print(text, soft_wrap=not colour)
 
 
-def sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:
+def _sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:
     """The decoded tokens of a sample, trained ones in green, an image as its tag and token count.
 
-    Args:
-        sample: one encoded sample.
-        processor: decodes the tokens.
-        marks: whether double brackets mark the trained tokens, for output without colours.
+    Without colours, ``marks`` puts double brackets around the trained tokens.
     """
     chat = processor.chat
     text = Text()
-    ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
+    is_image = sample.input_ids == chat.image_token_id
+    kinds = zip(is_image.tolist(), (sample.labels != IGNORE).tolist(), strict=True)
     start = 0
-    while start < len(ids):
-        # Neighbours of one kind are decoded together, as a character may take several tokens.
-        kind = _kind(ids[start], labels[start], chat.image_token_id)
-        end = start
-        while end < len(ids) and _kind(ids[end], labels[end], chat.image_token_id) == kind:
-            end += 1
-        if kind == "image":
-            text.append(f"{chat.image_tag}x{end - start}", style="magenta")
+    # Neighbours of one kind are decoded together, as a character may take several tokens.
+    for (image, trained), group in itertools.groupby(kinds):
+        end = start + len(list(group))
+        ids = sample.input_ids[start:end].tolist()
+        piece = chat.tokenizer.decode(ids, skip_special_tokens=False)
+        if image:
+            text.append(f"{chat.image_tag}x{len(ids)}", style="magenta")
+        elif trained:
+            text.append(f"⟦{piece}⟧" if marks else piece, style="bold green")
         else:
-            piece = chat.tokenizer.decode(ids[start:end], skip_special_tokens=False)
-            if kind == "trained":
-                text.append(f"⟦{piece}⟧" if marks else piece, style="bold green")
-            else:
-                text.append(piece, style="dim")
+            text.append(piece, style="dim")
         start = end
     return text
-
-
-def _kind(token: int, label: int, image_token_id: int) -> str:
-    if token == image_token_id:
-        return "image"
-    return "trained" if label != IGNORE else "context"
 
 
 def parts_table(model: nn.Module, parts: Parts) -> Table:

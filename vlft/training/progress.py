@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from vlft import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from vlft.packing.packer import RowPlan
     from vlft.training.state import Position
@@ -80,7 +79,7 @@ class Window:
             "packed_tokens_per_second": self.packed / seconds,
             "tokens_saved": 1 - self.packed / max(self.unshared, 1),
             "seconds_per_step": seconds / max(self.steps, 1),
-            "memory_gib": peak_memory() / 2**30,
+            "memory_gib": _peak_memory() / 2**30,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
             "images_encoded": self.images_encoded,
@@ -107,42 +106,34 @@ class RunLog:
         self._trackers = trackers
         self._started = time.perf_counter()
         self._first = first_step
-        self._live: Progress | None = None
-        if console.err.is_terminal and writes:
+        self._live = Progress(
+            "step",
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             # rich's own column shows no time left if the last 30 s have no step.
-            self._live = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[loss]}"),
-                TextColumn("{task.fields[left]}"),
-                console=console.err,
-                transient=True,
-            )
-            self._task = self._live.add_task(
-                "", total=total_steps, completed=first_step, loss="", left=""
-            )
+            "{task.fields[loss]} {task.fields[left]}",
+            console=console.err,
+            transient=True,
+            disable=not (console.err.is_terminal and writes),
+        )
+        self._task = self._live.add_task(
+            "", total=total_steps, completed=first_step, loss="", left=""
+        )
 
     def __enter__(self) -> RunLog:
         """Starts the live line."""
-        if self._live is not None:
-            self._live.start()
+        self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Removes the live line; the log lines stay."""
-        if self._live is not None:
+        # Where it is disabled, rich would print an empty line.
+        if not self._live.disable:
             self._live.stop()
 
     def advance(self, step: int) -> None:
         """Moves the live line to a step."""
-        if self._live is not None:
-            self._live.update(self._task, completed=step, left=self._time_left(step))
+        self._live.update(self._task, completed=step, left=self._time_left(step))
 
     def step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """Records and shows the metrics of a window that ends with this step."""
@@ -156,12 +147,11 @@ class RunLog:
             f"saved {metrics['tokens_saved']:.0%}",
             f"{metrics['memory_gib']:.2f} GiB",
         ]
-        if self._live is None:
+        if self._live.disable:
             parts.insert(3, f"{metrics['supervised_tokens_per_second']:,.0f} trained tok/s")
             parts.append(self._time_left(step))
-        else:
-            self._live.update(self._task, loss=loss)
-            self.advance(step)
+        self._live.update(self._task, loss=loss)
+        self.advance(step)
         console.info("  ".join(parts))
 
     def evaluation(self, step: int, loss: float, *, is_best: bool) -> None:
@@ -184,19 +174,12 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._trackers is not None:
-            step = int(row["step"])
-            values = {key: value for key, value in row.items() if key != "step"}
-            self._trackers.log(values, step=step)
+            values = dict(row)
+            self._trackers.log(values, step=int(values.pop("step")))
 
 
 def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
-    """The last lines of a run: time taken, best and last checkpoint, the command to type next.
-
-    Args:
-        run: the run folder.
-        position: where training stopped.
-        seconds: that training took.
-    """
+    """The last lines of a run: time taken, best and last checkpoint, the command to type next."""
     last = run / f"checkpoint-{position.step}"
     if position.step == 0:
         return [f"stopped after {_clock(seconds)}, before the first step: nothing to go on from"]
@@ -218,7 +201,7 @@ def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
     return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
 
 
-def peak_memory() -> int:
+def _peak_memory() -> int:
     """Peak memory in bytes: allocated on the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

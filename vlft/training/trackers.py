@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def start_trackers(accelerator: Any, config: SftConfig, run: Path, step: int) -> None:
     """Starts the tracker of --report-to with the run's settings and name, in the run folder.
 
-    Args:
-        accelerator: Accelerate's.
-        config: of the run.
-        run: the run folder.
-        step: optimiser steps done. A resumed run goes on in the tracker's record of the run, from
-            which TensorBoard drops the steps after this one.
+    A run that is resumed after a step goes on in the tracker's record of the run, from which
+    TensorBoard drops the steps after that one.
     """
     if config.report_to == "none":
         return
