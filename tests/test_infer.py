@@ -61,7 +61,11 @@ class TestDatasets:
         result = answer(run, load_dataset_config=True, overwrite=True)
         assert result.output == run / "infer" / f"{find_checkpoint(run).name}-val.jsonl"
         rows = result.rows
-        assert len(rows) == 6
+        split = json.loads((run / "split.json").read_text())["validation"]
+        given = [make_rows(24)[record] for _, record in split]
+        assert [row["query"] for row in rows] == [row["query"] for row in given]
+        # A quarter of the records, or somewhat more: those on one image stay together.
+        assert 6 <= len(rows) <= 9
         queries = {(row["query"], row["response"]) for row in make_rows(24)}
         assert {(row["query"], row["label"]) for row in rows} <= queries
         for row in rows:
@@ -117,15 +121,15 @@ class TestDatasets:
         )
         again = answer(run, load_dataset_config=True, output=target, batch_size=2).rows
         assert again == whole
-        assert sum(asked) == 3
+        assert sum(asked) == len(whole) - 3
 
     def test_a_file_of_other_settings_or_data_is_kept(self, run, tmp_path):
         target = tmp_path / "answers.jsonl"
-        answer(run, load_dataset_config=True, output=target)
+        count = len(answer(run, load_dataset_config=True, output=target).rows)
         before = target.read_bytes()
         with pytest.raises(CheckpointError, match="line 1 was made with other settings"):
             answer(run, load_dataset_config=True, output=target, max_new_tokens=3)
-        file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hi."}] * 6)
+        file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hi."}] * count)
         with pytest.raises(CheckpointError, match="line 1 answers another record"):
             answer(run, dataset=(str(file),), output=target)
         assert target.read_bytes() == before
