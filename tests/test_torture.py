@@ -21,6 +21,7 @@ import pytest
 import subprocesses
 import torch
 from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
+from launched import finish, launch, metrics, run_of, small_config
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -221,6 +222,27 @@ def test_a_stop_at_a_moment_that_chance_seldom_finds(whole, tmp_path, monkeypatc
     state = adapter(go_on(tmp_path))
     assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
     assert not list(run.glob(".*"))
+
+
+def in_an_evaluation_of_rank_one(number: int) -> None:
+    if os.environ["RANK"] == "1":
+        in_an_evaluation(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_two_ranks_stop_in_an_evaluation(tmp_path, number):
+    """One of them is asked; both abandon it, and one process makes up for it."""
+    config = replace(small_config(SIGLIP, tmp_path), val_ratio=0.5, eval_steps=1)
+    alone = vlft.sft(replace(config, output_dir=tmp_path / "alone")).run
+    home = tmp_path / "two"
+    ranks = launch(config, home, partial(in_an_evaluation_of_rank_one, number))
+    assert finish(ranks, home) == [130, 130]
+    run = run_of(config)
+    assert metrics(run, "val_loss") == pytest.approx(metrics(alone, "val_loss")[:1], rel=1e-4)
+    assert len(checkpoints_in(run)) == 1
+    assert vlft.sft(vlft.SftConfig(resume=run)).finished
+    for name in ("loss", "val_loss"):
+        assert metrics(run, name) == pytest.approx(metrics(alone, name), rel=1e-3), name
 
 
 @pytest.fixture
