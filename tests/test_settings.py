@@ -247,10 +247,21 @@ class TestConfigs:
             " hint: leave it out, or use --tuner lora"
         )
 
-    def test_what_quantised_weights_cannot_have(self):
-        values = {"dataset": "a", "init_lora_weights": "pissa", "quantize": "int8"}
-        assert message(values, SftConfig).startswith(
-            "--init-lora-weights: pissa changes the base weights, which int8 cannot hold\n hint: "
+    @pytest.mark.parametrize("quantize", ["int8", "nf4"])
+    @pytest.mark.parametrize(
+        ("start", "reason"),
+        [
+            ("pissa", "it changes the base weights as well, and these cannot be changed in"),
+            ("olora", "it changes the base weights as well, and these cannot be changed in"),
+            ("orthogonal", "peft gives the LoRA weights the dtype of the base's, which is an "
+             "integer in"),
+        ],
+    )  # fmt: skip
+    def test_what_quantised_weights_cannot_have(self, start, reason, quantize):
+        values = {"dataset": "a", "init_lora_weights": start, "quantize": quantize}
+        assert message(values, SftConfig) == (
+            f"--init-lora-weights: found {start}; {reason} {quantize}\n"
+            " hint: use default or gaussian with --quantize"
         )
 
     def test_what_inference_needs(self):

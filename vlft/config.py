@@ -40,8 +40,12 @@ GPUS = {
 # A number above this is a mistyped name, not a size in GiB.
 LARGEST_GPU = 256
 
-# These initialisations change the base weights as well, which 4 and 8 bit weights cannot follow.
-CHANGES_BASE = ("orthogonal", "olora", "pissa")
+# Why an initialisation of LoRA needs weights that are not quantised.
+NEEDS_WHOLE_WEIGHTS = {
+    "orthogonal": "peft gives the LoRA weights the dtype of the base's, which is an integer in",
+    "olora": "it changes the base weights as well, and these cannot be changed in",
+    "pissa": "it changes the base weights as well, and these cannot be changed in",
+}
 
 # What --tuner full has no use for.
 LORA_ONLY = (
@@ -117,7 +121,10 @@ class SftConfig:
     lora_rank: int = _tuning(8, "LoRA rank.", minimum=1)
     lora_alpha: float = _tuning(32.0, "LoRA alpha; the update is scaled by alpha / rank.", above=0)
     lora_dropout: float = _tuning(
-        0.0, "Dropout on the input of LoRA layers.", minimum=0, maximum=0.95
+        0.0,
+        "Dropout on the input of LoRA layers. Its masks depend on packing and sharing.",
+        minimum=0,
+        maximum=0.95,
     )
     use_dora: bool = _tuning(False, "DoRA: train magnitude and direction separately.")
     use_rslora: bool = _tuning(False, "rsLoRA: scale by alpha / sqrt(rank).")
@@ -139,7 +146,7 @@ class SftConfig:
     )
     tokens_per_microbatch: int | None = _optimisation(
         None,
-        "Most tokens in a packed row; bounds the memory, changes no result.",
+        "Most tokens in a packed row; bounds the memory. With dropout results depend on it.",
         minimum=1,
         default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits",
         auto=True,
@@ -223,8 +230,8 @@ class SftConfig:
             (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
              f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
              ""),
-            (start in CHANGES_BASE and quantized, "--init-lora-weights",
-             f"{start} changes the base weights, which {self.quantize} cannot hold",
+            (start in NEEDS_WHOLE_WEIGHTS and quantized, "--init-lora-weights",
+             f"found {start}; {NEEDS_WHOLE_WEIGHTS.get(start)} {self.quantize}",
              "use default or gaussian with --quantize"),
             self.lacks_validation(self.val_dataset or self.val_ratio),
         )  # fmt: skip
