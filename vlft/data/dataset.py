@@ -38,6 +38,8 @@ class DataOptions:
     on_bad_sample: str = "error"
     on_long: str = "error"
     max_length: int | None = None
+    # The longest sample that the model takes, in tokens; None if there is no limit.
+    model_length: int | None = None
     seed: int = 0
 
 
@@ -263,9 +265,15 @@ def _fit(conversation: Conversation, encode: Encode, options: DataOptions) -> It
             sample = encode(shorter)
             if len(sample) <= limit:
                 return shorter, outline(sample, options.image_token_id)
-    hint = "raise --max-length, or use --on-long skip or truncate-history"
+    if options.model_length is None or length <= options.model_length:
+        remedy = "raise --max-length, or use --on-long skip"
+    else:
+        remedy = (
+            f"the model takes at most {options.model_length}; shorten it, or use --on-long skip"
+        )
+    hint = f"{remedy} or truncate-history"
     if options.on_long == "truncate-history":
-        hint = "it is too long even without its history; raise --max-length, or use --on-long skip"
+        hint = f"it is too long even without its history; {remedy}"
     if not options.need_response:
         hint = "shorten it, or leave such records out with --on-bad-sample skip"
     raise DataError(
