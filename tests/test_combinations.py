@@ -11,6 +11,7 @@ import pytest
 from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
 
 import vlft
+from vlft.checkpoints.locate import describe
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.errors import UsageError
@@ -208,3 +209,35 @@ class TestMaxSteps:
         before = files_in(run)
         assert vlft.sft(vlft.SftConfig(resume=run)).step == 3
         assert files_in(run) == before
+
+
+class TestMaxLength:
+    """``--max-length`` beyond the model's own limit is said, and never the remedy."""
+
+    TOO_MUCH = "the model takes at most LIMIT; shorten it, or use --on-long skip"
+
+    @pytest.mark.parametrize("name", ["sft", "plan"])
+    @pytest.mark.parametrize(
+        ("flags", "said", "hint"),
+        [
+            ("", "", f"{TOO_MUCH} or truncate-history"),
+            ("--max-length 30000", "--max-length 30000: the model takes at most LIMIT tokens",
+             f"{TOO_MUCH} or truncate-history"),
+            ("--max-length 100 --on-long truncate-history", "",
+             f"it is too long even without its history; {TOO_MUCH}"),
+        ],
+    )  # fmt: skip
+    def test_beyond_the_model(self, config, tmp_path, capsys, name, flags, said, hint):
+        limit = str(describe(SIGLIP.folder).processor().max_length)
+        row = {"query": 10_000 * "What? ", "response": "That."}
+        line = f"{name} --model {config.model} {flags} --dataset "
+        with pytest.raises(UsageError) as error:
+            command(f"{line}{write_jsonl(tmp_path / 'long.jsonl', [row])}")
+        assert error.value.hint == hint.replace("LIMIT", limit)
+        written = capsys.readouterr().err
+        assert said.replace("LIMIT", limit) in written
+        assert written.count("warning") == bool(said)
+
+    def test_within_the_model(self, config):
+        with pytest.raises(UsageError, match="raise --max-length, or use --on-long skip or trunc"):
+            vlft.sft(dataclasses.replace(config, max_length=30))

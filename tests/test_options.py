@@ -82,8 +82,8 @@ class TestSpelling:
         assert (config.src, config.dst, config.overwrite) == ("SRC", Path("DST"), True)
 
     def test_a_hyphen_alone_makes_no_flag(self):
-        line = "infer --ckpt-dir x --system '--- be brief' --output -1"
-        assert (read(line).system, read(line).output) == ("--- be brief", Path("-1"))
+        assert read("infer --ckpt-dir x --system '--- be brief'").system == "--- be brief"
+        assert read("infer --ckpt-dir x --dataset a --output -1").output == Path("-1")
 
     @pytest.mark.parametrize(
         ("line", "found"),
@@ -145,7 +145,11 @@ class TestBooleans:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_flag_of_yes_or_no(self, command):
         cls = COMMANDS[command].config
-        needed = {"infer": "--ckpt-dir x ", "convert": "a b ", "merge-lora": "--ckpt-dir x "}
+        needed = {
+            "infer": "--ckpt-dir x --dataset a ",
+            "convert": "a b ",
+            "merge-lora": "--ckpt-dir x ",
+        }
         needed |= {"sft": "--dataset a ", "plan": ""}
         for spec in dataclasses.fields(cls):
             if field_type(cls, spec.name) is bool:
@@ -187,9 +191,10 @@ COMMANDS_OF_TUTORIALS = [
     (
         "sft --custom_train_dataset_path a --custom_val_dataset_path b --tuner_type lora "
         "--lr_scheduler_type linear --lora_dropout_p 0.1 --resume_from_checkpoint c "
-        "--init_weights pissa --target_modules DEFAULT --model_revision master "
+        "--init_weights pissa --target_modules DEFAULT --model a/m --model_revision master "
         "--dataset_test_ratio 0.1",
         {"dataset": ("a",), "val_dataset": ("b",), "tuner": "lora", "lr_scheduler": "linear",
+         "model": "a/m",
          "lora_dropout": 0.1, "resume": Path("c"), "init_lora_weights": "pissa",
          "lora_target_modules": "qkv", "revision": "master", "val_ratio": 0.1},
     ),

@@ -26,19 +26,28 @@ from vlft.config import (
 )
 from vlft.errors import CollectedError, ConfigError, UsageError
 from vlft.inference.generate import Sampling
-from vlft.settings import build, check, field_type, flag, read_config_file, setting, to_json
+from vlft.settings import (
+    Settings,
+    build,
+    check,
+    field_type,
+    flag,
+    read_config_file,
+    setting,
+    to_json,
+)
 from vlft.training.lora import LoraOptions
 
 CONFIGS = {
     SftConfig: {"dataset": ["a.jsonl"]},
-    InferConfig: {},
+    InferConfig: {"dataset": ["a.jsonl"]},
     MergeLoraConfig: {"ckpt_dir": "run"},
 }
 each_config = pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Settings):
     """One field of each kind."""
 
     whole: int = setting(3, "", panel="", minimum=1, maximum=9)
@@ -247,10 +256,21 @@ class TestConfigs:
             " hint: leave it out, or use --tuner lora"
         )
 
-    def test_what_quantised_weights_cannot_have(self):
-        values = {"dataset": "a", "init_lora_weights": "pissa", "quantize": "int8"}
-        assert message(values, SftConfig).startswith(
-            "--init-lora-weights: pissa changes the base weights, which int8 cannot hold\n hint: "
+    @pytest.mark.parametrize("quantize", ["int8", "nf4"])
+    @pytest.mark.parametrize(
+        ("start", "reason"),
+        [
+            ("pissa", "it changes the base weights as well, and these cannot be changed in"),
+            ("olora", "it changes the base weights as well, and these cannot be changed in"),
+            ("orthogonal", "peft gives the LoRA weights the dtype of the base's, which is an "
+             "integer in"),
+        ],
+    )  # fmt: skip
+    def test_what_quantised_weights_cannot_have(self, start, reason, quantize):
+        values = {"dataset": "a", "init_lora_weights": start, "quantize": quantize}
+        assert message(values, SftConfig) == (
+            f"--init-lora-weights: found {start}; {reason} {quantize}\n"
+            " hint: use default or gaussian with --quantize"
         )
 
     def test_what_inference_needs(self):
@@ -294,7 +314,7 @@ class TestRoundTrip:
             )
         if cls is InferConfig:
             return dataclasses.replace(
-                made, load_dataset_config=False, dataset=(), merge_lora=False
+                made, load_dataset_config=False, system=None, merge_lora=False
             )
         return dataclasses.replace(made, max_shard_size="1.5 GB")
 
@@ -623,8 +643,9 @@ class TestHome:
                 made = build(cls, {"dataset": ["a"], name: ["~/a.jsonl#5", "b"]})
                 assert getattr(made, name) == ("/home/me/a.jsonl#5", "b")
                 continue
-            needed = {"dataset": ["a"]} if cls is SftConfig else {}
-            needed |= {"ckpt_dir": "c"} if cls is MergeLoraConfig else {}
+            needed = CONFIGS.get(cls, {})
+            if cls is PlanConfig and name == "resume":
+                continue
             for value in ("~/a", Path("~/a")):
                 made = build(cls, {**needed, name: value})
                 assert str(getattr(made, name)) == "/home/me/a", name

@@ -40,8 +40,12 @@ GPUS = {
 # A number above this is a mistyped name, not a size in GiB.
 LARGEST_GPU = 256
 
-# These initialisations change the base weights as well, which 4 and 8 bit weights cannot follow.
-CHANGES_BASE = ("orthogonal", "olora", "pissa")
+# Why an initialisation of LoRA needs weights that are not quantised.
+NEEDS_WHOLE_WEIGHTS = {
+    "orthogonal": "peft gives the LoRA weights the dtype of the base's, which is an integer in",
+    "olora": "it changes the base weights as well, and these cannot be changed in",
+    "pissa": "it changes the base weights as well, and these cannot be changed in",
+}
 
 # What --tuner full has no use for.
 LORA_ONLY = (
@@ -51,6 +55,8 @@ LORA_ONLY = (
 
 # Whether it is wrong, place, message, hint.
 Case = tuple[object, str, str, str]
+_NOT_OF_A_HUB = ("--revision", "only for a hub id, found a folder or no model")
+_NO_HUB = "it is only for a hub id, found a folder or no model"
 
 # A setting in one of the panels of --help.
 _model = partial(setting, panel="Model")
@@ -65,7 +71,7 @@ _action = partial(setting, panel="Action")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig:
+class SftConfig(Settings):
     """Settings of ``vlft sft``."""
 
     model: str | None = _model(
@@ -117,7 +123,10 @@ class SftConfig:
     lora_rank: int = _tuning(8, "LoRA rank.", minimum=1)
     lora_alpha: float = _tuning(32.0, "LoRA alpha; the update is scaled by alpha / rank.", above=0)
     lora_dropout: float = _tuning(
-        0.0, "Dropout on the input of LoRA layers.", minimum=0, maximum=0.95
+        0.0,
+        "Dropout on the input of LoRA layers. Its masks depend on packing and sharing.",
+        minimum=0,
+        maximum=0.95,
     )
     use_dora: bool = _tuning(False, "DoRA: train magnitude and direction separately.")
     use_rslora: bool = _tuning(False, "rsLoRA: scale by alpha / sqrt(rank).")
@@ -139,7 +148,7 @@ class SftConfig:
     )
     tokens_per_microbatch: int | None = _optimisation(
         None,
-        "Most tokens in a packed row; bounds the memory, changes no result.",
+        "Most tokens in a packed row; bounds the memory. With dropout results depend on it.",
         minimum=1,
         default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits",
         auto=True,
@@ -223,10 +232,25 @@ class SftConfig:
             (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
              f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
              ""),
-            (start in CHANGES_BASE and quantized, "--init-lora-weights",
-             f"{start} changes the base weights, which {self.quantize} cannot hold",
+            (start in NEEDS_WHOLE_WEIGHTS and quantized, "--init-lora-weights",
+             f"found {start}; {NEEDS_WHOLE_WEIGHTS.get(start)} {self.quantize}",
              "use default or gaussian with --quantize"),
+            (self.resume is None and self.revision and _is_local(self.model),
+             *_NOT_OF_A_HUB, "leave it out, or name a hub id"),
             self.lacks_validation(self.val_dataset or self.val_ratio),
+        )  # fmt: skip
+
+    def unused(self) -> list[str]:
+        """The settings that have no effect, each with the reason."""
+        return unused_of(
+            (self.resume is None and _is_local(self.model), changed(self, "hub"), _NO_HUB),
+            (self.val_dataset and self.val_ratio, changed(self, "val_ratio"),
+             "--val-dataset is given"),
+            (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given"),
+            (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
+             "--train-vision changes the features in every step"),
+            (self.resume is None, changed(self, "overwrite"),
+             "only --resume meets checkpoints; a new run gets a folder of its own"),
         )  # fmt: skip
 
     def lacks_validation(self, found: object) -> Case:
@@ -249,15 +273,37 @@ class PlanConfig(SftConfig):
     def problems(self) -> list[UsageError]:
         """Those of a run and an unknown GPU; data is optional."""
         found = [problem for problem in super().problems() if problem.place != "--dataset"]
+        found += problems_of(
+            (self.resume, "--resume", "only for vlft sft; a plan is of a new run",
+             "give the settings of the run: --config RUN/run_config.json"),
+            (self.val_dataset and not self.dataset, "--val-dataset", "needs training data",
+             "add --dataset"),
+            (self.is_overview and self.tuner == "full", "--tuner",
+             "found full; the table of all models is of LoRA", "name one with --model"),
+        )  # fmt: skip
         try:
             gpu_gib(self.gpu)
         except ConfigError as error:
             found.append(error)
         return found
 
+    def unused(self) -> list[str]:
+        """Those of a run, and those that the table of all models or a CPU leaves without effect."""
+        return super().unused() + unused_of(
+            (self.device == "cpu", changed(self, "gpu"), "--device cpu is given"),
+            (self.is_overview, changed(self, "quantize", "lora_target_modules"),
+             "the table of all models shows qkv and ALL, with and without nf4; name one with "
+             "--model"),
+        )  # fmt: skip
+
+    @property
+    def is_overview(self) -> bool:
+        """Whether all published models are planned."""
+        return self.model is None and not self.dataset
+
 
 @dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class InferConfig(Settings):
     """Settings of ``vlft infer``."""
 
     ckpt_dir: Path | None = _model(None, "Run folder of vlft sft, or a checkpoint-N in it.")
@@ -308,6 +354,10 @@ class InferConfig:
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
+        is_chat = not (answers_run or self.dataset)
+        answering = changed(
+            self, "image_root", "on_bad_sample", "batch_size", "output", "overwrite", "show_samples"
+        )
         return problems_of(
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
@@ -322,11 +372,22 @@ class InferConfig:
              'write "system" into the records'),
             (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
              "add --ckpt-dir"),
+            (is_chat and answering, answering, "only for answers to a data set, found a chat",
+             "leave it out, or add --dataset or --load-dataset-config"),
+            (answers_run and self.on_bad_sample != "error", "--on-bad-sample",
+             "found together with --load-dataset-config, which reads the data as the run did",
+             "leave one of them out"),
+            (self.revision and _is_local(self.model),
+             *_NOT_OF_A_HUB, "leave it out, or name a hub id with --model"),
         )  # fmt: skip
+
+    def unused(self) -> list[str]:
+        """The settings that have no effect, each with the reason."""
+        return unused_of((_is_local(self.model), changed(self, "hub"), _NO_HUB))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLoraConfig:
+class MergeLoraConfig(Settings):
     """Settings of ``vlft merge-lora``."""
 
     ckpt_dir: Path | None = _model(
@@ -361,12 +422,18 @@ class MergeLoraConfig:
         return problems_of(
             (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
              "name a run or a checkpoint-N folder of vlft sft"),
+            (self.revision and _is_local(self.model),
+             *_NOT_OF_A_HUB, "leave it out, or name a hub id with --model"),
             _shard_size(self.max_shard_size),
         )  # fmt: skip
 
+    def unused(self) -> list[str]:
+        """The settings that have no effect, each with the reason."""
+        return unused_of((_is_local(self.model), changed(self, "hub"), _NO_HUB))
+
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Settings):
     """Settings of ``vlft convert``."""
 
     src: str | None = _model(None, "Model folder or hub id.", path=True, argument=True)
@@ -390,8 +457,14 @@ class ConvertConfig:
         return problems_of(
             (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
              "write vlft convert SRC DST --format transformers"),
+            (self.revision and _is_local(self.src),
+             *_NOT_OF_A_HUB, "leave it out, or name a hub id"),
             _shard_size(self.max_shard_size),
         )  # fmt: skip
+
+    def unused(self) -> list[str]:
+        """The settings that have no effect, each with the reason."""
+        return unused_of((_is_local(self.src), changed(self, "hub"), _NO_HUB))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +510,18 @@ def problems_of(*cases: Case) -> list[UsageError]:
     return [
         ConfigError(text, place=place, hint=hint) for wrong, place, text, hint in cases if wrong
     ]
+
+
+def unused_of(*cases: tuple[object, str, str]) -> list[str]:
+    """A sentence for each case (is unused, flags, reason) that is so."""
+    return [
+        f"{flags} has no effect: {reason}" for unused, flags, reason in cases if unused and flags
+    ]
+
+
+def _is_local(model: str | None) -> bool:
+    """Whether no hub is asked for the model: it is a folder, or there is no name."""
+    return model is None or Path(model).is_dir()
 
 
 def _shard_size(size: str) -> Case:

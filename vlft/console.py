@@ -33,9 +33,14 @@ def info(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Prints a warning: the command goes on, but the user should know."""
-    err.print("warning: ", style="yellow", end="")
-    err.print(message, markup=False)
+    """Prints a warning, on the first rank: the command goes on, but the user should know."""
+    if _is_first_rank():
+        err.print("warning: ", style="yellow", end="")
+        err.print(message, markup=False)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def working(what: str, after: float = 1.0) -> Iterator[None]:
         what: e.g. ``loading the model``.
         after: seconds; 0 shows it at once.
     """
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+    if not _is_first_rank():
         yield
     elif err.is_terminal:
         with _spinner(what, after):

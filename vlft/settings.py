@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
 
 if typing.TYPE_CHECKING:
@@ -26,6 +27,10 @@ class Settings(Protocol):
 
     def problems(self) -> list[UsageError]:
         """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+        return []
+
+    def unused(self) -> list[str]:
+        """The settings that have no effect, each with the reason."""
         return []
 
 
@@ -168,12 +173,17 @@ def convert(
 
 
 def check(config: Config) -> Config:
-    """The config, converted and checked by ``build``: for settings made in Python.
+    """The config, converted and checked by ``build``; says which settings have no effect.
+
+    Every command begins with it, because settings may come from Python.
 
     Raises:
         UsageError: one or many.
     """
-    return build(type(config), dataclasses.asdict(config))
+    checked = build(type(config), dataclasses.asdict(config))
+    for sentence in checked.unused():
+        warn(sentence)
+    return checked
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

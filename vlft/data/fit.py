@@ -26,9 +26,13 @@ def fit(
         fitted = _truncated(conversation, encode, limit)
         if fitted is not None:
             return fitted[0], outline(fitted[1], options.image_token_id)
-    hint = "raise --max-length, or use --on-long skip or truncate-history"
+    remedy = "raise --max-length, or use --on-long skip"
+    if options.model_length is not None and len(sample) > options.model_length:
+        longest = options.model_length
+        remedy = f"the model takes at most {longest}; shorten it, or use --on-long skip"
+    hint = f"{remedy} or truncate-history"
     if options.on_long == "truncate-history":
-        hint = "it is too long even without its history; raise --max-length, or use --on-long skip"
+        hint = f"it is too long even without its history; {remedy}"
     if not options.need_response:
         hint = "shorten it, or leave such records out with --on-bad-sample skip"
     raise DataError(

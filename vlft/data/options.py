@@ -41,5 +41,7 @@ class DataOptions:
     on_bad_sample: str = "error"
     on_long: str = "error"
     max_length: int | None = None
+    # The longest sample that the model takes, in tokens; None if there is no limit.
+    model_length: int | None = None
     seed: int = 0
     history: History = field(default_factory=History)

@@ -22,7 +22,7 @@ from vlft.planning.estimate import (
 )
 from vlft.planning.memory import estimate_memory
 from vlft.planning.published import PUBLISHED_MODELS
-from vlft.settings import flag
+from vlft.settings import check, flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,8 @@ def run_plan(config: PlanConfig) -> None:
     Raises:
         VlftError: as ``vlft sft`` would.
     """
-    # Before the data is read, so that an unknown GPU is reported at once.
-    gpu_gib(config.gpu)
-    if config.model is None and not config.dataset:
+    config = check(config)
+    if config.is_overview:
         lines = overview(config)
     else:
         model, folder = find_model(config)

@@ -2,7 +2,7 @@
 
 The loss of a step is the sum of its targets' cross-entropies over the sum of their weights, over
 all rows and ranks. How samples are packed into rows and rows divided among ranks therefore changes
-memory and time, not the result.
+memory and time, not the result; only dropout masks, which are drawn row by row, depend on it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW, problems_of
+from vlft.console import warn
 from vlft.data.dataset import Dataset, load_train_and_val
 from vlft.data.options import DataOptions, History
 from vlft.data.split import read_history
@@ -32,13 +33,17 @@ def load_data(
         processor: of the checkpoint.
         run: the run folder to go on in; its validation records stay what they are.
     """
+    longest = processor.max_length
+    if (config.max_length or 0) > longest:
+        warn(f"--max-length {config.max_length}: the model takes at most {longest} tokens a sample")
     options = DataOptions(
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
         on_bad_sample=config.on_bad_sample,
         on_long=config.on_long,
-        max_length=min(config.max_length or processor.max_length, processor.max_length),
+        max_length=min(config.max_length or longest, longest),
+        model_length=longest,
         seed=config.seed,
         history=History() if run is None else read_history(run),
     )
