@@ -26,10 +26,8 @@ class Parts:
     """Names of the modules, or parameters, of the model's class that make up each part.
 
     Attributes:
-        vision: vision towers.
         aligner: projection of their features to the LLM's hidden size.
         other: not used for understanding images; loaded and exported unchanged.
-        language: LLM.
         head: vocabulary projection (lm_head).
     """
 

@@ -39,10 +39,7 @@ def is_original(config: Config) -> bool:
 def native_config(config: Config, image_token_id: int, **others: Any) -> dict[str, Any]:
     """Keyword arguments of the config of transformers' class, for a config.json of either layout.
 
-    Args:
-        config: config.json.
-        image_token_id: id of the image tag.
-        others: keyword arguments besides those of the LLM.
+    ``others`` are the keyword arguments that do not concern the LLM.
     """
     language = config["language_config" if is_original(config) else "text_config"]
     text = {"model_type": "llama", **known_fields(language, LLAMA_FIELDS)}
