@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
-# How a field is described and shown in messages; the others hold text.
+# Fields that hold several texts: what is allowed and an example, for messages.
 LISTS = {
     "images": ("a list of paths", '["a.jpg"]'),
     "history": ('a list of ["question", "reply"] pairs', '[["question", "reply"]]'),

@@ -46,13 +46,8 @@ def native_config(config: Config, image_token_id: int, **others: Any) -> dict[st
     if not is_original(config):
         # Without the field transformers' classes would tie; the text config knows better.
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text["tie_word_embeddings"])
-    tied = text["tie_word_embeddings"]
-    return {
-        "text_config": text,
-        **others,
-        "image_token_id": image_token_id,
-        "tie_word_embeddings": tied,
-    }
+    shared = {"image_token_id": image_token_id, "tie_word_embeddings": text["tie_word_embeddings"]}
+    return {"text_config": text, **others, **shared}
 
 
 def original_config(native: Config, dtype: str, **others: Any) -> dict[str, Any]:
