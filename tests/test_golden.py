@@ -138,11 +138,11 @@ def test_prompt_ids(case, path, processor):
     chat = processor.chat
     before, after = chat.image_border
     sizes = [inspect_image(GOLDEN / file).size for file in data["image_files"]]
-    views = iter([chat.view(size, len(sizes)) for size in sizes])
+    runs = iter([chat.view(size, len(sizes))[0] for size in sizes])
     ids = [chat.bos_id]
     for token in tokenize(data["sft_format"], chat)[0]:
         image = token == chat.image_token_id
-        ids += [*before, *[token] * next(views).tokens, *after] if image else [token]
+        ids += [*before, *[token] * next(runs), *after] if image else [token]
     assert ids == expected.tolist()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
-from vlft.families.processor import Processor, load_processor, native_config
+from vlft.families.processor import Processor, config_errors, load_processor
 from vlft.families.registry import find_family
 from vlft.files import read_object
 from vlft.settings import expand_home
@@ -61,7 +61,8 @@ class ModelFolder:
         """
         if image_token_id is None:
             image_token_id = self.processor().chat.image_token_id
-        return native_config(self.path, self.family, self.config, image_token_id)
+        with config_errors(self.path, self.family):
+            return self.family.native_config(self.config, image_token_id)
 
 
 def locate_model(

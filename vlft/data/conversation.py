@@ -30,7 +30,6 @@ class ImageRef:
     """A reference to an image file; holds no pixels.
 
     Attributes:
-        path: the file.
         given: the path as the data file has it, for results and messages.
         facts: found when the data is checked, and valid for the whole run even if the file changes
             later; None before.

@@ -49,7 +49,6 @@ class ChatFormat:
             space before them, instead of the chat text as a whole.
         bos_id: first token of every sample.
         eos_token: end-of-sentence token, which ends a reply.
-        eos_id: of eos_token.
         pad_id: for left padding of plain batches.
     """
 
@@ -73,8 +72,7 @@ class EncodedImage:
     """An image of an encoded sample.
 
     Attributes:
-        path: of the file.
-        digest: of the file, see ImageFacts.
+        digest: see ImageFacts.
         tokens: number of image tokens.
         tiles: see Tiles; (0, 0) in families without tiles.
     """

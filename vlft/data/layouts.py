@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FIELDS = ("query", "response", "history", "images", "system")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
-# How a field is described and shown in messages; the others hold text.
+# Fields that hold several texts: what is allowed and an example, for messages.
 LISTS = {
     "images": ("a list of paths", '["a.jpg"]'),
     "history": ('a list of ["question", "reply"] pairs', '[["question", "reply"]]'),
@@ -29,12 +29,7 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def native(
-    fields: Mapping[str, Any],
-    *,
-    place: str,
-    folder: Path,
-    image_tag: str,
-    need_response: bool,
+    fields: Mapping[str, Any], *, place: str, folder: Path, image_tag: str, need_response: bool
 ) -> Conversation:
     """The conversation of a record in the native layout.
 
@@ -53,7 +48,8 @@ def native(
         _check_fields(fields, need_response=need_response)
         response, system = fields.get("response"), fields.get("system")
         texts = [*(_texts("history", fields.get("history")) or ()), fields["query"]]
-        refs = [_image(name, folder) for name in _texts("images", fields.get("images")) or ()]
+        names = _texts("images", fields.get("images")) or ()
+        refs = [ImageRef(folder / name, name) for name in names]
         parts = _place_images(texts, refs, image_tag)
         _check_texts(parts[-1], response, system, image_tag)
     except DataError as error:
@@ -102,11 +98,21 @@ def _check_text(name: str, text: str) -> None:
             f'"{name}" holds {lone[0]!a}, a lone surrogate',
             hint="write the file again as UTF-8, or remove the character",
         )
-    if name == "images" and not text.strip():
+    if name == "images":
+        _check_path(text)
+
+
+def _check_path(path: str) -> None:
+    if not path.strip():
         raise DataError('"images" holds an empty path', hint="name an image")
-    if name == "images" and "\0" in text:
+    if "\0" in path:
         raise DataError(
-            f'"images" holds {text!r}; no path has a NUL character', hint="remove the character"
+            f'"images" holds {path!r}; no path has a NUL character', hint="remove the character"
+        )
+    if URL.match(path):
+        raise DataError(
+            f"found {path[:40]!r} as an image; local files are allowed",
+            hint="download the images and name their paths",
         )
 
 
@@ -167,15 +173,6 @@ def _check_texts(
                 raise DataError(
                     f'found {tag} in "{name}"', hint="images belong in the query or the history"
                 )
-
-
-def _image(name: str, folder: Path) -> ImageRef:
-    if URL.match(name):
-        raise DataError(
-            f"found {name[:40]!r} as an image; local files are allowed",
-            hint="download the images and name their paths",
-        )
-    return ImageRef(folder / name, name)
 
 
 def _texts(name: str, value: object) -> list[Any] | None:

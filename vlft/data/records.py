@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".jsonl", ".json", ".csv")
 NAME_A_FILE = "name a .jsonl, .json or .csv file"
+EXAMPLE = 'write e.g. {"query": "...", "response": "..."}'
 BOM = "\ufeff"
 
 # (line, fields of the record that starts there, or the problem of it)
@@ -62,16 +63,13 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
     except FileNotFoundError:
         raise DataError("no such file", place=place, hint="check the path") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8 (byte {error.start})", place=place, hint="save the file as UTF-8"
-        ) from None
+        found = f"not UTF-8 (byte {error.start})"
+        raise DataError(found, place=place, hint="save the file as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot be read ({reason})", place=place, hint="check the path") from None
     if not text.strip():
-        raise DataError(
-            "the file is empty", place=place, hint='write e.g. {"query": "...", "response": "..."}'
-        )
+        raise DataError("the file is empty", place=place, hint=EXAMPLE)
     return (
         DataError(found.message, place=f"{place}:{line}", hint=found.hint)
         if isinstance(found, DataError)
@@ -187,10 +185,7 @@ def _fields(row: dict[str, str]) -> dict[str, Any] | DataError:
 def _object(value: object) -> dict[str, Any] | DataError:
     if isinstance(value, dict):
         return value
-    return DataError(
-        f"found {kind_of(value)}, an object is allowed",
-        hint='write e.g. {"query": "...", "response": "..."}',
-    )
+    return DataError(f"found {kind_of(value)}, an object is allowed", hint=EXAMPLE)
 
 
 def _reason(error: ValueError | RecursionError) -> str:

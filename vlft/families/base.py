@@ -26,10 +26,8 @@ class Parts:
     """Names of the modules, or parameters, of the model's class that make up each part.
 
     Attributes:
-        vision: vision towers.
         aligner: projection of their features to the LLM's hidden size.
         other: not used for understanding images; loaded and exported unchanged.
-        language: LLM.
         head: vocabulary projection (lm_head).
     """
 
@@ -130,7 +128,7 @@ class Family:
         return self.original_config is not None
 
     def model_class(self) -> Any:
-        """The class of the model, imported now."""
+        """The class of the model, imported by this call."""
         return resolve_name(self.class_name)
 
 
@@ -152,7 +150,10 @@ def encode_images(
 
 
 def known_fields(config: Config, fields: Config) -> dict[str, Any]:
-    """The given fields of a config, or their defaults; null counts as absent, and None as none."""
+    """The given fields of a config, or their defaults; null counts as absent.
+
+    Fields that are absent and have the default None are left out.
+    """
     stated = {key: value for key, value in config.items() if value is not None}
     values = {key: stated.get(key, default) for key, default in fields.items()}
     return {key: value for key, value in values.items() if value is not None}

@@ -44,8 +44,6 @@ TEXT_DEFAULTS: Mapping[str, Any] = {
     "attention_bias": False, "use_mla": True,
 }  # fmt: skip
 NULLABLE = ("q_lora_rank", "rope_scaling", "n_group", "topk_group")
-TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
-SCORING = ("softmax", "sigmoid")
 PROJECTOR = "downsample_mlp_gelu"
 
 
@@ -131,8 +129,8 @@ def _align(model: nn.Module, features: Tensor, tiles: Sequence[Tiles]) -> Tensor
 def _text_config(config: Config) -> dict[str, Any]:
     stated = {key: value for key, value in config.items() if key in TEXT_DEFAULTS}
     text = {**TEXT_DEFAULTS, **{k: v for k, v in stated.items() if v is not None or k in NULLABLE}}
-    _check("topk_method", text["topk_method"], TOPK_METHODS)
-    _check("scoring_func", text["scoring_func"], SCORING)
+    _check("topk_method", text["topk_method"], ("greedy", "group_limited_greedy", "noaux_tc"))
+    _check("scoring_func", text["scoring_func"], ("softmax", "sigmoid"))
     return {key: value for key, value in text.items() if value is not None or key in NULLABLE}
 
 

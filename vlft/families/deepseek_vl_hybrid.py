@@ -15,13 +15,7 @@ from torch.nn import functional as F
 from vlft.families import deepseek_vl, multi_modality, sam, siglip
 from vlft.families.base import Config, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.families.pixels import (
-    HALF,
-    PREPROCESSOR_FILE,
-    normalised,
-    read_settings,
-    square_pixels,
-)
+from vlft.families.pixels import HALF, PREPROCESSOR_FILE, normalised, read_settings, square_pixels
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -78,23 +72,20 @@ def _original_config(native: Config, dtype: str) -> dict[str, Any]:
 
     Mean and standard deviation of both towers are those of the published checkpoints.
     """
+    vision, text = native["vision_config"], native["text_config"]
     high = sam.tower_params(native["high_res_vision_config"])
     high |= {"pixel_mean": list(CLIP_MEAN), "pixel_std": list(CLIP_STD)}
-    low = siglip.tower_params(native["vision_config"])
+    low = siglip.tower_params(vision)
     low |= {"pixel_mean": list(HALF), "pixel_std": list(HALF), "ckpt_path": ""}
-    width = native["vision_config"]["hidden_size"]
-    tower = multi_modality.module_config(
-        "HybridVisionTower",
-        "vision",
-        concat_type="tuple",
-        high_res_cfg=high,
-        low_res_cfg={**low, "output_dim": width},
-    )
-    aligner = multi_modality.aligner_config(
-        width, native["text_config"]["hidden_size"], kind=PROJECTOR
-    )
+    low["output_dim"] = vision["hidden_size"]
+    towers = {"concat_type": "tuple", "high_res_cfg": high, "low_res_cfg": low}
     return multi_modality.original_config(
-        native, dtype, vision_config=tower, aligner_config=aligner
+        native,
+        dtype,
+        vision_config=multi_modality.module_config("HybridVisionTower", "vision", **towers),
+        aligner_config=multi_modality.aligner_config(
+            vision["hidden_size"], text["hidden_size"], kind=PROJECTOR
+        ),
     )
 
 

@@ -39,23 +39,15 @@ def is_original(config: Config) -> bool:
 def native_config(config: Config, image_token_id: int, **others: Any) -> dict[str, Any]:
     """Keyword arguments of the config of transformers' class, for a config.json of either layout.
 
-    Args:
-        config: config.json.
-        image_token_id: id of the image tag.
-        others: keyword arguments besides those of the LLM.
+    ``others`` are the keyword arguments that do not concern the LLM.
     """
     language = config["language_config" if is_original(config) else "text_config"]
     text = {"model_type": "llama", **known_fields(language, LLAMA_FIELDS)}
     if not is_original(config):
         # Without the field transformers' classes would tie; the text config knows better.
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text["tie_word_embeddings"])
-    tied = text["tie_word_embeddings"]
-    return {
-        "text_config": text,
-        **others,
-        "image_token_id": image_token_id,
-        "tie_word_embeddings": tied,
-    }
+    shared = {"image_token_id": image_token_id, "tie_word_embeddings": text["tie_word_embeddings"]}
+    return {"text_config": text, **others, **shared}
 
 
 def original_config(native: Config, dtype: str, **others: Any) -> dict[str, Any]:

@@ -30,8 +30,7 @@ class SquareSettings:
     Attributes:
         size: height and width of the square, in pixels.
         min_size: minimum of the shorter side of the image in it, in pixels.
-        mean: of each channel; also the colour of the border.
-        std: of each channel.
+        mean: of each channel, as ``std``; also the colour of the border.
         rescale: factor from bytes to floats.
         normalise: whether mean and std are applied to the square; else it happens per tower.
     """
@@ -67,10 +66,7 @@ def read_settings(
 def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:
     """One square view per image, of always the same number of tokens.
 
-    Args:
-        settings: of the square.
-        tokens: image tokens per image.
-        native: prefix of the names of transformers' ``Processor`` and ``ImageProcessor`` classes.
+    ``native`` is the prefix of transformers' ``Processor`` and ``ImageProcessor`` classes.
     """
     shared = {
         "min_size": settings.min_size,

@@ -34,7 +34,6 @@ class Processor:
     """Rows to token ids, images to model inputs, and token ids to text, for one checkpoint.
 
     Attributes:
-        family: of the checkpoint.
         chat: how conversations become token ids.
         pixels: how images become pixel values.
         max_length: the model's context length, in tokens.
@@ -72,12 +71,8 @@ class Processor:
     def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> Tensor:
         """(V, 3, H, W) float32: all views of I images, as the authors' processor makes them.
 
-        Args:
-            images: their files are decoded.
-            verify: whether a file that changed since it was checked is an error.
-
         Raises:
-            DataError: a file cannot be decoded, or has changed.
+            DataError: a file cannot be decoded or, if ``verify``, changed since it was checked.
         """
         decoded = (decode(i.path, digest=i.digest if verify else None) for i in images)
         views = zip(decoded, images, strict=True)
@@ -92,8 +87,7 @@ class Processor:
     def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
         """A left-padded batch of B samples, as the model's class takes it.
 
-        Returns:
-            input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images in order.
+        It has input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images.
         """
         length = max(len(sample) for sample in samples)
         batch = {
@@ -131,8 +125,8 @@ def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> P
     names = _special_tokens(folder)
     _add_tokens(tokenizer, family, names)
     image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
-    native = native_config(folder, family, config, image_token_id)
     with config_errors(folder, family):
+        native = family.native_config(config, image_token_id)
         pixels = family.pixels(folder, config, native)
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
@@ -156,25 +150,9 @@ def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> P
     return Processor(family, chat, pixels, max_length)
 
 
-def native_config(
-    folder: Path, family: Family, config: Mapping[str, Any], image_token_id: int
-) -> dict[str, Any]:
-    """Keyword arguments for the config of transformers' class.
-
-    Raises:
-        CheckpointError: config.json is incomplete or malformed.
-    """
-    with config_errors(folder, family):
-        return family.native_config(config, image_token_id)
-
-
 @contextmanager
 def config_errors(folder: Path, family: Family) -> Iterator[None]:
-    """A context in which the errors of a malformed configuration become ones that name the file.
-
-    Raises:
-        CheckpointError: a file is incomplete or malformed.
-    """
+    """Turns the errors of a malformed configuration into a CheckpointError that names the file."""
     try:
         yield
     except CheckpointError as error:
@@ -239,6 +217,5 @@ def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
     stated = read_object_if_there(path).get("num_image_tokens")
     if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(
-            f"num_image_tokens is {stated}, the vision tower gives {image_tokens}",
-            place=str(path),
+            f"num_image_tokens is {stated}, the vision tower gives {image_tokens}", place=str(path)
         )

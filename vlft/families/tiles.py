@@ -29,8 +29,7 @@ class Tiling:
         size: height and width of a view, in pixels.
         candidates: (width, height) of the allowed grids of tiles, in pixels.
         side: a view becomes a grid of side x side tokens.
-        mean: of each channel; also the colour of the border.
-        std: of each channel.
+        mean: of each channel, as ``std``; also the colour of the border.
         normalise: whether mean and std are applied.
     """
 
