@@ -2,7 +2,7 @@
 
 Two sets are made of the scanned digits in sample_data and trained with the same settings, seeds
 and number of steps, once grouped (the default) and once with --no-share-prefix, which shuffles
-freely:
+freely. Steps are timed in runs without evaluations:
 
 q5        five questions on each of 300 digits
 common    one question on each of 400 digits; all records begin with the same blank image, and the
@@ -16,18 +16,15 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 import vlft
 from benchmarks.command import new_parser, prepare, publish
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from benchmarks.measure import CLOCKS
 
 DIGITS = Path(__file__).parent.parent / "sample_data" / "handwriting"
 QUESTIONS = {
@@ -43,36 +40,18 @@ COLUMNS = {
     "validation losses": "{losses}",
     "mean": "{mean:.3f}",
     "steps to the same loss": "{steps_to_loss:.0f}",
-    "processor seconds to it": "{seconds_to_loss:.1f}",
+    "seconds to it": "{seconds_to_loss:.1f}",
 }
 
-
-@dataclass(frozen=True)
-class Curve:
-    """Validation losses of a run.
-
-    Attributes:
-        losses: by step.
-        seconds: processor time of the whole run without its start.
-    """
-
-    losses: dict[int, float]
-    seconds: float
-
-    @property
-    def last(self) -> float:
-        """The final validation loss."""
-        return self.losses[max(self.losses)]
-
-    def steps_to(self, loss: float) -> int:
-        """The first evaluated step with at most this validation loss; the last one if none has."""
-        return min(
-            (step for step, found in self.losses.items() if found <= loss), default=max(self.losses)
-        )
+# Validation losses of a run by step.
+Curve = dict[int, float]
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, writes the files, prints the table."""
+    """Measures, writes the files, prints the table.
+
+    The same loss of a set is the larger one of the mean final losses of both orders.
+    """
     parser = new_parser("quality", __doc__, repeats=3)
     parser.add_argument("--steps", type=int, default=240, help="default: 240")
     options = parser.parse_args(arguments)
@@ -82,35 +61,21 @@ def main(arguments: list[str]) -> None:
     for name, questions in (("q5", 5), ("common", 1)):
         with tempfile.TemporaryDirectory() as folder:
             config = make_run(Path(folder), name, questions, options.steps)
-            curves = {
-                order: [train(replace(config, seed=seed, share_prefix=shared)) for seed in seeds]
-                for order, shared in (("grouped", True), ("free", False))
+            for order, shared in (("grouped", True), ("free", False)):
+                ordered = replace(config, share_prefix=shared)
+                curves = [train(replace(ordered, seed=seed)) for seed in seeds]
+                seconds = seconds_per_step(ordered, options.steps, options.clock)
+                results.append({"set": name, "order": order, "curves": curves, "seconds": seconds})
+        goal = max(statistics.mean(map(last, row["curves"])) for row in results[-2:])
+        for row in results[-2:]:
+            steps = [steps_to(goal, curve) for curve in row["curves"]]
+            row |= {
+                "losses": ", ".join(f"{last(curve):.3f}" for curve in row["curves"]),
+                "mean": statistics.mean(map(last, row["curves"])),
+                "steps_to_loss": statistics.mean(steps),
+                "seconds_to_loss": statistics.mean(steps) * row["seconds"],
             }
-        results += compare(name, curves)
-    columns = {
-        title.replace("{steps}", str(options.steps)): text for title, text in COLUMNS.items()
-    }
-    publish(options, content, columns, results)
-
-
-def compare(name: str, curves: dict[str, list[Curve]]) -> Iterator[dict[str, Any]]:
-    """The rows of a set. The same loss is the larger one of both orders' means."""
-    goal = max(statistics.mean(curve.last for curve in found) for found in curves.values())
-    for order, found in curves.items():
-        steps = [curve.steps_to(goal) for curve in found]
-        seconds = [
-            curve.seconds * step / max(curve.losses)
-            for curve, step in zip(found, steps, strict=True)
-        ]
-        yield {
-            "set": name,
-            "order": order,
-            "losses": ", ".join(f"{curve.last:.3f}" for curve in found),
-            "mean": statistics.mean(curve.last for curve in found),
-            "steps_to_loss": statistics.mean(steps),
-            "seconds_to_loss": statistics.mean(seconds),
-            "curves": [curve.losses for curve in found],
-        }
+    publish(options, content, COLUMNS, results)
 
 
 def make_run(folder: Path, name: str, questions: int, steps: int) -> vlft.SftConfig:
@@ -142,9 +107,10 @@ def make_run(folder: Path, name: str, questions: int, steps: int) -> vlft.SftCon
         learning_rate=3e-3,
         num_train_epochs=100,
         max_steps=steps,
-        eval_steps=max(1, steps // 24),
+        eval_steps=max(1, steps // 12),
         save_steps=steps,
         logging_steps=steps,
+        vision_cache="memory",
         device="cpu",
         show_sample=False,
         output_dir=folder / "runs",
@@ -152,12 +118,28 @@ def make_run(folder: Path, name: str, questions: int, steps: int) -> vlft.SftCon
 
 
 def train(config: vlft.SftConfig) -> Curve:
-    """The validation losses of a run."""
-    started = time.process_time()
-    run = vlft.sft(config).run
-    seconds = time.process_time() - started
-    rows = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    losses = {
-        row["step"]: row["val_loss"] for row in rows if row.get("val_loss") and row["step"] > 0
-    }
-    return Curve(losses, seconds)
+    """The validation losses of a run, without that of the untrained model."""
+    metrics = vlft.sft(config).run / "metrics.jsonl"
+    rows = map(json.loads, metrics.read_text("utf-8").splitlines())
+    return {row["step"]: row["val_loss"] for row in rows if "val_loss" in row and row["step"]}
+
+
+def seconds_per_step(config: vlft.SftConfig, steps: int, clock: str) -> float:
+    """Seconds of a step without evaluations, from a run of these steps less a run of one step."""
+    config = replace(config, val_dataset=(), val_ratio=0.0, eval_steps=None)
+    seconds = []
+    for length in (1, steps):
+        started = CLOCKS[clock]()
+        vlft.sft(replace(config, max_steps=length))
+        seconds.append(CLOCKS[clock]() - started)
+    return (seconds[1] - seconds[0]) / (steps - 1)
+
+
+def last(curve: Curve) -> float:
+    """The final validation loss."""
+    return curve[max(curve)]
+
+
+def steps_to(loss: float, curve: Curve) -> int:
+    """The first evaluated step with at most this validation loss; the last one if none has."""
+    return min((step for step, found in curve.items() if found <= loss), default=max(curve))

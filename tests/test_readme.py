@@ -94,6 +94,30 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
+def test_files_that_documents_name_exist():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {
+        name
+        for document in documents
+        for name in re.findall(r"`((?:vlft|tests|benchmarks|docs)/[\w./-]+)`", document.read_text())
+    }
+    assert len(named) > 20
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_the_way_from_the_command_to_a_step_is_as_contributing_says():
+    """Each of the first three files names the next one, and the loop's step uses the others."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    files = re.findall(r"^\d\. `(vlft/[\w/]+\.py)`", text, re.M)
+    assert len(files) == 6
+    sources = [(ROOT / name).read_text("utf-8") for name in files]
+    modules = [name.removesuffix(".py").replace("/", ".") for name in files]
+    assert modules[1] in sources[0]
+    assert modules[2] in sources[1]
+    for module in modules[3:]:
+        assert any(module in source for source in sources[1:]), module
+
+
 def test_the_scripts_remake_the_sample_data(tmp_path, environment):
     data, base = tmp_path / "handwriting", tmp_path / "base"
     run([sys.executable, "sample_data/handwriting.py", "--out-dir", str(data)], ROOT, environment)

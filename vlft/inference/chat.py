@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.generation.streamers import BaseStreamer
 
 from vlft import console
-from vlft.data.conversation import Conversation, ImageRef, Part, Turn
+from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.images import inspect_image
 from vlft.errors import DataError, VlftError
 from vlft.inference.generate import Sampling, generate_replies
@@ -53,16 +53,6 @@ class _Dialogue:
         else:
             raise DataError(f"no command {name}", hint="/help lists the commands")
         return True
-
-    def with_message(self, text: str) -> Conversation:
-        """The dialogue with the next message and its images."""
-        parts: tuple[Part, ...] = (*self.images, text)
-        return Conversation((*self.turns, Turn("user", parts)), self.system)
-
-    def remember(self, conversation: Conversation, reply: str) -> None:
-        """Continues from a conversation and the reply to it."""
-        self.turns = [*conversation.turns, Turn("assistant", (reply,))]
-        self.images = []
 
     def _attach(self, given: str) -> None:
         # A terminal puts quotes around a file that is dropped into it.
@@ -111,12 +101,7 @@ class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
 
 
 def chat(
-    model: Any,
-    processor: Processor,
-    sampling: Sampling,
-    *,
-    system: str | None,
-    lines: TextIO,
+    model: Any, processor: Processor, sampling: Sampling, *, system: str | None, lines: TextIO
 ) -> None:
     """Answers each line until the last or ``/exit``; an error is shown and the chat goes on."""
     dialogue = _Dialogue(system)
@@ -127,10 +112,12 @@ def chat(
                 if not dialogue.run_command(line):
                     return
                 continue
-            conversation = dialogue.with_message(line)
+            turns = (*dialogue.turns, Turn("user", (*dialogue.images, line)))
+            conversation = Conversation(turns, dialogue.system)
             reply = _stream_reply(model, processor, sampling, conversation, interactive=interactive)
             if reply is not None:
-                dialogue.remember(conversation, reply)
+                dialogue.turns = [*turns, Turn("assistant", (reply,))]
+                dialogue.images = []
         except VlftError as error:
             console.show_error(str(error))
 

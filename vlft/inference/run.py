@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,40 +140,40 @@ def _answer(
 def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
     """The records to answer; None for a chat."""
     encode = processor.encode_conversation
-    if config.load_dataset_config and tuned is not None:
-        run = tuned.settings
-        if tuned.checkpoint.with_name("provenance.json").is_file():
-            check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
-        options = DataOptions(
-            image_tag=processor.family.image_tag,
-            image_token_id=processor.chat.image_token_id,
-            image_root=config.image_root or run.image_root,
-            on_bad_sample=run.on_bad_sample,
-            on_long=run.on_long,
-            max_length=min(run.max_length or processor.max_length, processor.max_length),
-            seed=run.seed,
-            history=read_history(tuned.checkpoint.parent),
-        )
-        _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
-        if not len(val):
-            raise ConfigError(
-                "the run has no validation set",
-                place="--load-dataset-config",
-                hint="name a file with --dataset",
-            )
-        return val
+    options = DataOptions(
+        image_tag=processor.family.image_tag,
+        image_token_id=processor.chat.image_token_id,
+        image_root=config.image_root,
+        need_response=False,
+        on_bad_sample=config.on_bad_sample,
+        max_length=processor.max_length - 1,
+        seed=config.seed,
+    )
     if config.dataset:
-        options = DataOptions(
-            image_tag=processor.family.image_tag,
-            image_token_id=processor.chat.image_token_id,
-            image_root=config.image_root,
-            need_response=False,
-            on_bad_sample=config.on_bad_sample,
-            max_length=processor.max_length - 1,
-            seed=config.seed,
-        )
         return load_dataset(config.dataset, encode, options)
-    return None
+    if not config.load_dataset_config or tuned is None:
+        return None
+    run = tuned.settings
+    if tuned.checkpoint.with_name("provenance.json").is_file():
+        check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
+    options = replace(
+        options,
+        image_root=config.image_root or run.image_root,
+        need_response=True,
+        on_bad_sample=run.on_bad_sample,
+        on_long=run.on_long,
+        max_length=min(run.max_length or processor.max_length, processor.max_length),
+        seed=run.seed,
+        history=read_history(tuned.checkpoint.parent),
+    )
+    _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
+    if not len(val):
+        raise ConfigError(
+            "the run has no validation set",
+            place="--load-dataset-config",
+            hint="name a file with --dataset",
+        )
+    return val
 
 
 def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:

@@ -14,11 +14,8 @@ class PublishedModel:
     """A checkpoint on the hub.
 
     Attributes:
-        id: owner/name.
-        family: name of its family.
         billions: parameters in its files, in 1e9.
         image_tokens: fewest and most tokens that an image becomes.
-        llm: sizes of the LLM.
         sam_scores: see planning.sizes.
     """
 

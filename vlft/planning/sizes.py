@@ -82,13 +82,7 @@ class ModelSizes:
 def model_sizes(
     native: Mapping[str, Any], params: int, attention_inputs: tuple[str, ...]
 ) -> ModelSizes:
-    """The sizes of a model.
-
-    Args:
-        native: keyword arguments of its config, as ``Family.native_config`` makes them.
-        params: of the whole model; 0 if unknown.
-        attention_inputs: see ModelSizes.
-    """
+    """The sizes of a model, from its native config and its parameters in all (0 if unknown)."""
     text = text_sizes(native["text_config"])
     others = max(0, params - language_params(text) - lm_head_params(text))
     return ModelSizes(text, others, sam_attention_scores(native), attention_inputs)

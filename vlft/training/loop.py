@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlft import console
 from vlft.errors import VlftError
 from vlft.packing.schedule import divide, row_cost
 from vlft.training.interrupt import Interrupt
@@ -125,7 +126,7 @@ class _Loop:
         )
         patience = self.job.options.early_stop
         if patience is not None and position.evaluations_without_best >= patience:
-            self.log.note(f"no better loss in {patience} evaluations; stopping early")
+            console.info(f"no better loss in {patience} evaluations; stopping early")
             position.finished = True
         return is_best
 

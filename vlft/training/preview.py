@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,14 +72,8 @@ def parts_table(model: nn.Module, parts: Parts) -> Table:
     table = Table(title="Model", title_justify="left", box=None, pad_edge=False)
     for column in ("part", "parameters", "trained", "dtype", "memory"):
         table.add_column(column, justify="left" if column in ("part", "dtype") else "right")
-    places = {
-        "vision": parts.vision,
-        "aligner": parts.aligner,
-        "language": (parts.language,),
-        "head": (parts.head,),
-        "other": parts.other,
-    }
-    rows: dict[str, list[nn.Parameter]] = {part: [] for part in places if places[part]}
+    places = {part: [p] if isinstance(p, str) else p for part, p in asdict(parts).items() if p}
+    rows: dict[str, list[nn.Parameter]] = {part: [] for part in places}
     for name, parameter in model.named_parameters():
         rows[next(part for part in rows if is_in(name, places[part]))].append(parameter)
     for part, parameters in rows.items():

@@ -32,7 +32,6 @@ class Window:
         weight: supervised tokens.
         packed: tokens in the rows.
         unshared: tokens of the samples, before sharing.
-        steps: optimiser steps.
         images_encoded: images that went through the vision tower.
         seconds: of these steps, evaluations and checkpoints left out.
         learning_rate: of the last step.
@@ -91,7 +90,7 @@ class RunLog:
 
     Args:
         run: the run folder.
-        total_steps: optimiser steps of the whole run.
+        total_steps: of the whole run.
         first_step: steps done before, by the run that is resumed.
         trackers: the Accelerator whose trackers get the metrics too, or None.
         writes: whether this rank writes and shows; only rank zero does.
@@ -158,10 +157,6 @@ class RunLog:
         """Records and shows a validation loss."""
         self._write({"step": step, "val_loss": loss})
         console.info(f"step {step}: validation loss {loss:.4f}{' (best)' if is_best else ''}")
-
-    def note(self, text: str) -> None:
-        """Shows a line above the live one."""
-        console.info(text)
 
     def _time_left(self, step: int) -> str:
         done = max(step - self._first, 1)

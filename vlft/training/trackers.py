@@ -30,9 +30,8 @@ def start_trackers(accelerator: Any, config: SftConfig, run: Path, step: int) ->
     }
     accelerator.project_configuration.logging_dir = str(run)
     project = "vlft"
-    arguments: dict[str, dict[str, Any]] = {"tensorboard": {}}
-    if step > 0:
-        arguments["tensorboard"]["purge_step"] = step + 1
+    resumed = {"purge_step": step + 1} if step > 0 else {}
+    arguments: dict[str, dict[str, Any]] = {"tensorboard": resumed}
     if config.report_to == "wandb":
         arguments["wandb"] = {
             "name": f"{run.parent.name}/{run.name}",
