@@ -41,13 +41,12 @@ def convert(config: ConvertConfig) -> Path:
     target = config.dst.resolve()
     check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
-    chat = base.processor().chat
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
     placement = Placement(torch.device("cpu"), torch.float32)
     model = load_model(base, placement, keep_dtypes=True)
     part = temporary_folder(target)
     size = config.max_shard_size
-    export_model(model, base, part, chat, layout=config.format, dtype=dtype, max_shard_size=size)
+    export_model(model, base, part, layout=config.format, dtype=dtype, max_shard_size=size)
     _compare(model, describe(part), dtype)
     move_into_place(part, target)
     console.info(f"written and compared: {shown(target)} ({config.format} layout)")

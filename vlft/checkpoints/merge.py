@@ -81,8 +81,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     rounded = _logits(model, inputs, placement)
     part = temporary_folder(target)
     size = config.max_shard_size
-    chat = processor.chat
-    export_model(model, tuned.base, part, chat, layout=layout, dtype=dtype, max_shard_size=size)
+    export_model(model, tuned.base, part, layout=layout, dtype=dtype, max_shard_size=size)
     del model
     after = _logits(load_model(describe(part), placement), inputs, placement)
     _compare(after, rounded, f"the files in {shown(part)}")
