@@ -19,12 +19,11 @@ from vlft.checkpoints.locate import describe
 def main() -> None:
     """Replaces the folder."""
     source, target = describe(Path(sys.argv[1])), Path(sys.argv[2])
-    chat = source.processor().chat
     placement = resolve_placement(source, dtype="float32", device="cpu", quantize="none")
     model = load_model(source, placement)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    export_model(model, source, target, chat, layout="original", dtype=torch.bfloat16)
+    export_model(model, source, target, layout="original", dtype=torch.bfloat16)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {size / 1e6:.1f} MB")
 

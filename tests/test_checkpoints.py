@@ -75,12 +75,10 @@ def both_layouts(folder):
 
 class TestRoundTrip:
     @pytest.mark.parametrize("shard", ["5GB", "200KB"])
-    def test_original_to_original_keeps_names_and_bits(
-        self, case, folder, processor, tmp_path, shard
-    ):
+    def test_original_to_original_keeps_names_and_bits(self, case, folder, tmp_path, shard):
         model = load_model(folder, CPU, keep_dtypes=True)
         export_model(
-            model, folder, tmp_path, processor.chat, layout="original", dtype=None,
+            model, folder, tmp_path, layout="original", dtype=None,
             max_shard_size=shard,
         )  # fmt: skip
         before = dict(read_tensors(case.folder))
@@ -100,9 +98,8 @@ class TestRoundTrip:
         for number, layout in enumerate(layouts):
             target = tmp_path / str(number)
             target.mkdir()
-            chat = previous.processor().chat
             current = load_model(previous, CPU)
-            export_model(current, previous, target, chat, layout=layout, dtype=None)
+            export_model(current, previous, target, layout=layout, dtype=None)
             previous = describe(target)
             assert previous.layout == layout
             written = previous.processor()
@@ -115,9 +112,9 @@ class TestRoundTrip:
         assert all(torch.equal(before[name].float(), after[name].float()) for name in after)
 
     def test_transformers_itself_loads_what_is_written(
-        self, both_layouts, folder, processor, model, inputs, tmp_path
+        self, both_layouts, folder, model, inputs, tmp_path
     ):
-        export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
+        export_model(model, folder, tmp_path, layout="transformers", dtype=None)
         cls = folder.family.model_class()
         loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
         assert not report["missing_keys"]
@@ -266,11 +263,11 @@ class TestHostileConfigs:
     )
     @pytest.mark.parametrize("layout", ["original", "transformers"])
     def test_code_and_kernels_are_never_named(
-        self, folder, processor, model, inputs, tmp_path, fields, layout
+        self, folder, model, inputs, tmp_path, fields, layout
     ):
         if layout == "transformers" and not folder.family.has_transformers_layout:
             pytest.skip("one layout")
-        export_model(model, folder, tmp_path, processor.chat, layout=layout, dtype=None)
+        export_model(model, folder, tmp_path, layout=layout, dtype=None)
         (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
         config = json.loads((tmp_path / "config.json").read_text())
         inner = "text_config" if layout == "transformers" else "language_config"
@@ -280,9 +277,9 @@ class TestHostileConfigs:
         assert torch.equal(logits(loaded, inputs), logits(model, inputs))
         assert loaded.config._attn_implementation == "sdpa"
 
-    def test_untied_weights_stay_untied(self, both_layouts, folder, processor, model, tmp_path):
+    def test_untied_weights_stay_untied(self, both_layouts, folder, model, tmp_path):
         """Without the field the class ties the output layer, silently."""
-        export_model(model, folder, tmp_path, processor.chat, layout="transformers", dtype=None)
+        export_model(model, folder, tmp_path, layout="transformers", dtype=None)
         config = json.loads((tmp_path / "config.json").read_text())
         del config["tie_word_embeddings"]
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -428,13 +425,12 @@ class TestJanusRoles:
         """Also where nothing is left that said so: weights become safetensors."""
         edit_json(copy / "config.json", transformers_version=version)
         base = describe(copy)
-        chat = base.processor().chat
-        assert chat.roles == TOKENS
+        assert base.processor().chat.roles == TOKENS
         model = load_model(base, CPU)
         for number, layout in enumerate(("original", "transformers", "original")):
             target = tmp_path / str(number)
             target.mkdir()
-            export_model(model, base, target, chat, layout=layout, dtype=None)
+            export_model(model, base, target, layout=layout, dtype=None)
             base = describe(target)
             assert base.processor().chat.roles == TOKENS
         template = target / "chat_template.jinja"
@@ -450,7 +446,7 @@ class TestJanusRoles:
                 rows,
                 chat_template=template.read_text("utf-8"),
                 add_generation_prompt=True,
-                eos_token=chat.eos_token,
+                eos_token=base.processor().chat.eos_token,
             )
             row = {"query": "More.", "history": [["<image>Hi.", "Yes."]], "images": ["chart.png"]}
             for text, system in zip(texts, (None, "Be brief."), strict=True):
@@ -482,16 +478,14 @@ class TestMixtures:
             load(copy)
 
     @pytest.mark.parametrize("case", [VL2_NOAUX], indirect=True, scope="session", ids=str)
-    def test_the_correction_bias_keeps_its_dtype(self, case, folder, processor, tmp_path):
+    def test_the_correction_bias_keeps_its_dtype(self, case, folder, tmp_path):
         """It is added to scores of which small differences choose."""
         half = Placement(torch.device("cpu"), torch.bfloat16)
         model = load_model(folder, half)
         gate = model.model.language_model.layers[1].mlp.gate
         assert gate.weight.dtype == torch.bfloat16
         assert gate.e_score_correction_bias.dtype == torch.float32
-        export_model(
-            model, folder, tmp_path, processor.chat, layout="original", dtype=torch.bfloat16
-        )
+        export_model(model, folder, tmp_path, layout="original", dtype=torch.bfloat16)
         written, before = dict(read_tensors(tmp_path)), dict(read_tensors(case.folder))
         name = "language.model.layers.1.mlp.gate.e_score_correction_bias"
         assert torch.equal(written[name], before[name])

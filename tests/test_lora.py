@@ -193,12 +193,12 @@ def test_starts_that_change_the_base_are_refused_on_quantised_weights(
         load_adapter(make_model(quantize), tmp_path)
 
 
-def as_plain_class(make_model, folder, processor, target):
+def as_plain_class(make_model, folder, target):
     """A base that vlft has not touched; where transformers has no class, vlft's own."""
     if not folder.family.has_transformers_layout:
         return make_model()
     target.mkdir()
-    export_model(make_model(), folder, target, processor.chat, layout="transformers", dtype=None)
+    export_model(make_model(), folder, target, layout="transformers", dtype=None)
     return folder.family.model_class().from_pretrained(target)
 
 
@@ -208,7 +208,7 @@ def test_plain_peft_loads_it_onto_the_plain_class(
 ):
     from peft import PeftModel
 
-    plain_model = as_plain_class(make_model, folder, processor, tmp_path / "native")
+    plain_model = as_plain_class(make_model, folder, tmp_path / "native")
     tuned = add_lora(model, folder.family, OPTIONS[name])
     shake(model)
     expected = logits(model, inputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +17,7 @@ from vlft.config import INIT_LORA
 from vlft.distributed import full_tensor
 from vlft.errors import CheckpointError, ConfigError
 from vlft.files import read_object
+from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,20 +40,12 @@ _IGNORED_FIELDS = ("peft_type", "peft_version", "inference_mode", "revision", "r
 
 def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
     """The adapter's weights, gathered on the CPU; collective if the model is sharded."""
-    from peft import get_peft_model_state_dict
-
     state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     return {name: full_tensor(tensor) for name, tensor in state.items()}
 
 
 def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors.
-
-    Args:
-        peft_model: holds the adapter.
-        folder: to write into.
-        tensors: the adapter's weights if they were gathered before.
-    """
+    """Writes adapter_config.json and the weights, as gathered before or gathered now."""
     tensors = adapter_tensors(peft_model) if tensors is None else tensors
     save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     peft_model.peft_config["default"].save_pretrained(str(folder))
@@ -68,8 +62,6 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     Raises:
         CheckpointError: a file is missing, asks for more than LoRA, or does not fit the model.
     """
-    from peft import PeftModel, set_peft_model_state_dict
-
     config = _read_config(folder)
     _check_start(model, config, folder)
     config.inference_mode = not trainable
@@ -115,8 +107,6 @@ def _mismatch(folder: Path, reason: str) -> CheckpointError:
 
 def register_experts_layer(config: Any) -> None:
     """Registers vlft's LoRA layer for experts with peft, in place of peft's own."""
-    from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
-
     if config.target_parameters:
         config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
 
@@ -127,14 +117,10 @@ def _read_config(folder: Path) -> Any:
     Raises:
         CheckpointError: it is missing, not LoRA, or uses a field that vlft does not read.
     """
-    from peft import LoraConfig
-
     path = folder / _CONFIG_FILE
     fields = read_object(path)
-    if fields.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"found peft_type {fields.get('peft_type')!r}, 'LORA' is allowed", place=str(path)
-        )
+    if (kind := fields.get("peft_type")) != "LORA":
+        raise CheckpointError(f"found peft_type {kind!r}, 'LORA' is allowed", place=str(path))
     defaults = LoraConfig().to_dict()
     refused = [
         name

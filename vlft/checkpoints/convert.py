@@ -10,7 +10,7 @@ from vlft import console
 from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.output import check_target, move_into_place, temporary_folder
+from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.settings import check
@@ -41,15 +41,13 @@ def convert(config: ConvertConfig) -> Path:
     target = config.dst.resolve()
     check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
-    chat = base.processor().chat
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
     placement = Placement(torch.device("cpu"), torch.float32)
     model = load_model(base, placement, keep_dtypes=True)
-    part = temporary_folder(target)
     size = config.max_shard_size
-    export_model(model, base, part, chat, layout=config.format, dtype=dtype, max_shard_size=size)
-    _compare(model, describe(part), dtype)
-    move_into_place(part, target)
+    with temporary_folder(target) as part:
+        export_model(model, base, part, layout=config.format, dtype=dtype, max_shard_size=size)
+        _compare(model, describe(part), dtype)
     console.info(f"written and compared: {shown(target)} ({config.format} layout)")
     return target
 

@@ -19,7 +19,7 @@ from vlft.families.processor import template_source
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -41,7 +41,6 @@ def export_model(
     model: PreTrainedModel,
     base: ModelFolder,
     folder: Path,
-    chat: ChatFormat,
     *,
     layout: str,
     dtype: torch.dtype | None,
@@ -53,7 +52,6 @@ def export_model(
         model: not quantised, adapters merged or removed.
         base: source of the small files and of the tensors that no module uses.
         folder: exists and is empty.
-        chat: of the base.
         layout: original or transformers.
         dtype: of the written tensors; None keeps that of each tensor.
         max_shard_size: of a weight file, e.g. ``5GB``.
@@ -74,15 +72,13 @@ def export_model(
     for name, members in shards.filename_to_tensors.items():
         tensors = {key: state[key].detach().to("cpu", dtypes[key]).contiguous() for key in members}
         save_file(tensors, folder / name, metadata={"format": "pt"})
-    if layout != "original":
-        unused = dict(_unused_tensors(base))
-        if unused:
-            save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
+    if layout != "original" and (unused := _unused_tensors(base)):
+        save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
     stated_dtype = str(dtype or model.dtype).removeprefix("torch.")
-    _write_small_files(model, base, folder, chat, layout, stated_dtype)
+    _write_small_files(model, base, folder, layout, stated_dtype)
 
 
 def check_layout(base: ModelFolder, layout: str) -> None:
@@ -120,21 +116,16 @@ def _original_state(model: PreTrainedModel, base: ModelFolder) -> dict[str, Tens
     return dict(sorted(state.items()))
 
 
-def _unused_tensors(base: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of what the base holds and no module uses."""
+def _unused_tensors(base: ModelFolder) -> dict[str, Tensor]:
+    """The tensors of the base that no module uses."""
     if base.layout == "original":
-        yield from read_tensors(base.path, base.family.keys.is_unused)
-    elif (base.path / _UNUSED_FILE).is_file():
-        yield from load_file(base.path / _UNUSED_FILE).items()
+        return dict(read_tensors(base.path, base.family.keys.is_unused))
+    path = base.path / _UNUSED_FILE
+    return load_file(path) if path.is_file() else {}
 
 
 def _write_small_files(
-    model: PreTrainedModel,
-    base: ModelFolder,
-    folder: Path,
-    chat: ChatFormat,
-    layout: str,
-    dtype: str,
+    model: PreTrainedModel, base: ModelFolder, folder: Path, layout: str, dtype: str
 ) -> None:
     """Writes configuration and tokenizer; files of the same layout are copied from the base."""
     _copy(base, folder, _TOKENIZER_FILES)
@@ -143,8 +134,8 @@ def _write_small_files(
         config = {key: value for key, value in base.config.items() if key != "dtype"}
         _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     else:
-        _write_other_layout(model, base, folder, chat, layout, dtype)
-    written = read_object(folder / "config.json")
+        _write_other_layout(model, base, folder, layout, dtype)
+    written, chat = read_object(folder / "config.json"), base.processor().chat
     if base.family.roles(folder, written) != chat.roles:
         # Only files of the base implied these roles; a chat template states them.
         (folder / "chat_template.jinja").write_text(_janus_chat_template(chat), "utf-8")
@@ -159,12 +150,7 @@ def _janus_chat_template(chat: ChatFormat) -> str:
 
 
 def _write_other_layout(
-    model: PreTrainedModel,
-    base: ModelFolder,
-    folder: Path,
-    chat: ChatFormat,
-    layout: str,
-    dtype: str,
+    model: PreTrainedModel, base: ModelFolder, folder: Path, layout: str, dtype: str
 ) -> None:
     original_config = base.family.original_config
     if original_config is None:
@@ -172,9 +158,9 @@ def _write_other_layout(
     if layout == "original":
         _write_json(folder / "config.json", original_config(base.native_config(), dtype))
     else:
-        config = {**model.config.to_dict(), "dtype": dtype}
-        config["architectures"] = [type(model).__name__]
-        _write_json(folder / "config.json", config)
+        stated = {"dtype": dtype, "architectures": [type(model).__name__]}
+        _write_json(folder / "config.json", {**model.config.to_dict(), **stated})
+        chat = base.processor().chat
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
         _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
     pixels, processor = base.processor().pixels.files[layout]

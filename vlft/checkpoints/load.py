@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from vlft.checkpoints.export import canonical_name
 from vlft.checkpoints.quantize import (
     holds_quantized,
     keep_scales,
@@ -37,28 +38,17 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.families.keymap import Match
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model is held.
-
-    Attributes:
-        device: torch device.
-        dtype: of all weights that are not quantised.
-        quantize: none, nf4 or int8, of the LLM's linear layers.
-        attn: sdpa, eager or flex.
-    """
+    """Where and how a model is held."""
 
     device: torch.device
-    dtype: torch.dtype
-    quantize: str = "none"
-    attn: str = "sdpa"
+    dtype: torch.dtype  # of all weights that are not quantised
+    quantize: str = "none"  # or nf4, int8: of the LLM's linear layers
+    attn: str = "sdpa"  # or eager, flex
 
 
 def resolve_placement(
@@ -85,9 +75,8 @@ def resolve_placement(
             place="--attn",
             hint="use --attn auto",
         )
-    return Placement(
-        torch.device(device), DTYPES[dtype], quantize, "sdpa" if attn == "auto" else attn
-    )
+    attn = "sdpa" if attn == "auto" else attn
+    return Placement(torch.device(device), DTYPES[dtype], quantize, attn)
 
 
 def load_model(
@@ -95,10 +84,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a folder, in evaluation mode, no gradients required.
 
-    Args:
-        folder: of the model.
-        placement: where and how it is held.
-        keep_dtypes: keep each tensor's dtype of its file instead of the placement's.
+    ``keep_dtypes`` keeps each tensor's dtype of its file instead of the placement's.
 
     Raises:
         CheckpointError: the files do not fit the class.
@@ -143,10 +129,7 @@ def empty_model(
 ) -> PreTrainedModel:
     """The model of a folder with its weights on the meta device and real buffers.
 
-    Args:
-        folder: of the model.
-        attn: transformers' name of the attention implementation.
-        image_token_id: see ModelFolder.native_config.
+    ``attn`` is an attention implementation of transformers; image_token_id: see native_config.
     """
     cls: Any = folder.family.model_class()
     try:
@@ -168,9 +151,7 @@ def native_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name in the model and tensor, for every tensor of a folder that a module uses.
 
-    Args:
-        folder: of the model.
-        shapes: shapes of the model's tensors by name.
+    ``shapes`` are those of the model's tensors, by name.
     """
     keys = folder.family.keys
     stacks: dict[str, _Stack] = {}
@@ -194,14 +175,10 @@ def native_tensors(
 
 
 class _Stack:
-    """A tensor of the model that is filled with several tensors of the files, one per expert.
-
-    Args:
-        shape: (E, rows, columns).
-    """
+    """A tensor of the model that is filled with several tensors of the files, one per expert."""
 
     def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
+        self.shape = shape  # (E, rows, columns)
         self.tensor = torch.empty(0)
         self.parts = 0
         self.added: set[str] = set()
@@ -234,16 +211,9 @@ def adapt_name(name: str, expected: Container[str]) -> str:
     The tower of DeepSeek-VL is ``model.vision_model`` in some releases and
     ``model.vision_model.vision_model`` in others; there are files of both.
     """
-    if name in expected:
-        return name
-    for pattern, other in (
-        (r"^model\.vision_model\.vision_model\.", "model.vision_model."),
-        (r"^model\.vision_model\.", "model.vision_model.vision_model."),
-    ):
-        changed = re.sub(pattern, other, name)
-        if changed in expected:
-            return changed
-    return name
+    flat = canonical_name(name)
+    nested = re.sub(r"^model\.vision_model\.", "model.vision_model.vision_model.", flat)
+    return next((known for known in (name, flat, nested) if known in expected), name)
 
 
 def _place(
@@ -262,15 +232,13 @@ def _place(
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def _gpu_dtype(folder: ModelFolder) -> str:
-    stated = str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "")
-    known = stated.removeprefix("torch.")
-    return known if known in ("bfloat16", "float16") else "bfloat16"
+    stated = folder.config.get("dtype") or folder.config.get("torch_dtype")
+    return "float16" if stated in ("float16", "torch.float16") else "bfloat16"
 
 
 def _refuse(

@@ -29,21 +29,13 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk.
-
-    Attributes:
-        path: the folder.
-        name: as the user gave it.
-        config: its config.json.
-        family: of the model.
-        layout: original (the authors') or transformers.
-    """
+    """A model on disk."""
 
     path: Path
-    name: str
-    config: dict[str, Any]
+    name: str  # as the user gave it
+    config: dict[str, Any]  # config.json
     family: Family
-    layout: str
+    layout: str  # original (the authors') or transformers
 
     def processor(self) -> Processor:
         """Tokenizer, chat format and image treatment of this checkpoint; loaded once."""
@@ -56,8 +48,7 @@ class ModelFolder:
     def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
         """Keyword arguments for the config of transformers' class.
 
-        Args:
-            image_token_id: None for that of the tokenizer; given for a folder without one.
+        The image token is given for a folder without tokenizer only.
         """
         if image_token_id is None:
             image_token_id = self.processor().chat.image_token_id
@@ -66,17 +57,13 @@ class ModelFolder:
 
 
 def locate_model(
-    name: str | None,
-    *,
-    revision: str | None = None,
-    hub: str = SftConfig.hub,
-    weights: bool = True,
+    name: str | None, *, revision: str | None = None, hub: str = SftConfig.hub, weights: bool = True
 ) -> ModelFolder:
     """The folder of a model, downloaded if it is named by a hub id.
 
     Args:
         name: a folder, a hub id, or None for the tiny model that comes with vlft.
-        revision: on the hub.
+        revision: branch, tag or commit.
         hub: huggingface or modelscope.
         weights: whether to download weights too.
 
@@ -93,7 +80,8 @@ def locate_model(
         name = str(TINY_MODEL)
     path = Path(expand_home(name))
     if not path.is_dir():
-        path = _download(name, revision, hub, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())])
+        patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())]
+        path = _download(name, revision, hub, patterns)
     return describe(path, name)
 
 
@@ -153,6 +141,5 @@ def _from_modelscope(name: str, revision: str | None, patterns: list[str]) -> Pa
     try:
         return Path(snapshot_download(name, revision=revision, allow_file_pattern=patterns))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"modelscope did not give it: {error}", place=f"--model {name}"
-        ) from None
+        reason = f"modelscope did not give it: {error}"
+        raise CheckpointError(reason, place=f"--model {name}") from None

@@ -15,7 +15,7 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe
-from vlft.checkpoints.output import check_target, move_into_place, temporary_folder
+from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
@@ -32,15 +32,10 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A merged model.
-
-    Attributes:
-        folder: of the merged model.
-        difference: relative difference between its logits and those of base and adapter.
-    """
+    """A merged model, and how much its logits differ from those of base and adapter."""
 
     folder: Path
-    difference: float
+    difference: float  # relative
 
 
 def merge_lora(config: MergeLoraConfig) -> MergeResult:
@@ -79,15 +74,13 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
         if not keeps_dtype(name, tuned.base.family):
             parameter.data = parameter.data.to(dtype).float()
     rounded = _logits(model, inputs, placement)
-    part = temporary_folder(target)
     size = config.max_shard_size
-    chat = processor.chat
-    export_model(model, tuned.base, part, chat, layout=layout, dtype=dtype, max_shard_size=size)
-    del model
-    after = _logits(load_model(describe(part), placement), inputs, placement)
-    _compare(after, rounded, f"the files in {shown(part)}")
+    with temporary_folder(target) as part:
+        export_model(model, tuned.base, part, layout=layout, dtype=dtype, max_shard_size=size)
+        del model
+        after = _logits(load_model(describe(part), placement), inputs, placement)
+        _compare(after, rounded, f"the files in {shown(part)}")
     difference = _relative(after, before)
-    move_into_place(part, target)
     console.info(
         f"merged model: {shown(target)} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
         f"its logits differ by {difference:.1e} from those of base and adapter"
@@ -96,12 +89,9 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
 
 
 def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
-    """The base in float32.
+    """The base in float32, as in its files (``original``) or as a quantised run computed with it.
 
-    Args:
-        tuned: checkpoint and base.
-        placement: float32, not quantised.
-        base: original; or dequantized for the weights that a quantised run computed with.
+    The placement is float32 and not quantised.
     """
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
@@ -116,19 +106,16 @@ def _merge(
     tuned: Tuned, processor: Processor, placement: Placement, base: str
 ) -> tuple[Any, dict[str, Tensor], Tensor]:
     """The merged model, a sample batch, and the batch's logits before merging."""
-    model = load_full_precision(tuned, placement, base)
-    if tuned.adapter is None:
-        raise ValueError("there is no adapter to merge")
-    peft_model = load_adapter(model, tuned.adapter)
+    adapter = tuned.checkpoint
+    peft_model = load_adapter(load_full_precision(tuned, placement, base), adapter)
     with tempfile.TemporaryDirectory() as folder:
         inputs = _sample(processor, Path(folder))
     before = _logits(peft_model, inputs, placement)
     try:
         merged = peft_model.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise CheckpointError(
-            f"the adapter cannot be merged: {error}", place=str(tuned.adapter)
-        ) from None
+        reason = f"the adapter cannot be merged: {error}"
+        raise CheckpointError(reason, place=str(adapter)) from None
     _compare(_logits(merged, inputs, placement), before, "the merged weights")
     return merged, inputs, before
 
@@ -139,9 +126,8 @@ def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
 
     size = 64
     image = Image.new("RGB", (size, size))
-    image.putdata(
-        [(4 * x, 4 * y, 255 * ((x // 8 + y // 8) % 2)) for y in range(size) for x in range(size)]
-    )
+    places = [(x, y) for y in range(size) for x in range(size)]
+    image.putdata([(4 * x, 4 * y, 255 * ((x // 8 + y // 8) % 2)) for x, y in places])
     path = folder / "sample.png"
     image.save(path)
     row = {"query": "<image>What do you see in 12 words?", "images": [str(path)]}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft.errors import CheckpointError, ConfigError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def check_target(
@@ -28,9 +29,9 @@ def check_target(
             raise ConfigError(
                 f"would replace {shown(kept)}", place=flag, hint="name another folder"
             )
-    if target.is_file():
+    if target.exists() and not target.is_dir():
         raise CheckpointError("is a file", place=shown(target), hint=f"name a folder with {flag}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
+    if target.exists() and any(target.iterdir()) and not overwrite:
         raise CheckpointError(
             "the output folder is in use",
             place=shown(target),
@@ -38,17 +39,16 @@ def check_target(
         )
 
 
-def temporary_folder(target: Path) -> Path:
-    """An empty folder beside the target, to be filled and then moved into place."""
-    part = target.with_name(f".{target.name}.part")
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target, which it replaces at the end.
+
+    The old target is deleted last. After an error what was written stays for inspection.
+    """
+    part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    return part
-
-
-def move_into_place(part: Path, target: Path) -> None:
-    """Renames the finished folder to the target; the old target is deleted last."""
-    old = target.with_name(f".{target.name}.old")
+    yield part
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)

@@ -101,8 +101,8 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
     weight = _dequantized_weight(module).to(dtype)
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=module.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
@@ -129,23 +129,22 @@ def mark_quantized(model: Any, quantize: str) -> None:
     model.is_loaded_in_8bit = quantize == "int8"
 
 
-def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> nn.Module:
+def _quantized_like(linear: nn.Linear, quantize: str, dtype: torch.dtype) -> Any:
     import bitsandbytes as bnb
 
     size = (linear.in_features, linear.out_features, linear.bias is not None)
     if quantize == "nf4":
-        layer: Any = bnb.nn.Linear4bit(
+        layer = bnb.nn.Linear4bit(
             *size, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="meta"
         )
         # Otherwise evaluation on CPUs with AVX512-BF16 repacks the weight in place: products are
         # bfloat16 whatever the dtype, and widths that are no multiple of the block size crash.
         layer.support_avx512bf16_for_cpu = False
-        quantized: nn.Module = layer
-        return quantized
-    eight: nn.Module = _flat_linear_8bit()(
-        *size, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
-    )
-    return eight
+    else:
+        layer = _flat_linear_8bit()(
+            *size, has_fp16_weights=False, threshold=OUTLIER_THRESHOLD, device="meta"
+        )
+    return layer
 
 
 @functools.cache

@@ -90,21 +90,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def save_checkpoint(
-    run: Path,
-    step: int,
-    write: Callable[[Path], None],
-    *,
-    keep: int | None,
-    best_step: int | None,
+    run: Path, step: int, write: Callable[[Path], None], *, keep: int | None, best_step: int | None
 ) -> Path:
     """The new folder ``checkpoint-<step>``: written under a temporary name, flushed, renamed.
 
-    Args:
-        run: the run folder.
-        step: of the checkpoint.
-        write: writes all files into the folder that it is given.
-        keep: how many of the newest checkpoints are kept, besides the best; None keeps all.
-        best_step: step of the best checkpoint.
+    ``write`` writes all files into the folder that it is given. The ``keep`` newest checkpoints
+    stay, besides the best; None keeps all.
 
     Raises:
         VlftError: it could not be written; earlier checkpoints are as they were.
@@ -115,7 +106,8 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         write(part)
-        _flush_tree(part)
+        for path in (*part.rglob("*"), part):
+            _flush(path)
         if final.exists():
             remove_checkpoint(final)
         part.rename(final)
@@ -126,7 +118,10 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise _failed_save(final, error) from error
-    _prune(run, keep, best_step)
+    if keep is not None:
+        for old_step, folder in checkpoints_in(run)[:-keep]:
+            if old_step != best_step:
+                remove_checkpoint(folder)
     return final
 
 
@@ -134,18 +129,13 @@ def _failed_save(final: Path, error: OSError | SafetensorError) -> VlftError:
     """What a user needs to know of a checkpoint that could not be written."""
     run = final.parent
     reason = getattr(error, "strerror", None) or error
-    remedy = "make room" if is_disk_full(error) else "correct that"
+    message = f"the first checkpoint could not be written ({reason})"
+    next_step = "start again"
     if checkpoints_in(run):
-        return VlftError(
-            f"the checkpoint could not be written ({reason}); earlier ones are whole",
-            place=str(final),
-            hint=f"{remedy}, then go on with: vlft sft --resume {run}",
-        )
-    return VlftError(
-        f"the first checkpoint could not be written ({reason})",
-        place=str(final),
-        hint=f"{remedy}, then start again",
-    )
+        message = f"the checkpoint could not be written ({reason}); earlier ones are whole"
+        next_step = f"go on with: vlft sft --resume {run}"
+    remedy = "make room" if is_disk_full(error) else "correct that"
+    return VlftError(message, place=str(final), hint=f"{remedy}, then {next_step}")
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -170,10 +160,7 @@ def sweep(run: Path) -> None:
 
 
 def point(link: Path, target: str) -> None:
-    """Makes the link name a sibling, in one step.
-
-    It is a small text file where the file system has no symbolic links.
-    """
+    """Makes the link name a sibling, in one step; a text file where there are no links."""
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
     try:
@@ -217,19 +204,6 @@ def read_run_config(folder: Path) -> SftConfig:
     values, problems = convert(SftConfig, read_object(path), source=str(path))
     raise_all(problems)
     return SftConfig(**values)
-
-
-def _prune(run: Path, keep: int | None, best_step: int | None) -> None:
-    if keep is not None:
-        for step, path in checkpoints_in(run)[:-keep]:
-            if step != best_step:
-                remove_checkpoint(path)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
 
 
 def _flush(path: Path) -> None:

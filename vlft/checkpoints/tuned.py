@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A checkpoint and its base.
-
-    Attributes:
-        checkpoint: the checkpoint-N folder.
-        settings: of the run.
-        base: the model that the adapter belongs to; for a full run the checkpoint itself.
-        adapter: the folder of the adapter, None for a full run.
-    """
+    """A checkpoint, the settings of its run, and its base."""
 
     checkpoint: Path
     settings: SftConfig
-    base: ModelFolder
-    adapter: Path | None
+    base: ModelFolder  # for a full run the checkpoint itself
+    adapter: Path | None  # the checkpoint; None for a full run
 
 
 def open_tuned(
@@ -37,11 +30,7 @@ def open_tuned(
 ) -> Tuned:
     """The checkpoint of a folder, or the last one of a run.
 
-    Args:
-        ckpt_dir: run or checkpoint folder.
-        model: base to use instead of the run's, e.g. because it has moved.
-        revision: of that base.
-        hub: of that base.
+    ``model``, with its revision and hub, replaces the run's base, e.g. because it has moved.
 
     Raises:
         UsageError: the folder, its settings or its base cannot be used.

@@ -32,7 +32,13 @@ def _weight_files(folder: Path) -> list[Path]:
             table = read_object(folder / name).get("weight_map")
             if not isinstance(table, dict):
                 raise CheckpointError("holds no weight_map", place=str(folder / name))
-            files = [folder / _plain_name(file, folder) for file in dict.fromkeys(table.values())]
+            names = dict.fromkeys(table.values())
+            outside = [file for file in names if Path(file).name != file]
+            if outside:
+                raise CheckpointError(
+                    f"the index names {outside[0]!r}, outside of the folder", place=str(folder)
+                )
+            files = [folder / file for file in names]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise CheckpointError(
@@ -54,17 +60,10 @@ def _weight_files(folder: Path) -> list[Path]:
 def read_tensors(
     folder: Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor, in the order of a model folder's files; one in memory at a time.
-
-    Args:
-        folder: of the model.
-        wanted: whether the tensor of a name is read.
-    """
+    """Name and tensor, of the wanted names, in a model's files' order; one in memory at a time."""
     for path in _weight_files(folder):
-        if path.suffix == ".bin":
-            yield from _read_bin(path, wanted)
-        else:
-            yield from _read_safetensors(path, wanted)
+        read = _read_bin if path.suffix == ".bin" else _read_safetensors
+        yield from read(path, wanted)
 
 
 def count_numbers(folder: Path) -> int:
@@ -105,10 +104,3 @@ def _read_bin(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, 
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and wanted(name):
             yield name, tensor
-
-
-def _plain_name(name: str, folder: Path) -> str:
-    """The file name itself; an index may not point out of its folder."""
-    if Path(name).name != name:
-        raise CheckpointError(f"the index names {name!r}, outside of the folder", place=str(folder))
-    return name

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import SftConfig
-    from vlft.families.processor import Processor
     from vlft.training.backend import Backend
     from vlft.training.model import TunedModel
     from vlft.training.state import Position
@@ -46,7 +45,6 @@ class Checkpointer:
         run: the run folder.
         config: saved with every checkpoint.
         folder: of the base model.
-        processor: of the base model.
         model: what trains.
         backend: has the optimiser.
     """
@@ -54,7 +52,6 @@ class Checkpointer:
     run: Path
     config: SftConfig
     folder: ModelFolder
-    processor: Processor
     model: TunedModel
     backend: Backend
 
@@ -102,5 +99,4 @@ class Checkpointer:
             save_adapter(peft, target, snapshot.adapter)
             return
         layout = self.folder.layout
-        chat = self.processor.chat
-        export_model(self.model.module, self.folder, target, chat, layout=layout, dtype=None)
+        export_model(self.model.module, self.folder, target, layout=layout, dtype=None)

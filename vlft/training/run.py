@@ -122,7 +122,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
     if setup.placement.device.type == "cuda":
         config, job = autotune(config, job)
     run = _open_run(setup, config, data[1], position, backend)
-    checkpointer = Checkpointer(run, config, setup.folder, setup.processor, model, backend)
+    checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
     try:
         position = train(job, position, checkpointer, _open_log(job, run, position))
