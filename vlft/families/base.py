@@ -27,15 +27,15 @@ class Parts:
 
     Attributes:
         aligner: projection of their features to the LLM's hidden size.
-        other: not used for understanding images; loaded and exported unchanged.
         head: vocabulary projection (lm_head).
+        other: not used for understanding images; loaded and exported unchanged.
     """
 
     vision: tuple[str, ...]
     aligner: tuple[str, ...]
-    other: tuple[str, ...] = ()
     language: str = "model.language_model"
     head: str = "lm_head"
+    other: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
