@@ -58,13 +58,9 @@ class ModelFolder:
 def locate_model(
     name: str | None, *, revision: str | None = None, hub: str = SftConfig.hub, weights: bool = True
 ) -> ModelFolder:
-    """The folder of a model, downloaded if it is named by a hub id.
+    """The folder of a model, downloaded if it is named by a hub id; with or without weights.
 
-    Args:
-        name: a folder, a hub id, or None for the tiny model that comes with vlft.
-        revision: branch, tag or commit.
-        hub: huggingface or modelscope.
-        weights: whether to download weights too.
+    None names the tiny model that comes with vlft.
 
     Raises:
         CheckpointError: there is no such model, or vlft does not support it.

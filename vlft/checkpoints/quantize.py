@@ -24,10 +24,7 @@ OUTLIER_THRESHOLD = 6.0
 
 
 def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
-    """Replaces every linear layer of the LLM by a quantised one, still without weights.
-
-    Experts are quantised by nf4 only.
-    """
+    """Replaces the LLM's linear layers, for nf4 its experts too, by empty quantised ones."""
     if quantize == "none":
         return
     prefix = family.parts.language
