@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlft import console
-from vlft.checkpoints.export import check_layout, export_model
+from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.settings import check

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.export import check_layout, export_model
+from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe
-from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
