@@ -117,7 +117,9 @@ def load_model(
     if placement.quantize != "none":
         mark_quantized(model, placement.quantize)
         keep_scales(model)
-    _move_buffers(model, placement.device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            module._buffers[name] = buffer.to(placement.device)
     model.requires_grad_(False)
     model.name_or_path = folder.name
     return model.eval()
@@ -221,12 +223,6 @@ def _place(
         data = tensor.to(device, dtype, copy=True)
         parameter = nn.Parameter(data.contiguous(), requires_grad=False)
     owner.register_parameter(leaf, parameter)
-
-
-def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            module._buffers[name] = buffer.to(device)
 
 
 def _gpu_dtype(folder: ModelFolder) -> str:

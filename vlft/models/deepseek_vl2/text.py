@@ -96,13 +96,12 @@ class DecoderLayer(DeepseekV2DecoderLayer):
         GradientCheckpointingLayer.__init__(self)
         attention = DeepseekV2Attention if config.use_mla else LlamaAttention
         sparse = layer_idx >= config.first_k_dense_replace
-        self.hidden_size = config.hidden_size
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.hidden_size = size
         self.self_attn = attention(config, layer_idx)
         self.mlp = SparseMLP(config) if sparse else DeepseekV2MLP(config)
-        self.input_layernorm = DeepseekV2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = DeepseekV2RMSNorm(
-            config.hidden_size, eps=config.rms_norm_eps
-        )
+        self.input_layernorm = DeepseekV2RMSNorm(size, eps)
+        self.post_attention_layernorm = DeepseekV2RMSNorm(size, eps)
 
 
 class DeepseekVL2TextModel(DeepseekV2Model):
