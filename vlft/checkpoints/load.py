@@ -128,10 +128,7 @@ def load_model(
 def empty_model(
     folder: ModelFolder, attn: str = "sdpa", *, image_token_id: int | None = None
 ) -> PreTrainedModel:
-    """The model of a folder with its weights on the meta device and real buffers.
-
-    ``attn`` is an attention implementation of transformers; image_token_id: see native_config.
-    """
+    """The model of a folder with its weights on the meta device and real buffers."""
     cls: Any = folder.family.model_class()
     try:
         config = cls.config_class(**folder.native_config(image_token_id))

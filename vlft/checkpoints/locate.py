@@ -46,10 +46,7 @@ class ModelFolder:
         return load_processor(self.path, self.family, self.config)
 
     def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
-        """Keyword arguments for the config of transformers' class.
-
-        The image token is given for a folder without tokenizer only.
-        """
+        """Keyword arguments of transformers' config; a given image token spares the tokenizer."""
         if image_token_id is None:
             image_token_id = self.processor().chat.image_token_id
         return native_config(self.path, self.family, self.config, image_token_id)
