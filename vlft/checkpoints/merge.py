@@ -93,7 +93,7 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
         return load_model(tuned.base, placement)
     trained = Placement(placement.device, DTYPES[tuned.settings.dtype], quantize)
     model = load_model(tuned.base, trained)
-    dequantize_linears(model, torch.float32)
+    dequantize_linears(model)
     return model.float()
 
 
