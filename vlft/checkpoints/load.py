@@ -113,7 +113,8 @@ def load_model(
         model.tie_weights()
         filled.add(f"{folder.family.parts.head}.weight")
     missing = [name for name in shapes if name not in filled]
-    _refuse(folder, missing, unexpected, wrong)
+    unfit = {"that the model does not have": unexpected, "of the wrong shape": wrong}
+    _refuse(folder, {"missing": missing, **unfit})
     if placement.quantize != "none":
         mark_quantized(model, placement.quantize)
         keep_scales(model)
@@ -227,16 +228,10 @@ def _gpu_dtype(folder: ModelFolder) -> str:
     return "float16" if stated in ("float16", "torch.float16") else "bfloat16"
 
 
-def _refuse(
-    folder: ModelFolder, missing: list[str], unexpected: list[str], wrong: list[str]
-) -> None:
+def _refuse(folder: ModelFolder, problems: dict[str, list[str]]) -> None:
     found = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for what, names in (
-            ("tensors missing", missing),
-            ("tensors that the model does not have", unexpected),
-            ("tensors of the wrong shape", wrong),
-        )
+        f"{len(names)} tensors {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in problems.items()
         if names
     ]
     if found:
