@@ -301,7 +301,7 @@ class TestQuantised:
         """int8 rounds the inputs too, so that its products are only near."""
         model = make_model(quantize)
         expected = logits(model, inputs)
-        dequantize_linears(model, torch.float32)
+        dequantize_linears(model)
         assert not any(is_quantized(module) for module in model.modules())
         found = logits(model, inputs)
         assert (found - expected).norm() / expected.norm() < tolerance

@@ -58,7 +58,7 @@ def sparse_mlp(**settings) -> SparseMLP:
 
 def one_by_one(layer: SparseMLP, hidden: torch.Tensor) -> torch.Tensor:
     """Token after token, expert after expert."""
-    weights, chosen = layer.gate(hidden)
+    _, weights, chosen = layer.gate(hidden)
     rows = []
     for token in range(len(hidden)):
         total = layer.shared_experts(hidden[token])
@@ -83,7 +83,7 @@ class TestRouter:
 
     def test_greedy(self):
         router, hidden = self.router()
-        weights, chosen = router(hidden)
+        _, weights, chosen = router(hidden)
         scores = self.scores(router, hidden).softmax(-1)
         for token in range(50):
             best = sorted(range(EXPERTS), key=lambda e: -scores[token, e])[:TOP_K]
@@ -98,7 +98,7 @@ class TestRouter:
         router, hidden = self.router(
             topk_method=method, scoring_func=scoring, n_group=4, topk_group=2
         )
-        weights, chosen = router(hidden)
+        _, weights, chosen = router(hidden)
         logits = self.scores(router, hidden)
         scores = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
         chooser = scores + (router.e_score_correction_bias.detach() if method == "noaux_tc" else 0)
@@ -115,14 +115,14 @@ class TestRouter:
 
     def test_normalised_and_scaled(self):
         router, hidden = self.router(norm_topk_prob=True, routed_scaling_factor=2.5)
-        weights, _ = router(hidden)
+        _, weights, _ = router(hidden)
         assert torch.allclose(weights.sum(-1), torch.full((50,), 2.5))
 
     def test_float32_in_any_precision(self):
         router, hidden = self.router()
-        expected, _ = router(hidden)
+        _, expected, _ = router(hidden)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found, _ = router(hidden)
+            _, found, _ = router(hidden)
         assert torch.equal(found, expected)
 
 
@@ -464,6 +464,6 @@ class TestInAModel:
         assert all(m.gate_up_proj.dtype == torch.uint8 for m in held)
         with torch.no_grad():
             found = model(**inputs).logits
-            dequantize_linears(model, torch.float32)
+            dequantize_linears(model)
             assert not any(isinstance(m, Experts4bit) for m in model.modules())
             torch.testing.assert_close(found, model(**inputs).logits, atol=1e-3, rtol=1e-3)

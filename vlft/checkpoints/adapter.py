@@ -112,11 +112,7 @@ def register_experts_layer(config: Any) -> None:
 
 
 def _read_config(folder: Path) -> Any:
-    """The LoraConfig of a folder.
-
-    Raises:
-        CheckpointError: it is missing, not LoRA, or uses a field that vlft does not read.
-    """
+    """The LoraConfig of a folder, if it uses no field that vlft does not read."""
     path = folder / _CONFIG_FILE
     fields = read_object(path)
     if (kind := fields.get("peft_type")) != "LORA":

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlft import console
-from vlft.checkpoints.export import check_layout, export_model
+from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
-from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.settings import check
@@ -25,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def convert(config: ConvertConfig) -> Path:
-    """Reads a model, writes it, reads what was written and compares every bit.
-
-    Returns:
-        The new folder.
+    """The new folder. Reads a model, writes it, reads what was written and compares every bit.
 
     Raises:
         VlftError: bad input, or what was written is not what was read.
@@ -55,8 +51,7 @@ def convert(config: ConvertConfig) -> Path:
 def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | None) -> None:
     """Raises VerificationError if a tensor of the files is not the model's."""
     expected = dict(model.named_parameters())
-    shapes = {name: parameter.shape for name, parameter in expected.items()}
-    for name, tensor in native_tensors(written, shapes):
+    for name, tensor in native_tensors(written, model):
         as_read = dtype is None or keeps_dtype(name, written.family)
         written_dtype = tensor.dtype if as_read else dtype
         if not torch.equal(tensor, expected.pop(name).to(written_dtype)):

@@ -1,10 +1,15 @@
-"""Model in memory -> model folder in either layout, shard by shard."""
+"""Model in memory -> model folder in either layout, shard by shard.
+
+The folder is never one with foreign files, and never half written.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from vlft.checkpoints.weights import read_tensors
 from vlft.config import MergeLoraConfig
-from vlft.errors import ConfigError
+from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import template_source
 from vlft.files import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -57,20 +61,18 @@ def export_model(
         max_shard_size: of a weight file, e.g. ``5GB``.
     """
     state = _original_state(model, base) if layout == "original" else _native_state(model)
-    dtypes = {
-        key: tensor.dtype if dtype is None or keeps_dtype(key, base.family) else dtype
-        for key, tensor in state.items()
-    }
     # Shards are sized by the written dtypes; tensors that share storage are written one by one.
-    written = {
-        key: torch.empty(tensor.shape, dtype=dtypes[key], device="meta")
-        for key, tensor in state.items()
-    }
+    written: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        kept = tensor.dtype if dtype is None or keeps_dtype(key, base.family) else dtype
+        written[key] = torch.empty(tensor.shape, dtype=kept, device="meta")
     shards = split_torch_state_dict_into_shards(
         written, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, members in shards.filename_to_tensors.items():
-        tensors = {key: state[key].detach().to("cpu", dtypes[key]).contiguous() for key in members}
+        tensors = {
+            key: state[key].detach().to("cpu", written[key].dtype).contiguous() for key in members
+        }
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if layout != "original" and (unused := _unused_tensors(base)):
         save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
@@ -89,6 +91,49 @@ def check_layout(base: ModelFolder, layout: str) -> None:
             place="--format transformers",
             hint="use --format original, which vlft, the authors' code and vLLM read",
         )
+
+
+def check_target(
+    target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str = "--output-dir"
+) -> None:
+    """Raises UsageError if the folder holds something that may not be replaced.
+
+    Args:
+        target: the output folder, resolved.
+        needed: folders that the command reads; neither they nor the working folder may lie in it.
+        overwrite: whether other content may be replaced.
+        flag: names the target in messages.
+    """
+    for kept in (*(path.resolve() for path in needed), Path.cwd()):
+        if kept.is_relative_to(target):
+            raise ConfigError(
+                f"would replace {shown(kept)}", place=flag, hint="name another folder"
+            )
+    if target.exists() and not target.is_dir():
+        raise CheckpointError("is a file", place=shown(target), hint=f"name a folder with {flag}")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(
+            "the output folder is in use",
+            place=shown(target),
+            hint=f"name another {flag}, or add --overwrite to replace it",
+        )
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target, which it replaces at the end.
+
+    The old target is deleted last. After an error what was written stays for inspection.
+    """
+    part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def canonical_name(name: str) -> str:

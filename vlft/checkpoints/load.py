@@ -31,7 +31,7 @@ from vlft.families.processor import config_errors
 from vlft.models.adaptations import prepare_for_inference
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Container, Iterator
 
     from transformers import PreTrainedModel
 
@@ -96,13 +96,12 @@ def load_model(
         language: Any = model.get_submodule(folder.family.parts.language)
         language.config._attn_implementation = "flex_attention"
     quantize_language(model, folder.family, placement.quantize, placement.dtype)
-    expected = dict(model.named_parameters())
-    shapes = {name: parameter.shape for name, parameter in expected.items()}
+    shapes = _shapes(model)
     filled: set[str] = set()
     unexpected: list[str] = []
     wrong: list[str] = []
-    for name, tensor in native_tensors(folder, shapes):
-        if name not in expected:
+    for name, tensor in native_tensors(folder, model):
+        if name not in shapes:
             unexpected.append(name)
         elif shapes[name] != tensor.shape:
             wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(shapes[name])}")
@@ -113,12 +112,15 @@ def load_model(
     if model.config.tie_word_embeddings:
         model.tie_weights()
         filled.add(f"{folder.family.parts.head}.weight")
-    missing = [name for name in expected if name not in filled]
-    _refuse(folder, missing, unexpected, wrong)
+    missing = [name for name in shapes if name not in filled]
+    unfit = {"that the model does not have": unexpected, "of the wrong shape": wrong}
+    _refuse(folder, {"missing": missing, **unfit})
     if placement.quantize != "none":
         mark_quantized(model, placement.quantize)
         keep_scales(model)
-    _move_buffers(model, placement.device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            module._buffers[name] = buffer.to(placement.device)
     model.requires_grad_(False)
     model.name_or_path = folder.name
     return model.eval()
@@ -127,10 +129,7 @@ def load_model(
 def empty_model(
     folder: ModelFolder, attn: str = "sdpa", *, image_token_id: int | None = None
 ) -> PreTrainedModel:
-    """The model of a folder with its weights on the meta device and real buffers.
-
-    ``attn`` is an attention implementation of transformers; image_token_id: see native_config.
-    """
+    """The model of a folder with its weights on the meta device and real buffers."""
     cls: Any = folder.family.model_class()
     try:
         config = cls.config_class(**folder.native_config(image_token_id))
@@ -146,14 +145,9 @@ def empty_model(
     return model
 
 
-def native_tensors(
-    folder: ModelFolder, shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    """Name in the model and tensor, for every tensor of a folder that a module uses.
-
-    ``shapes`` are those of the model's tensors, by name.
-    """
-    keys = folder.family.keys
+def native_tensors(folder: ModelFolder, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name in the model and tensor, for every tensor of a folder that a module uses."""
+    keys, shapes = folder.family.keys, _shapes(model)
     stacks: dict[str, _Stack] = {}
     for name, tensor in read_tensors(folder.path):
         if folder.layout == "transformers":
@@ -167,11 +161,15 @@ def native_tensors(
                 stack = stacks.setdefault(native, _Stack(shapes.get(native, torch.Size())))
                 if not stack.add(match, tensor):
                     yield name, tensor
-                elif stack.is_full:
+                elif len(stack.added) == stack.parts:
                     yield native, stacks.pop(native).tensor
             else:
                 for native, part in zip(match.native, match.to_native(tensor), strict=True):
                     yield adapt_name(native, shapes), part
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 class _Stack:
@@ -182,11 +180,6 @@ class _Stack:
         self.tensor = torch.empty(0)
         self.parts = 0
         self.added: set[str] = set()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every part has been added."""
-        return len(self.added) == self.parts
 
     def add(self, match: Match, tensor: Tensor) -> bool:
         """Copies a part to its place; False if there is no such place, or of another shape."""
@@ -230,27 +223,15 @@ def _place(
     owner.register_parameter(leaf, parameter)
 
 
-def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            module._buffers[name] = buffer.to(device)
-
-
 def _gpu_dtype(folder: ModelFolder) -> str:
     stated = folder.config.get("dtype") or folder.config.get("torch_dtype")
     return "float16" if stated in ("float16", "torch.float16") else "bfloat16"
 
 
-def _refuse(
-    folder: ModelFolder, missing: list[str], unexpected: list[str], wrong: list[str]
-) -> None:
+def _refuse(folder: ModelFolder, problems: dict[str, list[str]]) -> None:
     found = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for what, names in (
-            ("tensors missing", missing),
-            ("tensors that the model does not have", unexpected),
-            ("tensors of the wrong shape", wrong),
-        )
+        f"{len(names)} tensors {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in problems.items()
         if names
     ]
     if found:

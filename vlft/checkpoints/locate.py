@@ -46,10 +46,7 @@ class ModelFolder:
         return load_processor(self.path, self.family, self.config)
 
     def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
-        """Keyword arguments for the config of transformers' class.
-
-        The image token is given for a folder without tokenizer only.
-        """
+        """Keyword arguments of transformers' config; a given image token spares the tokenizer."""
         if image_token_id is None:
             image_token_id = self.processor().chat.image_token_id
         with config_errors(self.path, self.family):
@@ -59,13 +56,9 @@ class ModelFolder:
 def locate_model(
     name: str | None, *, revision: str | None = None, hub: str = SftConfig.hub, weights: bool = True
 ) -> ModelFolder:
-    """The folder of a model, downloaded if it is named by a hub id.
+    """The folder of a model, downloaded if it is named by a hub id; with or without weights.
 
-    Args:
-        name: a folder, a hub id, or None for the tiny model that comes with vlft.
-        revision: branch, tag or commit.
-        hub: huggingface or modelscope.
-        weights: whether to download weights too.
+    None names the tiny model that comes with vlft.
 
     Raises:
         CheckpointError: there is no such model, or vlft does not support it.

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.export import check_layout, export_model
+from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
 from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe
-from vlft.checkpoints.output import check_target, temporary_folder
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
@@ -50,33 +49,29 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     tuned = open_tuned(
         config.ckpt_dir, model=config.model, revision=config.revision, hub=config.hub
     )
+    base, checkpoint = tuned.base, tuned.checkpoint
     if tuned.adapter is None:
         raise CheckpointError(
             "holds a whole model, there is nothing to merge",
-            place=str(tuned.checkpoint),
-            hint="use the folder as it is, e.g. vlft infer --model " + str(tuned.checkpoint),
+            place=str(checkpoint),
+            hint=f"use the folder as it is, e.g. vlft infer --model {checkpoint}",
         )
-    checkpoint = tuned.checkpoint
-    target = config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged")
-    target = target.resolve()
-    check_target(target, [tuned.base.path, checkpoint], overwrite=config.overwrite)
-    placement = resolve_placement(
-        tuned.base, dtype="float32", device=config.device, quantize="none"
-    )
-    layout = tuned.base.layout if config.format == "auto" else config.format
-    check_layout(tuned.base, layout)
+    target = (config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged")).resolve()
+    check_target(target, [base.path, checkpoint], overwrite=config.overwrite)
+    placement = resolve_placement(base, dtype="float32", device=config.device, quantize="none")
+    layout = base.layout if config.format == "auto" else config.format
+    check_layout(base, layout)
     dtype = DTYPES[tuned.settings.dtype if config.dtype == "auto" else config.dtype]
-    processor = tuned.base.processor()
-    console.info(f"merging {checkpoint} into {tuned.base.path}")
-    model, inputs, before = _merge(tuned, processor, placement, config.base)
+    console.info(f"merging {checkpoint} into {base.path}")
+    model, inputs, before = _merge(tuned, placement, config.base)
     for name, parameter in model.named_parameters():
         # Rounded as in the files, so that what is written can be compared with it.
-        if not keeps_dtype(name, tuned.base.family):
+        if not keeps_dtype(name, base.family):
             parameter.data = parameter.data.to(dtype).float()
     rounded = _logits(model, inputs, placement)
     size = config.max_shard_size
     with temporary_folder(target) as part:
-        export_model(model, tuned.base, part, layout=layout, dtype=dtype, max_shard_size=size)
+        export_model(model, base, part, layout=layout, dtype=dtype, max_shard_size=size)
         del model
         after = _logits(load_model(describe(part), placement), inputs, placement)
         _compare(after, rounded, f"the files in {shown(part)}")
@@ -98,18 +93,16 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
         return load_model(tuned.base, placement)
     trained = Placement(placement.device, DTYPES[tuned.settings.dtype], quantize)
     model = load_model(tuned.base, trained)
-    dequantize_linears(model, torch.float32)
+    dequantize_linears(model)
     return model.float()
 
 
-def _merge(
-    tuned: Tuned, processor: Processor, placement: Placement, base: str
-) -> tuple[Any, dict[str, Tensor], Tensor]:
+def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, dict[str, Tensor], Tensor]:
     """The merged model, a sample batch, and the batch's logits before merging."""
     adapter = tuned.checkpoint
     peft_model = load_adapter(load_full_precision(tuned, placement, base), adapter)
     with tempfile.TemporaryDirectory() as folder:
-        inputs = _sample(processor, Path(folder))
+        inputs = _sample(tuned.base.processor(), Path(folder))
     before = _logits(peft_model, inputs, placement)
     try:
         merged = peft_model.merge_and_unload(safe_merge=True)

@@ -24,10 +24,7 @@ OUTLIER_THRESHOLD = 6.0
 
 
 def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: torch.dtype) -> None:
-    """Replaces every linear layer of the LLM by a quantised one, still without weights.
-
-    Experts are quantised by nf4 only.
-    """
+    """Replaces the LLM's linear layers, for nf4 its experts too, by empty quantised ones."""
     if quantize == "none":
         return
     prefix = family.parts.language
@@ -76,44 +73,40 @@ def keep_scales(model: nn.Module) -> None:
             move()
 
 
-def _dequantized_weight(module: Any) -> Tensor:
-    """(out, in) float32: the weight that a quantised layer computes with."""
-    import bitsandbytes as bnb
-
-    if isinstance(module, bnb.nn.Linear4bit):
-        return dequantized(module.weight).float()
-    # The scale of a row is its largest magnitude, which int8 stores as 127.
-    state = module.state
-    scales: Tensor = module.weight.SCB if module.weight.SCB is not None else state.SCB
-    codes: Tensor = module.weight.CB if module.weight.CB is not None else state.CB
-    return codes.float() * scales.float().unsqueeze(1) / 127.0
-
-
-def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces every quantised layer by an ordinary one with the weights that it computed with."""
+def dequantize_linears(model: nn.Module) -> None:
+    """Replaces each quantised layer by a float32 one with the weights that it computed with."""
     for name, module in list(model.named_modules()):
         if is_quantized(module):
-            _replace(model, name, _plain_linear(module, dtype))
+            _replace(model, name, _plain_linear(module))
         elif isinstance(module, Experts4bit):
-            _replace(model, name, _plain_experts(module, dtype))
+            _replace(model, name, _plain_experts(module))
     mark_quantized(model, "none")
 
 
-def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
-    weight = _dequantized_weight(module).to(dtype)
+def _plain_linear(module: Any) -> nn.Linear:
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear4bit):
+        weight = dequantized(module.weight).float()
+    else:
+        # The scale of a row is its largest magnitude, which int8 stores as 127.
+        held, state = module.weight, module.state
+        scales: Tensor = held.SCB if held.SCB is not None else state.SCB
+        codes: Tensor = held.CB if held.CB is not None else state.CB
+        weight = codes.float() * scales.float().unsqueeze(1) / 127.0
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=module.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if module.bias is not None:
-        linear.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
+        linear.bias = nn.Parameter(module.bias.data.float(), requires_grad=False)
     return linear
 
 
-def _plain_experts(module: Experts4bit, dtype: torch.dtype) -> nn.Module:
+def _plain_experts(module: Experts4bit) -> nn.Module:
     with torch.device("meta"):
         experts: nn.Module = PLAIN_EXPERTS(module.config)
     for name in PROJECTIONS:
-        weight = dequantized(getattr(module, name)).to(dtype)
+        weight = dequantized(getattr(module, name)).float()
         setattr(experts, name, nn.Parameter(weight, requires_grad=False))
     return experts
 

@@ -28,13 +28,14 @@ from vlft.files import read_object
 from vlft.settings import convert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Iterable
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # A full disk, a used-up quota, a file that is too large.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
+_warn_once = functools.cache(warn)
 
 
 def new_run_folder(output_dir: Path, model_name: str) -> Path:
@@ -168,15 +169,11 @@ def point(link: Path, target: str) -> None:
     except (OSError, NotImplementedError) as error:
         if is_disk_full(error):
             raise
-        _warn_of_text_links(link.parent)
+        _warn_once(
+            f"{link.parent}: no symbolic links on this file system; best and last are text files"
+        )
         part.write_text(target + "\n", "utf-8")
     part.replace(link)
-
-
-@functools.cache
-def _warn_of_text_links(folder: Path) -> None:
-    """Says once per run that its links are text files."""
-    warn(f"{folder}: no symbolic links on this file system; best and last are text files")
 
 
 def _named_by(file: Path) -> Path:
@@ -225,10 +222,10 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_same_data(run: Path, data_files: Collection[str]) -> None:
+def check_same_data(run: Path, data_files: Iterable[str]) -> None:
     """Raises CheckpointError if a data file has changed since the run was started."""
     before = read_object(run / "provenance.json").get("data", {})
-    for path, value in data_digests(list(data_files)).items():
+    for path, value in data_digests(data_files).items():
         if before.get(path) != value:
             raise CheckpointError(
                 "the file is not the one that the run was started with",
@@ -237,7 +234,7 @@ def check_same_data(run: Path, data_files: Collection[str]) -> None:
             )
 
 
-def data_digests(data_files: Sequence[str]) -> dict[str, str]:
+def data_digests(data_files: Iterable[str]) -> dict[str, str]:
     """SHA-256 of each data file by its path, without the ``#N`` of a specification."""
     paths = [Path(spec) for spec in data_files]
     plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]

@@ -22,11 +22,7 @@ _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, by its index if it has one.
-
-    Raises:
-        CheckpointError: there is none, or a file that the index names is missing.
-    """
+    """The weight files of a model folder, by its index if it has one."""
     for name in _INDEX_FILES:
         if (folder / name).is_file():
             table = read_object(folder / name).get("weight_map")

@@ -39,9 +39,7 @@ def prepare_for_inference(model: nn.Module) -> None:
 def prepare_for_training(model: nn.Module, language: str) -> None:
     """Applies all adaptations in place; calls without a packed row work as before.
 
-    Args:
-        model: transformers' class, LoRA layers in place if there are any.
-        language: name of the LLM in it, a decoder with layers of Llama's form.
+    LoRA layers are in place if there are any; ``language`` names the LLM, with layers as Llama's.
     """
     prepare_for_inference(model)
     _attend_by_trees(model.get_submodule(language))
@@ -59,8 +57,7 @@ def restore(model: nn.Module) -> None:
             if config._attn_implementation == TREE:
                 config._attn_implementation = "sdpa"
             if config._experts_implementation == IMPLEMENTATION:
-                default = module.get_correct_experts_implementation(None)
-                config._experts_implementation = default
+                config._experts_implementation = module.get_correct_experts_implementation(None)
         elif type(module) is ParamWrapper and _wraps_plain_experts(module):
             module.__class__ = peft_layers.ParamWrapper
         elif type(module) is HeadByHead:
@@ -111,17 +108,15 @@ class HeadByHead(SamVisionSdpaAttention):
     def forward(self, hidden_states: Tensor, output_attentions: Any = None) -> tuple[Tensor, None]:  # noqa: ARG002
         """(B, H, W, D) -> (B, H, W, D), and None in place of attention weights."""
         batch, height, width, _ = hidden_states.shape
-        size = (height, width)
-        projected = self.qkv(hidden_states).view(
-            batch, height * width, 3, self.num_attention_heads, -1
-        )
+        size, tokens = (height, width), height * width
+        projected = self.qkv(hidden_states).view(batch, tokens, 3, self.num_attention_heads, -1)
         heads = []
         for query, key, value in zip(*projected.permute(2, 3, 0, 1, 4), strict=True):
             bias = None
             if self.use_rel_pos:
                 positions = self.rel_pos_h, self.rel_pos_w
                 bias = self.get_decomposed_rel_pos(query, *positions, size, size)
-                bias = bias.reshape(batch, 1, height * width, height * width)
+                bias = bias.reshape(batch, 1, tokens, tokens)
             # Fused kernels need a dimension of heads.
             query, key, value = (part.unsqueeze(1) for part in (query, key, value))
             heads.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))

@@ -41,32 +41,20 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """LoRA matrices of E experts.
+    """LoRA matrices of E experts, and the factor of their product."""
 
-    Attributes:
-        a: (E, r, in).
-        b: (E, r, out), each expert's B transposed.
-        scaling: of their product.
-    """
-
-    a: Tensor
-    b: Tensor
+    a: Tensor  # (E, r, in)
+    b: Tensor  # (E, r, out), each expert's B transposed
     scaling: float
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows sorted by expert. Slot i is the (i % k)-th expert of token i // k.
+    """Rows sorted by expert. Slot i is the (i % k)-th expert of token i // k."""
 
-    Attributes:
-        slots: (S,) int64, the slot of each row.
-        rows: (S,) int64, the row of each slot: the inverse permutation.
-        ends: (E,) int32, one past the last row of each expert.
-    """
-
-    slots: Tensor
-    rows: Tensor
-    ends: Tensor
+    slots: Tensor  # (S,) int64, the slot of each row
+    rows: Tensor  # (S,) int64, the row of each slot: the inverse permutation
+    ends: Tensor  # (E,) int32, one past the last row of each expert
 
     @staticmethod
     def of(top_k_index: Tensor, num_experts: int) -> Groups:
@@ -129,7 +117,7 @@ ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, grouped_forward)
 
 
 class _GatherTokens(torch.autograd.Function):
-    """Each token's k rows; in the backward pass their k gradients are summed in a fixed order.
+    """(N, D) -> (S, D): each token's k rows, whose k gradients are summed in a fixed order.
 
     The gradient of indexing would be summed by several CPU threads in no fixed order, which changes
     the last bits from run to run.
@@ -137,30 +125,26 @@ class _GatherTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-        """(N, D) tokens -> (S, D) rows."""
         ctx.save_for_backward(rows)
         ctx.tokens = len(hidden)
         return hidden[slots // (len(slots) // len(hidden))]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """(S, D) -> (N, D)."""
         (rows,) = ctx.saved_tensors
         return gradients[0][rows].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order; the backward pass is the inverse permutation, not a sum."""
+    """(S, D) rows in another order; the backward pass is the inverse permutation, not a sum."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        """(S, D) -> (S, D)."""
         ctx.save_for_backward(inverse)
         return values[order]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """(S, D) -> (S, D)."""
         (inverse,) = ctx.saved_tensors
         return gradients[0][inverse], None, None
 
@@ -190,11 +174,8 @@ def _project(
 
 def _padded(factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
     """The factors in a dtype, the rank padded with zeros to what grouped products take."""
-    missing = -factors.a.shape[1] % ALIGNMENT
-    a, b = (
-        F.pad(factor, (0, 0, 0, missing)).to(dtype).contiguous()
-        for factor in (factors.a, factors.b)
-    )
+    padding = (0, 0, 0, -factors.a.shape[1] % ALIGNMENT)
+    a, b = (F.pad(part, padding).to(dtype).contiguous() for part in (factors.a, factors.b))
     return LoraFactors(a, b, factors.scaling)
 
 
@@ -219,12 +200,7 @@ class Product4bit(torch.autograd.Function):
 
 
 class Experts4bit(nn.Module):
-    """The experts of a layer with 4 bit weights.
-
-    Args:
-        plain: the experts that it replaces, e.g. on the meta device.
-        dtype: of the products.
-    """
+    """The experts of a layer with 4 bit weights, in place of plain ones; products are in dtype."""
 
     def __init__(self, plain: Any, dtype: torch.dtype) -> None:
         super().__init__()

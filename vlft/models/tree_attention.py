@@ -31,30 +31,19 @@ TREE = "vlft_tree"
 
 @dataclass(frozen=True)
 class Tree:
-    """The shape of a tree.
-
-    Attributes:
-        tokens: length of the tree.
-        trunk: length of the prefix that all of its samples share.
-        pieces: (first, end) of consecutive branches that are computed together, counted from the
-            tree's first token.
-    """
+    """The shape of a tree: its length, and those of its parts, in tokens."""
 
     tokens: int
     trunk: int
-    pieces: tuple[tuple[int, int], ...]
+    pieces: tuple[tuple[int, int], ...]  # (first, end), counted from the tree's first token
 
 
 @dataclass(frozen=True)
 class RowAttention:
-    """A row's trees and masks, made once for all layers.
-
-    Attributes:
-        trees: of the row.
-        masks: for each tree, for each of its pieces: (q, trunk + q), added to the scores.
-    """
+    """A row's trees and masks, made once for all layers."""
 
     trees: tuple[Tree, ...]
+    # For each tree, for each of its pieces: (q, trunk + q), added to the scores.
     masks: tuple[tuple[Tensor, ...], ...]
 
 
@@ -70,20 +59,9 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Tree attention if the call carries a packed row, else transformers' own SDPA.
 
-    It has the signature of transformers' attention functions.
-
-    Args:
-        module: the layer's attention.
-        query: (1, H, N, d).
-        key: (1, H or fewer, N, d).
-        value: (1, H or fewer, N, d_v).
-        attention_mask: used without a packed row only.
-        row: trees and masks of the packed row.
-        scaling: factor of the scores.
-        kwargs: passed on to transformers' SDPA.
-
-    Returns:
-        (1, N, H, d_v), and None in place of attention weights.
+    query (1, H, N, d), key (1, H or fewer, N, d), value (1, H or fewer, N, d_v) -> (1, N, H, d_v)
+    and None in place of attention weights. The signature is that of transformers' attention
+    functions; attention_mask is for calls without a packed row.
     """
     if row is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(

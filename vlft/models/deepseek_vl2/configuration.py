@@ -8,19 +8,13 @@ from transformers import DeepseekV2Config, PreTrainedConfig, SiglipVisionConfig
 
 
 class DeepseekVL2TextConfig(DeepseekV2Config):
-    """The LLM: DeepSeek-V2 with a choice of attention and routing.
-
-    Attributes:
-        use_mla: multi-head latent attention; else multi-head attention as in Llama.
-        scoring_func: of the router: softmax or sigmoid.
-        topk_method: greedy, group_limited_greedy or noaux_tc.
-    """
+    """The LLM: DeepSeek-V2 with a choice of attention and routing, for which see ``Router``."""
 
     model_type = "deepseek_vl2_text"
     base_config_key = "text_config"
 
-    use_mla: bool = True
-    scoring_func: str = "softmax"
+    use_mla: bool = True  # multi-head latent attention; else multi-head attention as in Llama
+    scoring_func: str = "softmax"  # or sigmoid
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Derives head_dim, which rotary embeddings and caches read."""
@@ -32,17 +26,7 @@ class DeepseekVL2TextConfig(DeepseekV2Config):
 
 
 class DeepseekVL2Config(PreTrainedConfig):
-    """The whole model.
-
-    Attributes:
-        vision_config: SiglipVisionConfig.
-        text_config: DeepseekVL2TextConfig.
-        image_token_id: placeholder of image features.
-        downsample_ratio: side, in patches, of the square that becomes one token.
-        projector_depth: number of the projector's linear layers.
-        projector_mlp_ratio: width of the projector's hidden layers over the LLM's hidden size.
-        global_view_first: whether the global view comes before the tiles.
-    """
+    """The whole model."""
 
     model_type = "deepseek_vl2"
     sub_configs_defaults = {  # noqa: RUF012 (transformers' name and form)
@@ -53,8 +37,8 @@ class DeepseekVL2Config(PreTrainedConfig):
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     image_token_id: int = 128815
-    downsample_ratio: int = 2
-    projector_depth: int = 2
-    projector_mlp_ratio: int = 1
-    global_view_first: bool = True
+    downsample_ratio: int = 2  # side, in patches, of the square that becomes one token
+    projector_depth: int = 2  # number of linear layers
+    projector_mlp_ratio: int = 1  # width of its hidden layers over the LLM's hidden size
+    global_view_first: bool = True  # before the tiles
     tie_word_embeddings: bool = False

@@ -33,16 +33,12 @@ class Projector(nn.Module):
         super().__init__()
         self.ratio = config.downsample_ratio
         mlp_width = config.text_config.hidden_size * config.projector_mlp_ratio
-        widths = [
-            config.vision_config.hidden_size * self.ratio**2,
-            *[mlp_width] * (config.projector_depth - 1),
-            config.text_config.hidden_size,
-        ]
         layers: list[nn.Module] = []
-        for index in range(config.projector_depth):
-            layers += [nn.GELU()] if index else []
-            layers.append(nn.Linear(widths[index], widths[index + 1]))
-        self.layers = nn.Sequential(*layers)
+        width = config.vision_config.hidden_size * self.ratio**2
+        for _ in range(config.projector_depth - 1):
+            layers += [nn.Linear(width, mlp_width), nn.GELU()]
+            width = mlp_width
+        self.layers = nn.Sequential(*layers, nn.Linear(width, config.text_config.hidden_size))
 
     def forward(self, features: Tensor) -> Tensor:
         """(V, side * side, W) patches of V views -> (V, h * h, D), h = ceil(side / ratio)."""
@@ -178,17 +174,9 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
     ) -> CausalLMOutputWithPast:
         """Next-token logits, (B, T, V), in transformers' output class.
 
-        Args:
-            input_ids: (B, T).
-            pixel_values: (V, 3, H, W) and
-            tiles: (I, 2) of all images in order, see get_image_features.
-            attention_mask: (B, T), or (B, 1, T, T).
-            position_ids: (B, T).
-            past_key_values: keys and values of earlier tokens.
-            inputs_embeds: (B, T, D) in place of input_ids.
-            use_cache: whether to return keys and values.
-            logits_to_keep: number of last positions to compute; 0 for all.
-            settings: passed on to the attention layers.
+        pixel_values (V, 3, H, W) and tiles (I, 2) hold all images in order, see get_image_features.
+        Logits are computed for the ``logits_to_keep`` last positions, all if 0. The other arguments
+        are those of transformers' causal LLMs; ``settings`` reach the attention layers.
         """
         output = self.model(
             input_ids=input_ids,

@@ -11,19 +11,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import (
     DeepseekV2Attention,
     DeepseekV2DecoderLayer,
-    DeepseekV2Experts,
     DeepseekV2MLP,
     DeepseekV2Model,
+    DeepseekV2Moe,
     DeepseekV2PreTrainedModel,
     DeepseekV2RMSNorm,
     DeepseekV2RotaryEmbedding,
+    DeepseekV2TopkRouter,
 )
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from vlft.models.deepseek_vl2.configuration import DeepseekVL2TextConfig
 
 
-class Router(nn.Module):
+class Router(DeepseekV2TopkRouter):
     """Selects top_k of E experts for each token, in float32 whatever the model's dtype.
 
     greedy                top k of the scores
@@ -34,15 +35,13 @@ class Router(nn.Module):
     """
 
     def __init__(self, config: DeepseekVL2TextConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        shape = (config.n_routed_experts, config.hidden_size)
-        self.weight = nn.Parameter(torch.empty(shape))
         if config.topk_method == "noaux_tc":
             self.e_score_correction_bias = nn.Parameter(torch.empty(config.n_routed_experts))
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) hidden states -> (N, k) float32 weights and (N, k) expert indices."""
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) hidden states -> (N, E) logits, (N, k) weights, (N, k) expert indices."""
         config = self.config
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.float(), self.weight.float())
@@ -58,14 +57,12 @@ class Router(nn.Module):
         weights = scores.gather(-1, top_k_index)
         if config.norm_topk_prob and top_k > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * config.routed_scaling_factor, top_k_index
+        return logits, weights * config.routed_scaling_factor, top_k_index
 
     def _mask_groups(self, scores: Tensor, largest: int) -> Tensor:
         """(N, E) scores, zero outside of the topk_group groups with the largest scores.
 
-        Args:
-            scores: (N, E).
-            largest: how many of a group's scores are summed to rank it.
+        The score of a group is the sum of its ``largest`` largest ones.
         """
         grouped = scores.unflatten(-1, (self.config.n_group or 1, -1))
         group_scores = grouped.topk(largest, dim=-1).values.sum(-1)
@@ -75,23 +72,21 @@ class Router(nn.Module):
         return masked
 
 
-class SparseMLP(nn.Module):
-    """Routed experts, and the shared experts as one MLP that every token passes through."""
+class SparseMLP(DeepseekV2Moe):
+    """DeepSeek-V2's routed and shared experts, with the router above."""
 
     def __init__(self, config: DeepseekVL2TextConfig) -> None:
-        super().__init__()
-        self.experts = DeepseekV2Experts(config)
+        super().__init__(config)
         self.gate = Router(config)
-        intermediate_size = config.moe_intermediate_size * config.n_shared_experts
-        self.shared_experts = DeepseekV2MLP(config, intermediate_size=intermediate_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        # The parent's forward sums the three gradients of ``hidden`` in another order.
         flat = hidden.flatten(0, -2)
-        weights, top_k_index = self.gate(flat)
+        _, weights, top_k_index = self.gate(flat)
         routed: Tensor = self.experts(flat, top_k_index, weights)
-        shared: Tensor = self.shared_experts(hidden)
-        return routed.view_as(hidden) + shared
+        total: Tensor = routed.view_as(hidden) + self.shared_experts(hidden)
+        return total
 
 
 class DecoderLayer(DeepseekV2DecoderLayer):
@@ -101,13 +96,12 @@ class DecoderLayer(DeepseekV2DecoderLayer):
         GradientCheckpointingLayer.__init__(self)
         attention = DeepseekV2Attention if config.use_mla else LlamaAttention
         sparse = layer_idx >= config.first_k_dense_replace
-        self.hidden_size = config.hidden_size
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.hidden_size = size
         self.self_attn = attention(config, layer_idx)
         self.mlp = SparseMLP(config) if sparse else DeepseekV2MLP(config)
-        self.input_layernorm = DeepseekV2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = DeepseekV2RMSNorm(
-            config.hidden_size, eps=config.rms_norm_eps
-        )
+        self.input_layernorm = DeepseekV2RMSNorm(size, eps)
+        self.post_attention_layernorm = DeepseekV2RMSNorm(size, eps)
 
 
 class DeepseekVL2TextModel(DeepseekV2Model):
@@ -138,7 +132,5 @@ class DeepseekVL2TextModel(DeepseekV2Model):
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)
-        if isinstance(module, Router):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if self.config.topk_method == "noaux_tc":
-                nn.init.zeros_(module.e_score_correction_bias)
+        if isinstance(module, Router) and self.config.topk_method == "noaux_tc":
+            nn.init.zeros_(module.e_score_correction_bias)
