@@ -106,8 +106,8 @@ def load_dataset(
         problems += wrong
     raise_all(problems if options.on_bad_sample == "error" else unusable)
     if problems:
-        bad = "1 bad record" if len(problems) == 1 else f"{len(problems)} bad records, the first"
-        warn(f"skipped {bad}: {problems[0]}")
+        count = len(problems)
+        warn(f"skipped {count} bad record{'s, the first' if count > 1 else ''}: {problems[0]}")
     if not items:
         raise DataError(
             "no usable sample is left",
