@@ -114,9 +114,8 @@ class HeadByHead(SamVisionSdpaAttention):
         for query, key, value in zip(*projected.permute(2, 3, 0, 1, 4), strict=True):
             bias = None
             if self.use_rel_pos:
-                bias = self.get_decomposed_rel_pos(
-                    query, self.rel_pos_h, self.rel_pos_w, size, size
-                )
+                positions = self.rel_pos_h, self.rel_pos_w
+                bias = self.get_decomposed_rel_pos(query, *positions, size, size)
                 bias = bias.reshape(batch, 1, tokens, tokens)
             # Fused kernels need a dimension of heads.
             query, key, value = (part.unsqueeze(1) for part in (query, key, value))
