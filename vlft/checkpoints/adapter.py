@@ -131,11 +131,8 @@ def _read_config(folder: Path) -> Any:
         )
     init = fields.get("init_lora_weights", True)
     if not isinstance(init, bool) and init not in INIT_LORA:
-        raise CheckpointError(
-            f"found init_lora_weights {init!r}",
-            place=str(path),
-            hint=f"allowed: true, false, {', '.join(INIT_LORA[1:])}",
-        )
+        hint = f"allowed: true, false, {', '.join(INIT_LORA[1:])}"
+        raise CheckpointError(f"found init_lora_weights {init!r}", place=str(path), hint=hint)
     try:
         return LoraConfig(**{name: fields[name] for name in _READ_FIELDS if name in fields})
     except (TypeError, ValueError) as error:

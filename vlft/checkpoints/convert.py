@@ -38,8 +38,7 @@ def convert(config: ConvertConfig) -> Path:
     check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
-    placement = Placement(torch.device("cpu"), torch.float32)
-    model = load_model(base, placement, keep_dtypes=True)
+    model = load_model(base, Placement(torch.device("cpu"), torch.float32), keep_dtypes=True)
     size = config.max_shard_size
     with temporary_folder(target) as part:
         export_model(model, base, part, layout=config.format, dtype=dtype, max_shard_size=size)

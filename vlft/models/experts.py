@@ -77,18 +77,14 @@ def grouped_forward(
     top_k_weights: Tensor,
     lora: Mapping[str, LoraFactors] = MappingProxyType({}),
 ) -> Tensor:
-    """Weighted sum of the outputs of each token's experts; transformers' experts function.
+    """(N, D), in the dtype of ``hidden``: weighted sum of the outputs of each token's experts.
 
     Args:
-        experts: module with gate_up_proj (E, 2I, D), down_proj (E, D, I) and act_fn; in 16 or 32
-            bit, or in 4 bit.
+        experts: module with gate_up_proj (E, 2I, D), down_proj (E, D, I), act_fn; 32, 16 or 4 bit.
         hidden: (N, D).
         top_k_index: (N, k) int64, the experts of each token.
         top_k_weights: (N, k), the router's weights of them.
         lora: LoRA matrices by the name of the projection.
-
-    Returns:
-        (N, D) in the dtype of ``hidden``.
     """
     groups = Groups.of(top_k_index, experts.num_experts)
     inputs: Tensor = _GatherTokens.apply(hidden, groups.slots, groups.rows)
