@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,10 @@ def run_infer(config: InferConfig) -> InferResult | None:
         tuned = open_tuned(config.ckpt_dir, model=config.model, **hub)
         folder = tuned.base
     processor = folder.processor()
+    _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
+    if config.image_root is not None and data and not any(line.images for line in data.outlines):
+        console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
     if data is None:
         model = _load_for_inference(config, folder, tuned)
@@ -86,6 +89,21 @@ def run_infer(config: InferConfig) -> InferResult | None:
     return InferResult(results.path, rows)
 
 
+def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: Processor) -> None:
+    """Says, or raises ConfigError, if this checkpoint leaves a setting without effect."""
+    if config.merge_lora and tuned is not None and tuned.adapter is None:
+        raise ConfigError(
+            "the checkpoint holds a whole model, there is nothing to merge",
+            place="--merge-lora",
+            hint="leave it out",
+        )
+    if config.max_new_tokens > processor.max_length:
+        console.warn(
+            f"--max-new-tokens {config.max_new_tokens}: prompt and reply together have at most "
+            f"{processor.max_length} tokens"
+        )
+
+
 @console.working("loading the model")
 def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Any:
     """The model in the dtype and quantisation of its training; with its adapter, or merged."""
@@ -105,7 +123,7 @@ def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned |
     if not config.merge_lora:
         model = load_model(folder, placement)
         return load_adapter(model, tuned.adapter)
-    whole = resolve_placement(folder, dtype="float32", device=config.device, quantize="none")
+    whole = replace(placement, dtype=torch.float32, quantize="none")
     model = load_full_precision(tuned, whole, "dequantized")
     merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
     return merged.to(placement.dtype)
