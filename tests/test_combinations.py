@@ -15,6 +15,7 @@ from vlft.checkpoints.locate import describe
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.errors import UsageError
+from vlft.settings import check
 
 
 def command(line: str) -> None:
@@ -241,3 +242,136 @@ class TestMaxLength:
     def test_within_the_model(self, config):
         with pytest.raises(UsageError, match="raise --max-length, or use --on-long skip or trunc"):
             vlft.sft(dataclasses.replace(config, max_length=30))
+
+
+HUB = "only for a hub id, found a folder or no model"
+
+
+class TestWhatExcludesEachOther:
+    @pytest.mark.parametrize(
+        ("line", "found"),
+        [
+            (f"sft --dataset a --revision v1 --model {SIGLIP.folder}", f"--revision: {HUB}"),
+            ("plan --revision v1", f"--revision: {HUB}"),
+            ("infer --ckpt-dir c --revision v1", f"--revision: {HUB}"),
+            ("merge-lora --ckpt-dir c --revision v1", f"--revision: {HUB}"),
+            (f"convert {SIGLIP.folder} DST --revision v1", f"--revision: {HUB}"),
+            ("plan --model a/b --resume RUN", "--resume: only for vlft sft; a plan is of a new "),
+            ("plan --model a/b --val-dataset v", "--val-dataset: needs training data"),
+            ("plan --tuner full", "--tuner: found full; the table of all models is of LoRA"),
+            ("infer --ckpt-dir c --load-dataset-config --on-bad-sample skip",
+             "--on-bad-sample: found together with --load-dataset-config, which reads the data as"),
+            ("infer --ckpt-dir c --load-dataset-config --system ''", "--system: belongs to a chat"),
+            *[
+                (f"infer --model a/b {flags}", f"{', '.join(flags.split()[::2])}: only for answers")
+                for flags in (
+                    "--output r.jsonl", "--show-samples 0", "--image-root i --batch-size 2",
+                    "--on-bad-sample skip --output r.jsonl",
+                )
+            ],
+            ("infer --ckpt-dir c --overwrite", "--overwrite: only for answers to a data set, found "
+             "a chat\n hint: leave it out, or add --dataset or --load-dataset-config"),
+        ],
+    )  # fmt: skip
+    def test_it_is_refused(self, line, found):
+        assert message(line).startswith(found)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "sft --dataset a --model a/b --revision v1",
+            "infer --ckpt-dir c --model a/b --revision v1 --hub modelscope",
+            "infer --ckpt-dir c --load-dataset-config --image-root i --batch-size 2 --overwrite",
+            "infer --model a/b --dataset d --output r.jsonl --show-samples 0 --on-bad-sample skip",
+            "infer --model a/b --system x --max-new-tokens 9 --temperature 1 --top-p 0.5 --seed 1",
+            "sft --resume RUN --overwrite --gradient-checkpointing",
+            "sft --dataset a --val-dataset b --val-ratio 0",
+            "sft --dataset a --train-vision --vision-cache off",
+            "sft --dataset a --lr-scheduler constant --warmup-ratio 0.1",
+            "sft --dataset a --num-train-epochs 9",
+            "plan --model a/b --quantize nf4 --gpu 80GB",
+            "plan --device cpu",
+        ],
+    )
+    def test_what_goes_together(self, line, capsys):
+        check(read(line))
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("sft --dataset a --val-dataset b --val-ratio 0.2",
+             "--val-ratio has no effect: --val-dataset is given"),
+            ("sft --dataset a --num-train-epochs 5 --max-steps 7",
+             "--num-train-epochs has no effect: --max-steps is given"),
+            ("plan --model a/b --train-vision --vision-cache disk",
+             "--vision-cache has no effect: --train-vision changes the features in every step"),
+            ("sft --dataset a --overwrite", "--overwrite has no effect: only --resume meets "
+             "checkpoints; a new run gets a folder of its own"),
+            (f"sft --dataset a --model {SIGLIP.folder} --hub modelscope",
+             "--hub has no effect: it is only for a hub id, found a folder or no model"),
+            ("merge-lora --ckpt-dir c --hub modelscope",
+             "--hub has no effect: it is only for a hub id, found a folder or no model"),
+            ("plan --model a/b --device cpu --gpu 80GB",
+             "--gpu has no effect: --device cpu is given"),
+            ("plan --quantize int8 --lora-target-modules ALL",
+             "--quantize, --lora-target-modules have no effect: the table of all models shows qkv "
+             "and ALL, with and without nf4; name one with --model"),
+        ],
+    )  # fmt: skip
+    def test_it_is_said(self, line, said, capsys):
+        config = read(line)
+        assert capsys.readouterr().err == ""
+        check(config)
+        assert capsys.readouterr().err == f"warning: {said}\n"
+
+    @pytest.mark.parametrize("line", ["plan --device cpu --gpu 80GB", "models"])
+    def test_by_the_commands(self, line, capsys):
+        command(line)
+        assert ("--gpu has no effect" in capsys.readouterr().err) == ("gpu" in line)
+
+    def test_on_the_first_rank_alone(self, monkeypatch, capsys):
+        monkeypatch.setenv("RANK", "1")
+        check(read("sft --dataset a --overwrite"))
+        assert capsys.readouterr().err == ""
+
+
+class TestWhatOnlyTheFilesSay:
+    """Settings that have no effect on these data, or on this checkpoint."""
+
+    def test_no_images(self, config, tmp_path, capsys):
+        rows = [{"query": "What?", "response": "That."}] * 3
+        data = (str(write_jsonl(tmp_path / "text.jsonl", rows)),)
+        said = "warning: --image-root has no effect: the data holds no images\n"
+        vlft.sft(dataclasses.replace(config, dataset=data, max_steps=1))
+        assert said in capsys.readouterr().err
+        answering = vlft.InferConfig(
+            model=config.model, dataset=data, device="cpu", max_new_tokens=2,
+            image_root=config.image_root, output=tmp_path / "r.jsonl", show_samples=0,
+        )  # fmt: skip
+        vlft.infer(answering)
+        assert said in capsys.readouterr().err
+        vlft.infer(dataclasses.replace(answering, image_root=None, overwrite=True))
+        assert "warning" not in capsys.readouterr().err
+
+    def test_a_longer_reply_than_the_model_has_room_for(self, config, tmp_path, capsys):
+        rows = [{"query": "What?"}]
+        limit = describe(SIGLIP.folder).processor().max_length
+        vlft.infer(
+            vlft.InferConfig(
+                model=config.model, dataset=(str(write_jsonl(tmp_path / "a.jsonl", rows)),),
+                device="cpu", max_new_tokens=limit + 1, output=tmp_path / "r.jsonl",
+            )
+        )  # fmt: skip
+        said = f"--max-new-tokens {limit + 1}: prompt and reply together have at most {limit} tok"
+        assert f"warning: {said}" in capsys.readouterr().err
+
+    def test_of_a_full_run(self, config, tmp_path):
+        run = vlft.sft(dataclasses.replace(config, tuner="full", max_steps=1)).run
+        data = {"dataset": config.dataset, "ckpt_dir": run}
+        with pytest.raises(UsageError, match="--merge-lora: the checkpoint holds a whole model, t"):
+            vlft.infer(vlft.InferConfig(**data, merge_lora=True))
+        with pytest.raises(
+            UsageError, match=r"holds a whole model; .* cannot be its base(.|\n)*--m"
+        ):
+            vlft.infer(vlft.InferConfig(**data, model=config.model))

@@ -515,7 +515,9 @@ def problems_of(*cases: Case) -> list[UsageError]:
 def unused_of(*cases: tuple[object, str, str]) -> list[str]:
     """A sentence for each case (is unused, flags, reason) that is so."""
     return [
-        f"{flags} has no effect: {reason}" for unused, flags, reason in cases if unused and flags
+        f"{flags} {'have' if ', ' in flags else 'has'} no effect: {reason}"
+        for unused, flags, reason in cases
+        if unused and flags
     ]
 
 

@@ -91,7 +91,8 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
         return load_model(tuned.base, placement)
-    trained = Placement(placement.device, DTYPES[tuned.settings.dtype], quantize)
+    dtype = DTYPES[tuned.settings.dtype]
+    trained = Placement(placement.device, dtype, quantize, placement.attn)
     model = load_model(tuned.base, trained)
     dequantize_linears(model)
     return model.float()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlft.checkpoints.adapter import is_adapter
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
 from vlft.checkpoints.runs import find_checkpoint, read_run_config
+from vlft.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +39,12 @@ def open_tuned(
     checkpoint = find_checkpoint(ckpt_dir)
     settings = read_run_config(checkpoint)
     if not is_adapter(checkpoint):
+        if model is not None:
+            raise CheckpointError(
+                f"holds a whole model; {model} cannot be its base",
+                place=str(checkpoint),
+                hint="leave --model out",
+            )
         return Tuned(checkpoint, settings, describe(checkpoint), None)
     if model is not None:
         base = locate_model(model, revision=revision, hub=hub or "huggingface")

@@ -85,12 +85,11 @@ def load_dataset(
         draws: what earlier files of the command have drawn; those of these files are added.
 
     Raises:
-        UsageError: every problem of every file and record, or that no sample is left.
+        UsageError: every problem of all files, or that no sample is left.
     """
     items: list[Item] = []
     drawn: list[Position] = []
-    problems: list[UsageError] = []
-    unusable: list[UsageError] = []
+    problems, unusable = list[UsageError](), list[UsageError]()
     inspected = {} if inspected is None else inspected
     draws = draws or Draws(options.seed)
     for number, spec in enumerate(files):

@@ -54,7 +54,10 @@ def run_infer(config: InferConfig) -> InferResult | None:
         tuned = open_tuned(config.ckpt_dir, model=config.model, **hub)
         folder = tuned.base
     processor = folder.processor()
+    _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
+    if config.image_root is not None and data and not any(line.images for line in data.outlines):
+        console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
     if data is None:
         model = _load_for_inference(config, folder, tuned)
@@ -83,6 +86,21 @@ def run_infer(config: InferConfig) -> InferResult | None:
     return InferResult(results.path, rows)
 
 
+def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: Processor) -> None:
+    """Says, or raises ConfigError, if this checkpoint leaves a setting without effect."""
+    if config.merge_lora and tuned is not None and tuned.adapter is None:
+        raise ConfigError(
+            "the checkpoint holds a whole model, there is nothing to merge",
+            place="--merge-lora",
+            hint="leave it out",
+        )
+    if config.max_new_tokens > processor.max_length:
+        console.warn(
+            f"--max-new-tokens {config.max_new_tokens}: prompt and reply together have at most "
+            f"{processor.max_length} tokens"
+        )
+
+
 @console.working("loading the model")
 def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Any:
     """The model in the dtype and quantisation of its training; with its adapter, or merged."""
@@ -98,7 +116,7 @@ def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned |
         return load_model(folder, placement)
     if not config.merge_lora:
         return load_adapter(load_model(folder, placement), tuned.adapter)
-    whole = resolve_placement(folder, dtype="float32", device=device, quantize="none")
+    whole = replace(placement, dtype=torch.float32, quantize="none")
     model = load_full_precision(tuned, whole, "dequantized")
     merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
     return merged.to(placement.dtype)

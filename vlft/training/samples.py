@@ -51,6 +51,8 @@ def load_data(
     train, val = load_train_and_val(
         config.dataset, config.val_dataset, config.val_ratio, encode, options
     )
+    if config.image_root is not None and not distinct_images((train, val)):
+        warn("--image-root has no effect: the data holds no images")
     # Few samples leave nothing to split off. A run that an older version began so can go on.
     if config.resume is None:
         raise_all(problems_of(config.lacks_validation(val)))
