@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,10 +16,14 @@ import torch
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 GOLDEN = Path(__file__).parent / "golden"
 
-# Linux gives large blocks back at once and clears them anew at the next use: a third of the time of
-# the tests with the SAM tower. -3 and -1: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3).
+# By default glibc returns large blocks to the kernel at once, which clears them at the next use: a
+# third of the time of the tests with the SAM tower. -3 and -1 are M_MMAP_THRESHOLD and
+# M_TRIM_THRESHOLD of mallopt(3).
 if sys.platform == "linux":
     _libc = ctypes.CDLL("libc.so.6")
     _libc.mallopt(-3, 1 << 30)
@@ -30,11 +35,11 @@ class FamilyCase:
     """A row of the family matrix.
 
     Attributes:
-        family: name.
-        checkpoint: golden checkpoint of it.
-        roles: of the golden conversations.
+        family: name in the registry.
+        checkpoint: golden checkpoint of the family.
+        roles: user and assistant, as the golden conversations write them.
         tolerance: absolute, of float32 logits.
-        rows: to compare one by one; fewer where an image is dear.
+        rows: samples that are compared one by one; fewer where images are slow to encode.
     """
 
     family: str
@@ -66,7 +71,7 @@ VL2_NOAUX = FamilyCase("deepseek_vl2", "deepseek-vl2-noaux", TOKENS, 2e-4, rows=
 JANUS = FamilyCase("janus", "janus", WORDS)
 JANUS_PRO = FamilyCase("janus", "janus-pro", TOKENS)
 
-# Every checkpoint for the authors' numbers, one of each family for what any must do.
+# Golden numbers are compared on every checkpoint, properties of any model on one of each family.
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO]
 ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
 only_siglip = pytest.mark.only_siglip
@@ -81,7 +86,7 @@ def kills(request) -> int:
     return request.config.getoption("--kills")
 
 
-# They start many processes: first, so that no worker is left alone with them at the end.
+# The slowest files start first, so that at the end no worker runs one while the others are idle.
 LONG_FILES = ("test_readme.py", "test_torture.py", "test_processes.py")
 
 
@@ -89,8 +94,32 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """Hides every GPU from this process and from those it starts.
+
+    Otherwise ``--device auto`` would choose the GPU, and with it bfloat16 in place of float32.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Hides GPUs from a test and its fixtures, unless it is marked ``cuda``."""
+    with nullcontext() if item.get_closest_marker("cuda") else without_gpu():
+        return (yield)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
 def pytest_generate_tests(metafunc):
-    """Runs what asks for a case on one checkpoint of each family, unless it says otherwise."""
+    """Runs a test that takes ``case`` on one checkpoint of each family, unless it names others."""
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "case" in metafunc.fixturenames and not any("case" in names for names in given):
         one = metafunc.definition.get_closest_marker("only_siglip")
@@ -100,7 +129,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
-    """Features are kept in a folder of this test run, not in the user's."""
+    """Keeps the vision cache of the tests out of the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

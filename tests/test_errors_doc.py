@@ -77,9 +77,6 @@ def real_run(tmp_path_factory) -> Path:
 def workplace(tmp_path, monkeypatch) -> Path:
     """The folder that the page speaks of."""
     monkeypatch.chdir(tmp_path)
-    # The page is the same where there is a GPU, and the tests do not start on it.
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     Path("model").symlink_to(MODEL)
     for name, source in (("a.jpg", "photo_a.jpg"), ("b.jpg", "photo_b.jpg")):
         shutil.copy(GOLDEN / "images" / source, name)
