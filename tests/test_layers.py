@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoints", "vision", "packing"},
     {"families"},
     {"models", "data"},
-    {"config", "settings", "distributed"},
+    {"config", "settings", "settings_file", "distributed"},
     {"files"},
     {"errors", "console"},
 ]

@@ -32,10 +32,10 @@ from vlft.settings import (
     check,
     field_type,
     flag,
-    read_config_file,
     setting,
     to_json,
 )
+from vlft.settings_file import read_config_file
 from vlft.training.lora import LoraOptions
 
 CONFIGS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 import reprlib
@@ -72,8 +71,8 @@ def setting(
         help: one line for ``--help``.
         panel: the group in ``--help``.
         choices: the allowed words; empty if any text is allowed.
-        minimum: smallest allowed number.
-        above: the number must be greater than this.
+        minimum: smallest allowed number; ``above`` is not allowed itself.
+        above: see minimum.
         maximum: largest allowed number.
         resumable: whether a resumed run may change it, because no result depends on it.
         default_text: the default as ``--help`` shows it, where the value itself says too little.
@@ -83,20 +82,7 @@ def setting(
         scope: ``run`` is saved with the run, ``command`` is not; ``flag`` is not read from a file
             either, so that no file can continue a run or remove its checkpoints.
     """
-    metadata = {
-        "help": help,
-        "panel": panel,
-        "choices": choices,
-        "minimum": minimum,
-        "above": above,
-        "maximum": maximum,
-        "resumable": resumable,
-        "default_text": default_text,
-        "argument": argument,
-        "auto": auto,
-        "path": path,
-        "scope": scope,
-    }
+    metadata = {key: value for key, value in locals().items() if key != "default"}
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -186,38 +172,6 @@ def check(config: Config) -> Config:
     return checked
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, with underscores in the keys as in fields.
-
-    Raises:
-        ConfigError: the file is missing or is not a table of settings.
-    """
-    is_json = path.suffix == ".json"
-    example = 'a line "model: ..." and a line "dataset: train.jsonl"'
-    if is_json:
-        example = '{"model": "...", "dataset": ["train.jsonl"]}'
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        if isinstance(error, UnicodeDecodeError):
-            found = f"not UTF-8 (byte {error.start})"
-        raise ConfigError(found, place=str(path), hint="name a JSON or YAML file") from None
-    try:
-        table = json.loads(text) if is_json else _load_yaml(text)
-    except (ValueError, RecursionError) as error:
-        found = f"not {'JSON' if is_json else 'YAML'}: {_one_line(error)}"
-        raise ConfigError(found, place=str(path), hint=f"write e.g. {example}") from None
-    if not isinstance(table, dict):
-        found = f"found {IN_WORDS.get(type(table), type(table).__name__)}"
-        raise ConfigError(
-            f"{found}, a table of settings is allowed",
-            place=str(path),
-            hint=f"write e.g. {example}",
-        )
-    return {str(key).lstrip("-").replace("-", "_"): value for key, value in table.items()}
-
-
 def to_json(config: Any) -> dict[str, Any]:
     """The settings that are saved with a run, as JSON values, which ``build`` reads back."""
     saved = {f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"}
@@ -297,28 +251,3 @@ def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
         if broken:
             found = reprlib.repr(value) if isinstance(value, int) else f"{value:g}"
             raise ConfigError(f"found {found}, {words} is allowed", place=place)
-
-
-def _load_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ValueError: not YAML; the message is one line.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
-def _one_line(error: ValueError | RecursionError) -> str:
-    """A parser's message in one line."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
-    return "too deeply nested" if isinstance(error, RecursionError) else str(error).split("\n")[0]
