@@ -17,7 +17,7 @@ from vlft import console
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.console import out
 from vlft.data.encode import EncodedSample
-from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
+from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
 from vlft.inference.generate import Sampling, generate_replies
@@ -200,22 +200,44 @@ class TestChat:
             [{"query": "<image>What?", "history": [["Hi.", first]], "images": [str(image)]}]
         )[0]
         third = self.replies([{"query": "Hi.", "system": "Be brief."}])[0]
-        text = "\n".join(spoken)
-        assert text == "\n".join([first, second, first, third])
+        # A line for each line, empty ones to commands and to an empty line.
+        expected = [first, "", second, "", "", first, "", third]
+        assert spoken == [reply.replace("\n", "\\n") for reply in expected]
 
     def test_a_mistake_does_not_end_it(self, monkeypatch, capsys):
-        spoken = self.talk(["/image no.png", "/nothing", "Hi."], monkeypatch)
-        assert "\n".join(spoken) == self.replies([{"query": "Hi."}])[0]
-        errors = capsys.readouterr().err.splitlines()
-        assert errors[0] == "error: no.png: no such image"
-        assert errors[1:] == [
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "_file", buffer)
+        model, processor = load()
+        lines = io.StringIO("/image no.png\n/nothing\nHi.\n")
+        with pytest.raises(VlftError, match="2 of 3 lines led to an error"):
+            chat(model, processor, Sampling(6), system=None, lines=lines)
+        reply = self.replies([{"query": "Hi."}])[0]
+        assert buffer.getvalue().splitlines() == ["", "", reply.replace("\n", "\\n")]
+        assert capsys.readouterr().err.splitlines() == [
+            "error: line 1: no.png: no such image",
             " hint: relative paths start at the working directory",
-            "error: no command /nothing",
+            "error: line 2: no command /nothing",
             " hint: /help lists the commands",
         ]
 
+    def test_a_full_window_from_a_pipe(self, monkeypatch, capsys):
+        """The lines stay those of the input, and after /clear it goes on."""
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "_file", buffer)
+        model, processor = load()
+        long = " ".join(["word"] * (processor.max_length // 2))
+        lines = ["Hi.", long, long, "Hi.", "/clear", "Hi."]
+        with pytest.raises(VlftError, match=r"[12] of 6 lines led to an error"):
+            chat(model, processor, Sampling(4), system=None, lines=io.StringIO("\n".join(lines)))
+        spoken = buffer.getvalue().splitlines()
+        assert len(spoken) == 6
+        assert spoken[0] == spoken[5]
+        assert spoken[0]
+        assert not spoken[2]
+        assert "in a chat: /clear" in capsys.readouterr().err
+
     def test_help_lists_the_commands(self, monkeypatch, capsys):
-        assert self.talk(["/help"], monkeypatch) == []
+        assert self.talk(["/help"], monkeypatch) == [""]
         text = capsys.readouterr().err
         for command in ("/image PATH", "/system TEXT", "/clear", "/help", "/exit", "Ctrl-C"):
             assert command in text

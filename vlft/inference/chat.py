@@ -1,4 +1,8 @@
-"""A chat at the terminal, or line by line from a pipe. Replies stream to stdout."""
+r"""A chat at the terminal, or from a pipe. Replies stream to stdout.
+
+From a pipe line n of the output belongs to line n of the input: an empty one to an empty line, a
+command and a message that could not be answered; the newlines of a reply are written as ``\n``.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +77,9 @@ class _Dialogue:
 class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
     """Prints a reply as it is generated, each character once all of its bytes are there."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, *, one_line: bool) -> None:
         self._processor = processor
+        self._one_line = one_line
         self._ids: list[int] = []
         self.text = ""
         self._prompt_seen = False
@@ -97,20 +102,27 @@ class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
         if text.startswith(self.text):
             new = text[len(self.text) :]
             self.text = text
-            console.reply(new)
+            console.reply(new.replace("\n", "\\n") if self._one_line else new)
 
 
 def chat(
     model: Any, processor: Processor, sampling: Sampling, *, system: str | None, lines: TextIO
 ) -> None:
-    """Answers each line until the last or ``/exit``; an error is shown and the chat goes on."""
+    """Answers each line until the last or ``/exit``; an error is shown and the chat goes on.
+
+    Raises:
+        VlftError: at the end, if a line from a pipe led to an error.
+    """
     dialogue = _Dialogue(system)
     interactive = lines.isatty()
+    count = failed = 0
     for line in _prompts(lines, interactive=interactive):
+        count += 1
         try:
-            if line.startswith("/"):
-                if not dialogue.run_command(line):
-                    return
+            if line.startswith("/") or not line:
+                if line and not dialogue.run_command(line):
+                    break
+                _end_line(interactive)
                 continue
             turns = (*dialogue.turns, Turn("user", (*dialogue.images, line)))
             conversation = Conversation(turns, dialogue.system)
@@ -119,7 +131,21 @@ def chat(
                 dialogue.turns = [*turns, Turn("assistant", (reply,))]
                 dialogue.images = []
         except VlftError as error:
-            console.show_error(str(error))
+            failed += 1
+            console.show_error(str(error) if interactive else f"line {count}: {error}")
+            _end_line(interactive)
+    if failed and not interactive:
+        raise VlftError(
+            f"{failed} of {count} lines led to an error",
+            place="chat",
+            hint="their lines of the output are empty",
+        )
+
+
+def _end_line(interactive: bool) -> None:
+    """Writes the line of the output that belongs to a line from a pipe without a reply."""
+    if not interactive:
+        console.reply("\n")
 
 
 def _stream_reply(
@@ -131,7 +157,7 @@ def _stream_reply(
     interactive: bool,
 ) -> str | None:
     """The reply, printed as it is generated; after Ctrl-C at a terminal its start, or None."""
-    streamer = _ConsoleStreamer(processor)
+    streamer = _ConsoleStreamer(processor, one_line=not interactive)
     try:
         prompt = processor.encode_conversation(conversation)
         return generate_replies(model, processor, [prompt], sampling, streamer)[0].text
@@ -143,9 +169,9 @@ def _stream_reply(
 
 
 def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str]:
-    """The lines that are not blank; at a terminal after a prompt, until Ctrl-C or Ctrl-D."""
+    """The lines; at a terminal those that are not blank, until Ctrl-C or Ctrl-D."""
     if not interactive:
-        yield from (line.strip() for line in lines if line.strip())
+        yield from (line.strip() for line in lines)
         return
     console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
     while True:
