@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW, problems_of
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.console import warn
 from vlft.data.dataset import DataOptions, Dataset, load_train_and_val
 from vlft.errors import raise_all
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
+from vlft.settings import broken_rules
 from vlft.training.job import LoopOptions
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def load_data(config: SftConfig, processor: Processor) -> tuple[Dataset, Dataset
         warn("--image-root has no effect: the data holds no images")
     # Few samples leave nothing to split off. A run that an older version began so can go on.
     if config.resume is None:
-        raise_all(problems_of(config.lacks_validation(val)))
+        raise_all(broken_rules([config.lacks_validation(val)]))
     return train, val
 
 
