@@ -309,9 +309,9 @@ class TestWhatExcludesEachOther:
             ("sft --dataset a --overwrite", "--overwrite has no effect: only --resume meets "
              "checkpoints; a new run gets a folder of its own"),
             (f"sft --dataset a --model {SIGLIP.folder} --hub modelscope",
-             "--hub has no effect: it is only for a hub id, found a folder or no model"),
+             "--hub has no effect: only for a hub id, found a folder or no model"),
             ("merge-lora --ckpt-dir c --hub modelscope",
-             "--hub has no effect: it is only for a hub id, found a folder or no model"),
+             "--hub has no effect: only for a hub id, found a folder or no model"),
             ("plan --model a/b --device cpu --gpu 80GB",
              "--gpu has no effect: --device cpu is given"),
             ("plan --quantize int8 --lora-target-modules ALL",

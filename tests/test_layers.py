@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoints", "vision", "packing"},
     {"families"},
     {"models", "data"},
-    {"config", "settings", "settings_file", "distributed"},
+    {"config", "settings", "distributed"},
     {"files"},
     {"errors", "console"},
 ]

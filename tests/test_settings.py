@@ -24,18 +24,19 @@ from vlft.config import (
     SftConfig,
     gpu_gib,
 )
-from vlft.errors import CollectedError, ConfigError, UsageError
+from vlft.errors import CollectedError, ConfigError, UsageError, raise_all
 from vlft.inference.generate import Sampling
 from vlft.settings import (
     Settings,
     build,
     check,
+    convert,
     field_type,
     flag,
+    read_config_file,
     setting,
     to_json,
 )
-from vlft.settings_file import read_config_file
 from vlft.training.lora import LoraOptions
 
 CONFIGS = {
@@ -60,18 +61,22 @@ class Demo(Settings):
     path: Path | None = setting(None, "", panel="")  # noqa: RUF009 (as in config.py)
     words: tuple[str, ...] = setting((), "", panel="")
 
-    def problems(self) -> list[UsageError]:
-        found: list[UsageError] = []
-        if self.yes and self.word == "b":
-            found.append(ConfigError("not with b", place="--yes"))
-        if self.yes and self.maybe:
-            found.append(ConfigError("not with a number", place="--yes"))
-        return found
+    def rules(self):
+        return (
+            (self.yes and self.word == "b", "--yes", "not with b", ""),
+            (self.yes and self.maybe, "--yes", "not with a number", ""),
+            (self.yes and self.text, "--text", "yes is given", None),
+        )
 
 
-def message(values: dict[str, Any], cls: type = Demo, **options: Any) -> str:
+def read(cls: type, values: dict[str, Any], source: str) -> None:
+    raise_all(convert(cls, values, source=source)[1])
+    build(cls, values)
+
+
+def message(values: dict[str, Any], cls: type = Demo, source: str = "") -> str:
     with pytest.raises(UsageError) as error:
-        build(cls, values, **options)
+        read(cls, values, source)
     return str(error.value)
 
 
@@ -184,6 +189,12 @@ class TestBuild:
         with pytest.raises(ConfigError, match=r"^--whole: found 'x', a whole number is allowed$"):
             check(Demo(whole="x"))
         assert check(Demo(words=["a"])).words == ("a",)
+
+    def test_check_says_what_has_no_effect(self, capsys):
+        check(Demo(yes=True, text="x"))
+        assert capsys.readouterr().err == "warning: --text has no effect: yes is given\n"
+        check(Demo(text="x"))
+        assert capsys.readouterr().err == ""
 
     def test_flags(self):
         assert flag("lora_rank") == "--lora-rank"
@@ -358,7 +369,7 @@ class TestFiles:
             "learning_rate: 1e-4\ndataset:\n  - a.jsonl\n  - b.jsonl#3\nimage_root: pics\n"
             "max_length:\nuse_dora: on\n"
         )
-        made = build(SftConfig, table, source="c.yaml")
+        made = build(SftConfig, table)
         assert (made.learning_rate, made.dataset) == (1e-4, ("a.jsonl", "b.jsonl#3"))
         assert (made.image_root, made.max_length, made.use_dora) == (Path("pics"), None, True)
 

@@ -11,9 +11,10 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vlft.errors import ConfigError, UsageError
-from vlft.settings import Settings, changed, setting
+from vlft.errors import ConfigError
+from vlft.settings import Rule, Settings, changed, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -39,6 +40,7 @@ GPUS = {
 }  # fmt: skip
 # A number above this is a mistyped name, not a size in GiB.
 LARGEST_GPU = 256
+_GPU_HINT = f"a size like 24GB, or {', '.join(GPUS)}"
 
 # Why an initialisation of LoRA needs weights that are not quantised.
 NEEDS_WHOLE_WEIGHTS = {
@@ -46,182 +48,118 @@ NEEDS_WHOLE_WEIGHTS = {
     "olora": "it changes the base weights as well, and these cannot be changed in",
     "pissa": "it changes the base weights as well, and these cannot be changed in",
 }
-
 # What --tuner full has no use for.
 LORA_ONLY = (
     "lora_target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_dora", "use_rslora",
     "init_lora_weights",
 )  # fmt: skip
 
-# Whether it is wrong, place, message, hint.
-Case = tuple[object, str, str, str]
-_NOT_OF_A_HUB = ("--revision", "only for a hub id, found a folder or no model")
-_NO_HUB = "it is only for a hub id, found a folder or no model"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # A setting in one of the panels of --help.
 _model = partial(setting, panel="Model")
 _data = partial(setting, panel="Data")
 _tuning = partial(setting, panel="Tuning")
-_optimisation = partial(setting, panel="Optimisation")
+_optim = partial(setting, panel="Optimisation")
 _run = partial(setting, panel="Run")
-_plan = partial(setting, panel="Plan")
 _generation = partial(setting, panel="Generation")
 _output = partial(setting, panel="Output")
-_action = partial(setting, panel="Action")
 
 
+# A table: one or two lines for a setting.
+# fmt: off
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(Settings):
     """Settings of ``vlft sft``."""
 
     model: str | None = _model(
-        None, "Model folder or hub id.", path=True, default_text="the tiny model in sample_data"
-    )
+        None, "Model folder or hub id.", path=True, default_text="the tiny model in sample_data")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
-    dtype: str = _model(
-        "auto",
-        "Data type of the weights. auto: float32 on the CPU, the checkpoint's on a GPU.",
-        choices=DTYPES,
-    )
+    dtype: str = _model("auto", "Data type of the weights. auto: float32 on the CPU, the "
+                        "checkpoint's on a GPU.", choices=DTYPES)
     device: str = _model("auto", "Device to run on.", choices=DEVICES)
     quantize: str = _model("none", "Store the frozen LLM in 4 or 8 bit (QLoRA).", choices=QUANTIZE)
-    attn: str = _model(
-        "auto",
-        "Attention implementation; flex needs a GPU. auto: sdpa along the prefix trees.",
-        choices=(*ATTENTION, "flex"),
-    )
+    attn: str = _model("auto", "Attention implementation; flex needs a GPU. auto: sdpa along the "
+                       "prefix trees.", choices=(*ATTENTION, "flex"))
 
     dataset: tuple[str, ...] = _data(
-        (),
-        "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
-        path=True,
-        default_text="required",
-    )
+        (), "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
+        path=True, default_text="required")
     val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True)
-    val_ratio: float = _data(
-        0.05,
-        "Share split off for validation where --val-dataset is not given.",
-        minimum=0,
-        maximum=0.9,
-    )
-    image_root: Path | None = _data(
-        None, "Folder that image paths are relative to.", default_text="the data file's folder"
-    )
+    val_ratio: float = _data(0.05, "Share split off for validation where --val-dataset is not "
+                             "given.", minimum=0, maximum=0.9)
+    image_root: Path | None = _data(None, "Folder that image paths are relative to.",
+                                    default_text="the data file's folder")
     max_length: int | None = _data(
-        None, "Longest sample, in tokens.", minimum=8, default_text="the model's"
-    )
-    on_long: str = _data(
-        "error", "What to do with a longer sample.", choices=("error", "skip", "truncate-history")
-    )
+        None, "Longest sample, in tokens.", minimum=8, default_text="the model's")
+    on_long: str = _data("error", "What to do with a longer sample.",
+                         choices=("error", "skip", "truncate-history"))
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
 
     tuner: str = _tuning("lora", "Train LoRA adapters or all weights.", choices=("lora", "full"))
     lora_target_modules: str = _tuning(
-        "qkv", "Layers with LoRA: qkv, ALL, names with commas between, or a regular expression."
-    )
+        "qkv", "Layers with LoRA: qkv, ALL, names with commas between, or a regular expression.")
     lora_rank: int = _tuning(8, "LoRA rank.", minimum=1)
     lora_alpha: float = _tuning(32.0, "LoRA alpha; the update is scaled by alpha / rank.", above=0)
-    lora_dropout: float = _tuning(
-        0.0,
-        "Dropout on the input of LoRA layers. Its masks depend on packing and sharing.",
-        minimum=0,
-        maximum=0.95,
-    )
+    lora_dropout: float = _tuning(0.0, "Dropout on the input of LoRA layers. Its masks depend on "
+                                  "packing and sharing.", minimum=0, maximum=0.95)
     use_dora: bool = _tuning(False, "DoRA: train magnitude and direction separately.")
     use_rslora: bool = _tuning(False, "rsLoRA: scale by alpha / sqrt(rank).")
     init_lora_weights: str = _tuning(
-        "default", "Initialisation of the LoRA weights.", choices=INIT_LORA
-    )
+        "default", "Initialisation of the LoRA weights.", choices=INIT_LORA)
     train_aligner: bool = _tuning(False, "Train the aligner too.")
     train_vision: bool = _tuning(False, "Train the vision towers too.")
 
-    num_train_epochs: int = _optimisation(3, "Passes over the training data.", minimum=1)
-    max_steps: int | None = _optimisation(
-        None,
-        "Optimiser steps in all, in as many epochs as it takes.",
-        minimum=1,
-        default_text="by epochs",
-    )
-    batch_size: int = _optimisation(
-        16, "Samples per optimiser step, on all GPUs together.", minimum=1
-    )
-    tokens_per_microbatch: int | None = _optimisation(
-        None,
-        "Most tokens in a packed row; bounds the memory. With dropout results depend on it.",
-        minimum=1,
-        default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits",
-        auto=True,
-    )
-    learning_rate: float | None = _optimisation(
-        None, "Peak learning rate.", above=0, default_text="1e-4; 1e-5 for full"
-    )
-    lr_scheduler: str = _optimisation(
-        "cosine",
-        "Course of the learning rate after the warm-up.",
-        choices=("cosine", "linear", "constant"),
-    )
-    warmup_ratio: float = _optimisation(
-        0.05, "Share of the steps with a linear warm-up.", minimum=0, maximum=1
-    )
-    weight_decay: float = _optimisation(0.1, "AdamW weight decay.", minimum=0)
-    max_grad_norm: float = _optimisation(
-        1.0, "Clip gradients to this norm; 0 disables clipping.", minimum=0
-    )
-    gradient_checkpointing: bool | None = _optimisation(
-        None,
-        "Recompute activations in the backward pass to save memory.",
-        default_text="auto: on a GPU, where rows do not fit without",
-        resumable=True,
-    )
-    share_prefix: bool = _optimisation(True, "Compute each shared prompt prefix once per row.")
-    vision_cache: str = _optimisation(
-        "auto",
-        "Where image features are kept while the vision towers are frozen.",
-        choices=("auto", "disk", "memory", "off"),
-        resumable=True,
-    )
-    seed: int = _optimisation(
-        42, "Random seed of sampling, shuffling and initialisation.", minimum=0
-    )
+    num_train_epochs: int = _optim(3, "Passes over the training data.", minimum=1)
+    max_steps: int | None = _optim(None, "Optimiser steps in all, in as many epochs as it takes.",
+                                   minimum=1, default_text="by epochs")
+    batch_size: int = _optim(16, "Samples per optimiser step, on all GPUs together.", minimum=1)
+    tokens_per_microbatch: int | None = _optim(
+        None, "Most tokens in a packed row; bounds the memory. With dropout results depend on it.",
+        minimum=1, auto=True, default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits")
+    learning_rate: float | None = _optim(
+        None, "Peak learning rate.", above=0, default_text="1e-4; 1e-5 for full")
+    lr_scheduler: str = _optim("cosine", "Course of the learning rate after the warm-up.",
+                               choices=("cosine", "linear", "constant"))
+    warmup_ratio: float = _optim(
+        0.05, "Share of the steps with a linear warm-up.", minimum=0, maximum=1)
+    weight_decay: float = _optim(0.1, "AdamW weight decay.", minimum=0)
+    max_grad_norm: float = _optim(
+        1.0, "Clip gradients to this norm; 0 disables clipping.", minimum=0)
+    gradient_checkpointing: bool | None = _optim(
+        None, "Recompute activations in the backward pass to save memory.",
+        default_text="auto: on a GPU, where rows do not fit without", resumable=True)
+    share_prefix: bool = _optim(True, "Compute each shared prompt prefix once per row.")
+    vision_cache: str = _optim(
+        "auto", "Where image features are kept while the vision towers are frozen.",
+        choices=("auto", "disk", "memory", "off"), resumable=True)
+    seed: int = _optim(42, "Random seed of sampling, shuffling and initialisation.", minimum=0)
 
     output_dir: Path = _run(Path("output"), "Folder that run folders are written to.")
-    save_steps: int | None = _run(
-        None, "Optimiser steps between checkpoints.", minimum=1, default_text="each epoch"
-    )
-    eval_steps: int | None = _run(
-        None, "Optimiser steps between evaluations.", minimum=1, default_text="as save-steps"
-    )
-    save_total_limit: int | None = _run(
-        3,
-        "Newest checkpoints to keep, besides the best.",
-        minimum=1,
-        resumable=True,
-    )
+    save_steps: int | None = _run(None, "Optimiser steps between checkpoints.", minimum=1,
+                                  default_text="each epoch")
+    eval_steps: int | None = _run(None, "Optimiser steps between evaluations.", minimum=1,
+                                  default_text="as save-steps")
+    save_total_limit: int | None = _run(3, "Newest checkpoints to keep, besides the best.",
+                                        minimum=1, resumable=True)
     logging_steps: int = _run(1, "Optimiser steps between log lines.", minimum=1, resumable=True)
     early_stop: int | None = _run(
-        None,
-        "Stop after this many evaluations without a lower validation loss.",
-        minimum=1,
-        default_text="never",
-    )
-    report_to: str = _run(
-        "none",
-        "Tracker to log to as well.",
-        choices=("none", "tensorboard", "wandb"),
-        resumable=True,
-    )
+        None, "Stop after this many evaluations without a lower validation loss.", minimum=1,
+        default_text="never")
+    report_to: str = _run("none", "Tracker to log to as well.",
+                          choices=("none", "tensorboard", "wandb"), resumable=True)
     resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
-    overwrite: bool = _run(
-        False, "With --resume: remove the run's checkpoints after the resumed one.", scope="flag"
-    )
+    overwrite: bool = _run(False, "With --resume: remove the run's checkpoints after the resumed "
+                           "one.", scope="flag")
     show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
-    def problems(self) -> list[UsageError]:
-        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
         full, quantized = self.tuner == "full", self.quantize != "none"
         start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
-        return problems_of(
+        return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
             (full and quantized, "--quantize",
@@ -235,26 +173,19 @@ class SftConfig(Settings):
             (start in NEEDS_WHOLE_WEIGHTS and quantized, "--init-lora-weights",
              f"found {start}; {NEEDS_WHOLE_WEIGHTS.get(start)} {self.quantize}",
              "use default or gaussian with --quantize"),
-            (self.resume is None and self.revision and _is_local(self.model),
-             *_NOT_OF_A_HUB, "leave it out, or name a hub id"),
+            *(_hub_rules(self, self.model) if self.resume is None else ()),
             self.lacks_validation(self.val_dataset or self.val_ratio),
-        )  # fmt: skip
-
-    def unused(self) -> list[str]:
-        """The settings that have no effect, each with the reason."""
-        return unused_of(
-            (self.resume is None and _is_local(self.model), changed(self, "hub"), _NO_HUB),
             (self.val_dataset and self.val_ratio, changed(self, "val_ratio"),
-             "--val-dataset is given"),
-            (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given"),
+             "--val-dataset is given", None),
+            (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
-             "--train-vision changes the features in every step"),
+             "--train-vision changes the features in every step", None),
             (self.resume is None, changed(self, "overwrite"),
-             "only --resume meets checkpoints; a new run gets a folder of its own"),
-        )  # fmt: skip
+             "only --resume meets checkpoints; a new run gets a folder of its own", None),
+        )
 
-    def lacks_validation(self, found: object) -> Case:
-        """The case of settings that need validation data where none was found."""
+    def lacks_validation(self, found: object) -> Rule:
+        """The rule of settings that need validation data: they do not act where none is found."""
         flags = changed(self, "early_stop", "eval_steps")
         hint = "name --val-dataset or raise --val-ratio"
         return flags and not found, flags, "needs validation data", hint
@@ -268,33 +199,25 @@ class SftConfig(Settings):
 class PlanConfig(SftConfig):
     """Settings of ``vlft plan``: those of the run that is planned, and the GPU."""
 
-    gpu: str = _plan("24GB", "GPU to plan for: its memory, or a name like a100 or 4090.")
+    gpu: str = setting(
+        "24GB", "GPU to plan for: its memory, or a name like a100 or 4090.", panel="Plan")
 
-    def problems(self) -> list[UsageError]:
-        """Those of a run and an unknown GPU; data is optional."""
-        found = [problem for problem in super().problems() if problem.place != "--dataset"]
-        found += problems_of(
+    def rules(self) -> Sequence[Rule]:
+        """Those of a run, for which data is optional, and those of a plan."""
+        return (
+            *(rule for rule in super().rules() if rule[1] != "--dataset"),
             (self.resume, "--resume", "only for vlft sft; a plan is of a new run",
              "give the settings of the run: --config RUN/run_config.json"),
             (self.val_dataset and not self.dataset, "--val-dataset", "needs training data",
              "add --dataset"),
+            (not _find_gib(self.gpu), "--gpu", f"found {self.gpu!r}", _GPU_HINT),
+            (self.device == "cpu", changed(self, "gpu"), "--device cpu is given", None),
             (self.is_overview and self.tuner == "full", "--tuner",
              "found full; the table of all models is of LoRA", "name one with --model"),
-        )  # fmt: skip
-        try:
-            gpu_gib(self.gpu)
-        except ConfigError as error:
-            found.append(error)
-        return found
-
-    def unused(self) -> list[str]:
-        """Those of a run, and those that the table of all models or a CPU leaves without effect."""
-        return super().unused() + unused_of(
-            (self.device == "cpu", changed(self, "gpu"), "--device cpu is given"),
             (self.is_overview, changed(self, "quantize", "lora_target_modules"),
              "the table of all models shows qkv and ALL, with and without nf4; name one with "
-             "--model"),
-        )  # fmt: skip
+             "--model", None),
+        )
 
     @property
     def is_overview(self) -> bool:
@@ -307,43 +230,33 @@ class InferConfig(Settings):
     """Settings of ``vlft infer``."""
 
     ckpt_dir: Path | None = _model(None, "Run folder of vlft sft, or a checkpoint-N in it.")
-    model: str | None = _model(
-        None,
-        "Base model of the adapter, or a model to run without one.",
-        path=True,
-        default_text="the checkpoint's",
-    )
+    model: str | None = _model(None, "Base model of the adapter, or a model to run without one.",
+                               path=True, default_text="the checkpoint's")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
     dtype: str = _model("auto", "Data type of the weights. auto: as in training.", choices=DTYPES)
     device: str = _model("auto", "Device to run on.", choices=DEVICES)
     quantize: str | None = _model(
-        None, "Store the LLM in 4 or 8 bit.", choices=QUANTIZE, default_text="as in training"
-    )
+        None, "Store the LLM in 4 or 8 bit.", choices=QUANTIZE, default_text="as in training")
     attn: str = _model("auto", "Attention implementation.", choices=ATTENTION)
     merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
 
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
     dataset: tuple[str, ...] = _data(
-        (), "Answer the records of these files. Repeatable.", path=True
-    )
-    image_root: Path | None = _data(
-        None, "Folder that image paths are relative to.", default_text="the data file's folder"
-    )
+        (), "Answer the records of these files. Repeatable.", path=True)
+    image_root: Path | None = _data(None, "Folder that image paths are relative to.",
+                                    default_text="the data file's folder")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
     system: str | None = _data(
-        None, "System prompt of a chat; empty for none.", default_text="the family's"
-    )
+        None, "System prompt of a chat; empty for none.", default_text="the family's")
 
     max_new_tokens: int = _generation(512, "Longest reply, in tokens.", minimum=1)
     temperature: float = _generation(0.0, "0 decodes greedily, above 0 samples.", minimum=0)
-    top_p: float = _generation(
-        1.0, "Sample from the likeliest tokens of this total probability.", above=0, maximum=1
-    )
+    top_p: float = _generation(1.0, "Sample from the likeliest tokens of this total probability.",
+                               above=0, maximum=1)
     top_k: int = _generation(0, "Sample from the k likeliest tokens; 0 from all.", minimum=0)
     repetition_penalty: float = _generation(
-        1.0, "Above 1 makes repeated tokens less likely.", above=0
-    )
+        1.0, "Above 1 makes repeated tokens less likely.", above=0)
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
     seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
@@ -351,39 +264,33 @@ class InferConfig(Settings):
     overwrite: bool = _run(False, "Start the result file anew instead of continuing it.")
     show_samples: int = _run(3, "Replies printed in full.", minimum=0)
 
-    def problems(self) -> list[UsageError]:
-        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         is_chat = not (answers_run or self.dataset)
-        answering = changed(
-            self, "image_root", "on_bad_sample", "batch_size", "output", "overwrite", "show_samples"
-        )
-        return problems_of(
+        answering = changed(self, "image_root", "on_bad_sample", "batch_size", "output",
+                            "overwrite", "show_samples")
+        return (
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
             (answers_run and not has_adapter, "--load-dataset-config",
              "needs the run whose validation set it answers",
              "add --ckpt-dir output/.../checkpoint-N"),
-            (self.merge_lora and self.quantize not in (None, "none"), "--quantize",
-             f"found {self.quantize} with --merge-lora, which merges into whole weights",
-             "leave one of them out"),
-            (self.system is not None and (self.dataset or answers_run), "--system",
-             "belongs to a chat; each record has its own system prompt",
-             'write "system" into the records'),
-            (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
-             "add --ckpt-dir"),
-            (is_chat and answering, answering, "only for answers to a data set, found a chat",
-             "leave it out, or add --dataset or --load-dataset-config"),
             (answers_run and self.on_bad_sample != "error", "--on-bad-sample",
              "found together with --load-dataset-config, which reads the data as the run did",
              "leave one of them out"),
-            (self.revision and _is_local(self.model),
-             *_NOT_OF_A_HUB, "leave it out, or name a hub id with --model"),
-        )  # fmt: skip
-
-    def unused(self) -> list[str]:
-        """The settings that have no effect, each with the reason."""
-        return unused_of((_is_local(self.model), changed(self, "hub"), _NO_HUB))
+            (self.merge_lora and self.quantize not in (None, "none"), "--quantize",
+             f"found {self.quantize} with --merge-lora, which merges into whole weights",
+             "leave one of them out"),
+            (self.system is not None and not is_chat, "--system",
+             "belongs to a chat; each record has its own system prompt",
+             'write "system" into the records'),
+            (is_chat and answering, answering, "only for answers to a data set, found a chat",
+             "leave it out, or add --dataset or --load-dataset-config"),
+            (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
+             "add --ckpt-dir"),
+            *_hub_rules(self, self.model),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,45 +298,32 @@ class MergeLoraConfig(Settings):
     """Settings of ``vlft merge-lora``."""
 
     ckpt_dir: Path | None = _model(
-        None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required"
-    )
+        None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required")
     model: str | None = _model(None, "Base model.", path=True, default_text="the run's")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
     base: str = _model(
-        "dequantized",
-        "Weights to add a QLoRA adapter to: the dequantized ones of its training, or the original.",
-        choices=("dequantized", "original"),
-    )
+        "dequantized", "Weights to add a QLoRA adapter to: the dequantized ones of its training, "
+        "or the original.", choices=("dequantized", "original"))
     device: str = _model("cpu", "Device to merge on, in float32.", choices=DEVICES)
 
     output_dir: Path | None = _output(
-        None, "New folder for the merged model.", default_text="CKPT_DIR-merged"
-    )
-    format: str = _output(
-        "auto",
-        "Layout of the files. original: the authors'. auto: the base's.",
-        choices=("auto", "original", "transformers"),
-    )
+        None, "New folder for the merged model.", default_text="CKPT_DIR-merged")
+    format: str = _output("auto", "Layout of the files. original: the authors'. auto: the base's.",
+                          choices=("auto", "original", "transformers"))
     dtype: str = _output(
-        "auto", "Data type of the files. auto: that of the adapter's training.", choices=DTYPES
-    )
+        "auto", "Data type of the files. auto: that of the adapter's training.", choices=DTYPES)
     max_shard_size: str = _output("5GB", "Largest size of a weight file.")
     overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
-    def problems(self) -> list[UsageError]:
-        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return problems_of(
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
             (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
              "name a run or a checkpoint-N folder of vlft sft"),
-            (self.revision and _is_local(self.model),
-             *_NOT_OF_A_HUB, "leave it out, or name a hub id with --model"),
+            *_hub_rules(self, self.model),
             _shard_size(self.max_shard_size),
-        )  # fmt: skip
-
-    def unused(self) -> list[str]:
-        """The settings that have no effect, each with the reason."""
-        return unused_of((_is_local(self.model), changed(self, "hub"), _NO_HUB))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,30 +335,21 @@ class ConvertConfig(Settings):
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
 
-    format: str = _output(
-        "original",
-        "Layout of the files. original: the authors'.",
-        choices=("original", "transformers"),
-    )
+    format: str = _output("original", "Layout of the files. original: the authors'.",
+                          choices=("original", "transformers"))
     dtype: str = _output(
-        "auto", "Data type of the files. auto: that of each tensor.", choices=DTYPES
-    )
+        "auto", "Data type of the files. auto: that of each tensor.", choices=DTYPES)
     max_shard_size: str = _output("5GB", "Largest size of a weight file.")
     overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
-    def problems(self) -> list[UsageError]:
-        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return problems_of(
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
             (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
              "write vlft convert SRC DST --format transformers"),
-            (self.revision and _is_local(self.src),
-             *_NOT_OF_A_HUB, "leave it out, or name a hub id"),
+            *_hub_rules(self, self.src),
             _shard_size(self.max_shard_size),
-        )  # fmt: skip
-
-    def unused(self) -> list[str]:
-        """The settings that have no effect, each with the reason."""
-        return unused_of((_is_local(self.src), changed(self, "hub"), _NO_HUB))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -476,12 +361,9 @@ class ModelsConfig(Settings):
 class CacheConfig(Settings):
     """Settings of ``vlft cache``."""
 
-    action: str = _action(
-        "info",
-        "info lists what is kept, clear removes all of it.",
-        argument=True,
-        choices=("info", "clear"),
-    )
+    action: str = setting("info", "info lists what is kept, clear removes all of it.",
+                          panel="Action", argument=True, choices=("info", "clear"))
+# fmt: on
 
 
 def gpu_gib(gpu: str) -> float:
@@ -490,44 +372,36 @@ def gpu_gib(gpu: str) -> float:
     Raises:
         ConfigError: neither a size nor a name in ``GPUS``.
     """
+    found = _find_gib(gpu)
+    if not found:
+        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=_GPU_HINT)
+    return found
+
+
+def _find_gib(gpu: str) -> float:
+    """Memory of a GPU in GiB; 0 if the text is neither a size nor a name."""
     text = gpu.lower().strip()
     sized = re.fullmatch(r"(.*[\s_-])?(\d+(?:\.\d+)?)\s*gi?b", text)
     before_size = sized[1] or "" if sized else text
     name = re.sub(r"nvidia|geforce|rtx|tesla|sxm\d?|pcie|[\s_-]", "", before_size)
     if sized:
-        gib = float(sized[2]) if name in GPUS or not before_size else 0
-    else:
-        number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0
-        gib = GPUS.get(name, number if number <= LARGEST_GPU else 0)
-    if not gib:
-        names = ", ".join(GPUS)
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=f"a size like 24GB, or {names}")
-    return gib
+        return float(sized[2]) if name in GPUS or not before_size else 0
+    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0
+    return GPUS.get(name, number if number <= LARGEST_GPU else 0)
 
 
-def problems_of(*cases: Case) -> list[UsageError]:
-    """The errors of those cases that are wrong."""
-    return [
-        ConfigError(text, place=place, hint=hint) for wrong, place, text, hint in cases if wrong
-    ]
+def _hub_rules(config: Any, model: str | None) -> tuple[Rule, Rule]:
+    """The rules of what says where on a hub a model is, if no hub is asked for the model."""
+    is_local = model is None or Path(model).is_dir()
+    found = "only for a hub id, found a folder or no model"
+    return (
+        (is_local and config.revision, "--revision", found, "leave it out, or name a hub id"),
+        (is_local, changed(config, "hub"), found, None),
+    )
 
 
-def unused_of(*cases: tuple[object, str, str]) -> list[str]:
-    """A sentence for each case (is unused, flags, reason) that is so."""
-    return [
-        f"{flags} {'have' if ', ' in flags else 'has'} no effect: {reason}"
-        for unused, flags, reason in cases
-        if unused and flags
-    ]
-
-
-def _is_local(model: str | None) -> bool:
-    """Whether no hub is asked for the model: it is a folder, or there is no name."""
-    return model is None or Path(model).is_dir()
-
-
-def _shard_size(size: str) -> Case:
-    """The case of a size that has another unit or is so small that each tensor gets a file."""
+def _shard_size(size: str) -> Rule:
+    """The rule of a size: refused if it has another unit, or makes a file of each tensor."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size.strip(), re.IGNORECASE)
     kilobytes = float(found[1]) * 1000 ** "KMGT".index(found[2].upper()) if found else 0
     hint = "write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"

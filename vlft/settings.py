@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import reprlib
 import types
 import typing
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
 
 if typing.TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+# A combination of settings: whether it is there, the flags, what is wrong with them, what to do.
+# With None for the last, the flags only have no effect, and the text says why.
+Rule = tuple[object, str, str, str | None]
 
 
 class Settings(Protocol):
@@ -24,65 +29,44 @@ class Settings(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def problems(self) -> list[UsageError]:
-        """Combinations of settings that cannot be used; ``build`` checks each value alone."""
-        return []
-
-    def unused(self) -> list[str]:
-        """The settings that have no effect, each with the reason."""
-        return []
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return ()
 
 
 Config = TypeVar("Config", bound=Settings)
 
 # Types as messages name them.
 IN_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    list: "a list",
-    type(None): "nothing",
-}
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+    list: "a list", type(None): "nothing",
+}  # fmt: skip
 LARGEST_INT = 2**63 - 1
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    panel: str,
-    choices: tuple[str, ...] = (),
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    resumable: bool = False,
-    default_text: str = "",
-    argument: bool = False,
-    auto: bool = False,
-    path: bool = False,
-    scope: str = "run",
-) -> Any:
-    """A field of a settings dataclass.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a setting is besides its name, type and default."""
 
-    Args:
-        default: used where neither a flag nor the file gives a value; written nowhere else.
-        help: one line for ``--help``.
-        panel: the group in ``--help``.
-        choices: the allowed words; empty if any text is allowed.
-        minimum: smallest allowed number; ``above`` is not allowed itself.
-        above: see minimum.
-        maximum: largest allowed number.
-        resumable: whether a resumed run may change it, because no result depends on it.
-        default_text: the default as ``--help`` shows it, where the value itself says too little.
-        argument: given by its place on the command line, not by a flag.
-        auto: whether the word ``auto``, read as None, is allowed instead of a number.
-        path: whether a text may be a path, whose ``~`` is the home folder.
-        scope: ``run`` is saved with the run, ``command`` is not; ``flag`` is not read from a file
-            either, so that no file can continue a run or remove its checkpoints.
-    """
-    metadata = {key: value for key, value in locals().items() if key != "default"}
+    help: str  # one line for --help
+    panel: str  # the group in --help
+    choices: tuple[str, ...] = ()  # the allowed words; empty if any text is allowed
+    minimum: float | None = None  # the smallest allowed number
+    above: float | None = None  # the number must be greater than this
+    maximum: float | None = None  # the largest allowed number
+    resumable: bool = False  # whether a resumed run may change it: no result depends on it
+    default_text: str = ""  # the default in --help, where the value itself says too little
+    argument: bool = False  # whether its place on the command line gives it, not a flag
+    auto: bool = False  # whether the word auto, read as None, is allowed for a number
+    path: bool = False  # whether a text may be a path, whose ~ is the home folder
+    # A run setting is saved with the run, one of the command is not. A flag is not read from a file
+    # either, so that no file can continue a run or remove its checkpoints.
+    scope: Literal["run", "command", "flag"] = "run"
+
+
+def setting(default: Any, help: str, **traits: Any) -> Any:
+    """A field of a settings dataclass; its default is written nowhere else."""
+    metadata = vars(Traits(help=help, **traits))
     if isinstance(default, tuple):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -119,28 +103,38 @@ def is_repeatable(cls: type, name: str) -> bool:
     return typing.get_origin(typing.get_type_hints(cls)[name]) is tuple
 
 
-def build(cls: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
-    """A checked config from named values.
-
-    Args:
-        cls: one of the settings dataclasses.
-        values: by field name; what is absent keeps its default.
-        source: the file that the values come from, for messages; empty for flags.
+def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """A checked config from values by field name; what is absent keeps its default.
 
     Raises:
         UsageError: all problems of single values together, or all wrong combinations.
     """
-    converted, problems = convert(cls, values, source=source)
+    converted, problems = convert(cls, values)
     raise_all(problems)
     config = cls(**converted)
-    raise_all(config.problems())
+    raise_all(broken_rules(config.rules()))
     return config
+
+
+def broken_rules(rules: Iterable[Rule]) -> list[UsageError]:
+    """The errors of the combinations that are there and are not allowed."""
+    return [
+        ConfigError(text, place=flags, hint=hint)
+        for applies, flags, text, hint in rules
+        if applies and hint is not None
+    ]
 
 
 def convert(
     cls: type, values: Mapping[str, Any], *, source: str = ""
 ) -> tuple[dict[str, Any], list[UsageError]]:
-    """The values in the types of their fields, and the problems found; see ``build``."""
+    """The values in the types of their fields, and the problems found.
+
+    Args:
+        cls: one of the settings dataclasses.
+        values: by field name.
+        source: the file that the values come from, for messages; empty for flags.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     problems: list[UsageError] = []
     converted = {}
@@ -167,19 +161,45 @@ def check(config: Config) -> Config:
         UsageError: one or many.
     """
     checked = build(type(config), dataclasses.asdict(config))
-    for sentence in checked.unused():
-        warn(sentence)
+    for applies, flags, reason, hint in checked.rules():
+        if applies and flags and hint is None:
+            warn(f"{flags} {'have' if ', ' in flags else 'has'} no effect: {reason}")
     return checked
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a JSON or YAML file, with underscores in the keys as in fields.
+
+    Raises:
+        ConfigError: the file is missing or is not a table of settings.
+    """
+    kind, example = "YAML", 'a line "model: ..." and a line "dataset: train.jsonl"'
+    if path.suffix == ".json":
+        kind, example = "JSON", '{"model": "...", "dataset": ["train.jsonl"]}'
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        if isinstance(error, UnicodeDecodeError):
+            found = f"not UTF-8 (byte {error.start})"
+        raise ConfigError(found, place=str(path), hint="name a JSON or YAML file") from None
+    try:
+        table = json.loads(text) if kind == "JSON" else _load_yaml(text)
+    except (ValueError, RecursionError) as error:
+        found = f"not {kind}: {_one_line(error)}"
+    else:
+        if isinstance(table, dict):
+            return {str(key).lstrip("-").replace("-", "_"): v for key, v in table.items()}
+        found = f"found {IN_WORDS.get(type(table), type(table).__name__)}"
+        found += ", a table of settings is allowed"
+    raise ConfigError(found, place=str(path), hint=f"write e.g. {example}")
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """The settings that are saved with a run, as JSON values, which ``build`` reads back."""
-    saved = {f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"}
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name in saved
-    }
+    saved = [f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"]
+    values = {name: getattr(config, name) for name in saved}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
 def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
@@ -251,3 +271,28 @@ def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
         if broken:
             found = reprlib.repr(value) if isinstance(value, int) else f"{value:g}"
             raise ConfigError(f"found {found}, {words} is allowed", place=place)
+
+
+def _load_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: not YAML; the message is one line.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _one_line(error: ValueError | RecursionError) -> str:
+    """A parser's message in one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error).split("\n")[0]

@@ -26,8 +26,8 @@ from vlft.settings import (
     field_type,
     flag,
     is_repeatable,
+    read_config_file,
 )
-from vlft.settings_file import read_config_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from vlft.checkpoints.runs import (
 )
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
-from vlft.settings import flag, to_json
+from vlft.settings import broken_rules, flag, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -56,8 +56,8 @@ def resumed_config(
     raise_all(problems)
     config = dataclasses.replace(saved, **changes)
     # A run that an older version began with a combination that is refused now can go on.
-    known = set(map(str, saved.problems()))
-    raise_all([problem for problem in config.problems() if str(problem) not in known])
+    known = set(map(str, broken_rules(saved.rules())))
+    raise_all([broken for broken in broken_rules(config.rules()) if str(broken) not in known])
     return config, checkpoint
 
 

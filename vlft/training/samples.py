@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW, problems_of
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.console import warn
 from vlft.data.dataset import Dataset, load_train_and_val
 from vlft.data.options import DataOptions, History
@@ -13,6 +13,7 @@ from vlft.errors import raise_all
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
+from vlft.settings import broken_rules
 from vlft.training.job import LoopOptions
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def load_data(
         warn("--image-root has no effect: the data holds no images")
     # Few samples leave nothing to split off. A run that an older version began so can go on.
     if config.resume is None:
-        raise_all(problems_of(config.lacks_validation(val)))
+        raise_all(broken_rules([config.lacks_validation(val)]))
     return train, val
 
 
