@@ -14,10 +14,10 @@ python -m benchmarks quality --output benchmarks/results/quality-cpu
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from PIL import Image
@@ -27,94 +27,82 @@ from benchmarks.command import new_parser, prepare, publish
 from benchmarks.measure import CLOCKS
 
 DIGITS = Path(__file__).parent.parent / "sample_data" / "handwriting"
-QUESTIONS = {
-    "Which digit is this?": str,
-    "Is it even?": lambda digit: "no" if digit % 2 else "yes",
-    "Is it more than 4?": lambda digit: "yes" if digit > 4 else "no",
-    "Which digit comes next?": lambda digit: str(digit + 1),
-    "What is it times two?": lambda digit: str(2 * digit),
+QUESTIONS: dict[str, list[str]] = {
+    "Which digit is this?": [str(digit) for digit in range(10)],
+    "Is it even?": ["yes", "no"] * 5,
+    "Is it more than 4?": ["no"] * 5 + ["yes"] * 5,
+    "Which digit comes next?": [str(digit + 1) for digit in range(10)],
+    "What is it times two?": [str(2 * digit) for digit in range(10)],
 }
 COLUMNS = {
-    "set": "{set}",
-    "order": "{order}",
-    "validation losses": "{losses}",
-    "mean": "{mean:.3f}",
-    "steps to the same loss": "{steps_to_loss:.0f}",
-    "seconds to it": "{seconds_to_loss:.1f}",
-}
+    "set": "{set}", "order": "{order}", "validation losses": "{losses}", "mean": "{mean:.3f}",
+    "steps to the same loss": "{steps_to_loss:.0f}", "seconds to it": "{seconds_to_loss:.1f}",
+}  # fmt: skip
 
 # Validation losses of a run by step.
 Curve = dict[int, float]
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, writes the files, prints the table.
-
-    The same loss of a set is the larger one of the mean final losses of both orders.
-    """
+    """Measures, writes the files, prints the table."""
     parser = new_parser("quality", __doc__, repeats=3)
     parser.add_argument("--steps", type=int, default=240, help="default: 240")
     options = parser.parse_args(arguments)
     _, content = prepare(options)
     results = []
-    seeds = range(options.repeats)
-    for name, questions in (("q5", 5), ("common", 1)):
+    for name in ("q5", "common"):
         with tempfile.TemporaryDirectory() as folder:
-            config = make_run(Path(folder), name, questions, options.steps)
-            for order, shared in (("grouped", True), ("free", False)):
-                ordered = replace(config, share_prefix=shared)
-                curves = [train(replace(ordered, seed=seed)) for seed in seeds]
-                seconds = seconds_per_step(ordered, options.steps, options.clock)
-                results.append({"set": name, "order": order, "curves": curves, "seconds": seconds})
-        goal = max(statistics.mean(map(last, row["curves"])) for row in results[-2:])
-        for row in results[-2:]:
-            steps = [steps_to(goal, curve) for curve in row["curves"]]
-            row |= {
-                "losses": ", ".join(f"{last(curve):.3f}" for curve in row["curves"]),
-                "mean": statistics.mean(map(last, row["curves"])),
-                "steps_to_loss": statistics.mean(steps),
-                "seconds_to_loss": statistics.mean(steps) * row["seconds"],
-            }
+            config = make_run(Path(folder), name, options.steps)
+            grouped, free = config, replace(config, share_prefix=False)
+            results += compare(name, {"grouped": grouped, "free": free}, options)
     publish(options, content, COLUMNS, results)
 
 
-def make_run(folder: Path, name: str, questions: int, steps: int) -> vlft.SftConfig:
+def compare(name: str, orders: dict[str, vlft.SftConfig], options: Any) -> list[dict[str, Any]]:
+    """The rows of a set. The same loss is the larger one of both orders' means at the end."""
+    curves = {
+        order: [train(replace(config, seed=seed)) for seed in range(options.repeats)]
+        for order, config in orders.items()
+    }
+    last = {order: [curve[max(curve)] for curve in found] for order, found in curves.items()}
+    goal = max(map(mean, last.values()))
+    results = []
+    for order, config in orders.items():
+        seconds = seconds_per_step(config, options.steps, options.clock)
+        steps = mean(steps_to(goal, curve) for curve in curves[order])
+        results.append({
+            "set": name, "order": order, "curves": curves[order], "seconds_per_step": seconds,
+            "losses": ", ".join(f"{loss:.3f}" for loss in last[order]), "mean": mean(last[order]),
+            "steps_to_loss": steps, "seconds_to_loss": steps * seconds,
+        })  # fmt: skip
+    return results
+
+
+def make_run(folder: Path, name: str, steps: int) -> vlft.SftConfig:
     """Writes the records of a set; returns the settings of its runs, but for seed and order."""
+    common = name == "common"
     blank = folder / "blank.png"
     Image.new("RGB", (64, 64), "white").save(blank)
-
-    def records(file: str, count: int) -> list[dict[str, Any]]:
-        lines = (DIGITS / file).read_text("utf-8").splitlines()[:count]
-        made = []
-        for record in map(json.loads, lines):
-            images = [str(DIGITS / image) for image in record["images"]]
-            before = [str(blank)] if name == "common" else []
-            for question, answer in list(QUESTIONS.items())[:questions]:
-                tags = "<image>" * len([*before, *images])
-                reply = answer(int(record["response"]))
-                made.append(
-                    {"query": tags + question, "response": reply, "images": before + images}
+    for file, count in (("train.jsonl", 400 if common else 300), ("val.jsonl", 100)):
+        rows = []
+        for line in (DIGITS / file).read_text("utf-8").splitlines()[:count]:
+            record = json.loads(line)
+            images = [str(blank)] * common + [str(DIGITS / image) for image in record["images"]]
+            for question, answers in list(QUESTIONS.items())[: 1 if common else None]:
+                query, response = (
+                    "<image>" * len(images) + question,
+                    answers[int(record["response"])],
                 )
-        return sorted(made, key=lambda row: row["response"]) if name == "common" else made
-
-    for file, count in (("train.jsonl", 300 if questions > 1 else 400), ("val.jsonl", 100)):
-        text = "".join(json.dumps(row) + "\n" for row in records(file, count))
-        (folder / file).write_text(text, "utf-8")
+                rows.append({"query": query, "response": response, "images": images})
+        if common:
+            rows.sort(key=lambda row: str(row["response"]))
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return vlft.SftConfig(
-        dataset=(str(folder / "train.jsonl"),),
-        val_dataset=(str(folder / "val.jsonl"),),
-        train_aligner=True,
-        learning_rate=3e-3,
-        num_train_epochs=100,
-        max_steps=steps,
-        eval_steps=max(1, steps // 12),
-        save_steps=steps,
-        logging_steps=steps,
-        vision_cache="memory",
-        device="cpu",
-        show_sample=False,
-        output_dir=folder / "runs",
-    )
+        dataset=(str(folder / "train.jsonl"),), val_dataset=(str(folder / "val.jsonl"),),
+        train_aligner=True, learning_rate=3e-3, num_train_epochs=100, max_steps=steps,
+        eval_steps=max(1, steps // 12), save_steps=steps, logging_steps=steps,
+        vision_cache="memory", device="cpu", show_sample=False, output_dir=folder / "runs",
+    )  # fmt: skip
 
 
 def train(config: vlft.SftConfig) -> Curve:
@@ -133,11 +121,6 @@ def seconds_per_step(config: vlft.SftConfig, steps: int, clock: str) -> float:
         vlft.sft(replace(config, max_steps=length))
         seconds.append(CLOCKS[clock]() - started)
     return (seconds[1] - seconds[0]) / (steps - 1)
-
-
-def last(curve: Curve) -> float:
-    """The final validation loss."""
-    return curve[max(curve)]
 
 
 def steps_to(loss: float, curve: Curve) -> int:

@@ -75,7 +75,12 @@ class RandomProcessor(Processor):
     views: dict[str, Tensor]
     inputs: dict[str, dict[str, Tensor]]
 
-    def pixel_values(self, images: Sequence[EncodedImage]) -> Tensor:
+    def pixel_values(
+        self,
+        images: Sequence[EncodedImage],
+        *,
+        verify: bool = False,  # noqa: ARG002
+    ) -> Tensor:
         """See Processor."""
         return torch.cat([self.views[image.key] for image in images])
 
