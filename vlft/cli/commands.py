@@ -6,8 +6,6 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
 from vlft import __version__, config
 from vlft.cli.quiet import quiet
 from vlft.console import working
@@ -18,60 +16,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of ``vlft``.
-
-    Attributes:
-        config: its settings.
-        work: ``module:function`` that is called with them; imported when the command runs, so that
-            ``--help`` does not wait for torch.
-        help: what it is for, one line.
-        resumes: whether ``work`` also takes the names of the settings that the user gave.
-    """
+    """A command of ``vlft``."""
 
     config: type[Settings]
+    # ``module:function``, imported when the command runs, so that --help does not wait for torch.
     work: str
     help: str
-    resumes: bool = False
+    resumes: bool = False  # whether ``work`` also takes the names of the settings that were given
 
-    def run(self, settings: Settings, given: set[str]) -> None:
-        """Does the work.
+    def run(self, settings: Settings, given: set[str]) -> int:
+        """Does the work; returns the exit code, 130 if the user stopped a run before its end.
 
         Args:
-            settings: checked.
-            given: names of the settings that the user gave, by flag or in a file.
-
-        Raises:
-            typer.Exit: with code 130, if the user stopped a run before its end.
+            settings: of the command, checked.
+            given: names of those that the user gave, by flag or in a file.
         """
         quiet()
         module, _, name = self.work.partition(":")
         with working(f"vlft {__version__}: loading torch and transformers", after=0.2):
             work = getattr(importlib.import_module(module), name)
         result = work(settings, given) if self.resumes else work(settings)
-        if getattr(result, "finished", True) is False:
-            raise typer.Exit(130)
+        return 0 if getattr(result, "finished", True) else 130
 
 
 COMMANDS = {
-    "sft": Command(
-        config.SftConfig, "vlft.training.run:run_sft",
-        "Fine-tune a model with LoRA, QLoRA or fully.", resumes=True),
-    "plan": Command(
-        config.PlanConfig, "vlft.planning.report:run_plan",
-        "Show what vlft sft with the same flags would do and need."),
-    "infer": Command(
-        config.InferConfig, "vlft.inference.run:run_infer",
-        "Answer a data set, or chat, with a tuned or a base model."),
-    "merge-lora": Command(
-        config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",
-        "Add an adapter to its base and write the merged model."),
-    "convert": Command(
-        config.ConvertConfig, "vlft.checkpoints.convert:convert",
-        "Write a model in the authors' layout or in transformers'."),
-    "models": Command(
-        config.ModelsConfig, "vlft.cli.models:list_models",
-        "List the models that can be tuned."),
-    "cache": Command(
-        config.CacheConfig, "vlft.cli.cache:run_cache",
-        "Show or clear the image features kept on disk."),
+    "sft": Command(config.SftConfig, "vlft.training.run:run_sft",
+                   "Fine-tune a model with LoRA, QLoRA or fully.", resumes=True),
+    "plan": Command(config.PlanConfig, "vlft.planning.report:run_plan",
+                    "Show what vlft sft with the same flags would do and need."),
+    "infer": Command(config.InferConfig, "vlft.inference.run:run_infer",
+                     "Answer a data set, or chat, with a tuned or a base model."),
+    "merge-lora": Command(config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",
+                          "Add an adapter to its base and write the merged model."),
+    "convert": Command(config.ConvertConfig, "vlft.checkpoints.convert:convert",
+                       "Write a model in the authors' layout or in transformers'."),
+    "models": Command(config.ModelsConfig, "vlft.cli.models:list_models",
+                      "List the models that can be tuned."),
+    "cache": Command(config.CacheConfig, "vlft.cli.cache:run_cache",
+                     "Show or clear the image features kept on disk."),
 }  # fmt: skip

@@ -73,21 +73,12 @@ def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
 
 
 def help_text(spec: dataclasses.Field[Any]) -> Text:
-    """The help line, the allowed words, the default."""
-    text = Text(spec.metadata["help"])
+    """The help line, the allowed words, the default if there is one to show."""
+    text, default = Text(spec.metadata["help"]), spec.default
     if spec.metadata["choices"]:
         text.append(f" {' | '.join(spec.metadata['choices'])}", style="green")
-    default = default_text(spec)
-    if default:
-        text.append(f" [{default}]", style="dim")
-    return text
-
-
-def default_text(spec: dataclasses.Field[Any]) -> str:
-    """The default as the help page shows it; empty where there is none."""
-    described: str = spec.metadata["default_text"]
-    if described or spec.default is None or spec.default is dataclasses.MISSING:
-        return described
-    if isinstance(spec.default, bool):
-        return "on" if spec.default else "off"
-    return f"{spec.default:g}" if isinstance(spec.default, float) else str(spec.default)
+    shown = spec.metadata["default_text"]
+    if not shown and default not in (None, dataclasses.MISSING):
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        shown = {"True": "on", "False": "off"}.get(shown, shown)
+    return text.append(f" [{shown}]", style="dim") if shown else text

@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
 from vlft.console import warn
@@ -37,30 +36,17 @@ FLAG = re.compile(r"--([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 BOOLEANS = {"true": True, "false": False}
 
 
-@dataclass(frozen=True)
-class _Flag:
-    """What a flag sets.
+class _Flag(NamedTuple):
+    """What a flag sets."""
 
-    Attributes:
-        name: of the setting.
-        value_type: type of its value, or of one of them.
-        repeatable: whether it takes several values.
-        negative: whether it is the ``--no-x`` of a boolean.
-    """
-
-    name: str
-    value_type: Any
+    name: str  # of the setting
+    value_type: Any  # of its value, or of one of them
     repeatable: bool = False
-    negative: bool = False
+    negative: bool = False  # the --no-x of a boolean
 
 
 def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tuple[Config, set[str]]:
-    """The settings of a command, flags before file before default, and the names of those given.
-
-    Args:
-        cls: the settings.
-        command: its name, for messages.
-        words: what follows it on the command line.
+    """The settings in the words after a command, and the names of those given by flag or file.
 
     Raises:
         UsageError: one or many; what is wrong with single flags and settings is shown together.
