@@ -6,6 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 from vlft import __version__, config
 from vlft.cli.quiet import quiet
 from vlft.console import working
@@ -24,19 +26,23 @@ class Command:
     help: str
     resumes: bool = False  # whether ``work`` also takes the names of the settings that were given
 
-    def run(self, settings: Settings, given: set[str]) -> int:
-        """Does the work; returns the exit code, 130 if the user stopped a run before its end.
+    def run(self, settings: Settings, given: set[str]) -> None:
+        """Does the work with checked settings.
 
         Args:
-            settings: of the command, checked.
+            settings: of the command.
             given: names of those that the user gave, by flag or in a file.
+
+        Raises:
+            typer.Exit: with code 130, if the user stopped a run before its end.
         """
         quiet()
         module, _, name = self.work.partition(":")
         with working(f"vlft {__version__}: loading torch and transformers", after=0.2):
             work = getattr(importlib.import_module(module), name)
         result = work(settings, given) if self.resumes else work(settings)
-        return 0 if getattr(result, "finished", True) else 130
+        if getattr(result, "finished", True) is False:
+            raise typer.Exit(130)
 
 
 COMMANDS = {
