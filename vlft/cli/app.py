@@ -115,6 +115,10 @@ def main() -> None:
     sys.unraisablehook = _pass_on
     try:
         app()
+    except BrokenPipeError:
+        # The reader of a pipe, e.g. head, has left. Python would fail to flush stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (VlftError, OSError, KeyboardInterrupt) as error:
         if "--debug" in sys.argv:
             err.print_exception()
