@@ -38,14 +38,12 @@ class FamilyCase:
         family: name in the registry.
         checkpoint: golden checkpoint of the family.
         roles: user and assistant, as the golden conversations write them.
-        tolerance: absolute, of float32 logits.
         rows: samples that are compared one by one; fewer where images are slow to encode.
     """
 
     family: str
     checkpoint: str
     roles: tuple[str, str]
-    tolerance: float = 1e-4
     rows: int = 20
 
     def __str__(self) -> str:
@@ -63,11 +61,11 @@ class FamilyCase:
 WORDS = ("User", "Assistant")
 TOKENS = ("<|User|>", "<|Assistant|>")
 SIGLIP = FamilyCase("deepseek_vl", "deepseek-vl-siglip", WORDS)
-HYBRID = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, 2e-4, rows=5)
-FULLRES = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid-fullres", WORDS, 2e-4)
-VL2_MHA = FamilyCase("deepseek_vl2", "deepseek-vl2-mha", TOKENS, 2e-4, rows=10)
-VL2_MLA = FamilyCase("deepseek_vl2", "deepseek-vl2-mla", TOKENS, 2e-4, rows=10)
-VL2_NOAUX = FamilyCase("deepseek_vl2", "deepseek-vl2-noaux", TOKENS, 2e-4, rows=10)
+HYBRID = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid", WORDS, rows=5)
+FULLRES = FamilyCase("deepseek_vl_hybrid", "deepseek-vl-hybrid-fullres", WORDS)
+VL2_MHA = FamilyCase("deepseek_vl2", "deepseek-vl2-mha", TOKENS, rows=10)
+VL2_MLA = FamilyCase("deepseek_vl2", "deepseek-vl2-mla", TOKENS, rows=10)
+VL2_NOAUX = FamilyCase("deepseek_vl2", "deepseek-vl2-noaux", TOKENS, rows=10)
 JANUS = FamilyCase("janus", "janus", WORDS)
 JANUS_PRO = FamilyCase("janus", "janus-pro", TOKENS)
 

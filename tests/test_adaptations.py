@@ -1,4 +1,4 @@
-"""What vlft changes in modules of other packages: same results, undone without a trace, needed."""
+"""What vlft changes in others' modules keeps results, can be undone, and is still needed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import GOLDEN, HYBRID, ONE_EACH, VL2_MHA, VL2_NOAUX, make_rows, only_siglip
 from peft.tuners.lora.layer import ParamWrapper
+from tolerances import assert_close
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import SamVisionConfig
@@ -34,7 +35,7 @@ on_hybrid = pytest.mark.parametrize("case", [HYBRID], indirect=True, scope="sess
 
 
 def state(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """Of each module, all that an adaptation may change."""
+    """All that an adaptation may change, by module."""
     found = {}
     for name, module in model.named_modules():
         config = getattr(module, "config", None)
@@ -93,7 +94,7 @@ class TestPrepareAndRestore:
         prepare_for_training(model, language)
         assert torch.equal(logits(model, inputs), loaded)
         restore(model)
-        torch.testing.assert_close(logits(model, inputs), loaded, atol=1e-4, rtol=1e-4)
+        assert_close(logits(model, inputs), loaded, "logits")
 
     def test_restoring_a_copy_leaves_the_model(self, model, language):
         prepare_for_training(model, language)
@@ -125,7 +126,7 @@ def test_lora_on_experts_becomes_pefts_own(model, folder, inputs, language):
     restore(tuned)
     kinds = [type(m) for m in tuned.modules() if isinstance(m, ParamWrapper)]
     assert set(kinds) == {ParamWrapper}
-    torch.testing.assert_close(logits(tuned, inputs), expected, atol=1e-4, rtol=1e-4)
+    assert_close(logits(tuned, inputs), expected, "logits")
     prepare_for_training(model, language)
     assert {n: v[0] for n, v in state(tuned).items()} == {n: v[0] for n, v in prepared.items()}
 
@@ -150,7 +151,7 @@ class TestSamAttention:
             output, _ = module(images)
             inputs = [images, *module.parameters()]
             found.append([output, *torch.autograd.grad((output * weights).sum(), inputs)])
-        torch.testing.assert_close(found[1], found[0])
+        assert_close(found[1], found[0], "float64")
 
     @on_hybrid
     def test_layers_with_global_attention_compute_one_head_at_a_time(self, model, monkeypatch):
@@ -164,7 +165,7 @@ class TestSamAttention:
 
 
 def heads_per_bias(model, monkeypatch) -> list[int]:
-    """Heads of each bias that the layers with global attention make for one image."""
+    """Number of heads of each position bias that layers with global attention make."""
     heads = []
     layers = model.model.high_res_vision_model.vision_encoder.layers
     whole = [layer.attn for layer in layers if layer.window_size == 0]
@@ -183,7 +184,7 @@ def heads_per_bias(model, monkeypatch) -> list[int]:
 
 class TestLastLayer:
     def test_a_repeated_position_gets_the_same_gradient_every_time(self):
-        """Bit by bit, with several threads: a resumed run ends in the same weights."""
+        """Bit by bit, with several threads, or else a resumed run would end in other weights."""
         hidden = torch.randn(1, 900, 128, requires_grad=True)
         positions = torch.randint(0, 30, (900,)).sort().values
         upstream = torch.randn(1, 900, 128)
@@ -228,7 +229,7 @@ class TestStillNeeded:
         scored.clear()
         # The same row with the dense mask, by transformers' own attention.
         model.get_submodule(folder.family.parts.language).config._attn_implementation = "sdpa"
-        torch.testing.assert_close(objective(row, images), loss)
+        assert_close(objective(row, images), loss, "loss")
         assert sum(scored) == model.config.text_config.num_hidden_layers * len(row) ** 2
         assert ours < 0.3 * sum(scored)
 
@@ -254,7 +255,7 @@ class TestStillNeeded:
 
 
 def count_scores(monkeypatch) -> list[int]:
-    """Pairs of query and key of each call of SDPA with causal or masked attention from now on."""
+    """A list that gets the number of scores of each later call of SDPA, unless it attends fully."""
     scored = []
     original = torch.nn.functional.scaled_dot_product_attention
 

@@ -1,4 +1,4 @@
-"""What trains, and only that; adapters that plain peft loads."""
+"""Only the targets train, and plain peft loads the adapters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import GOLDEN, ONE_EACH, SIGLIP, VL2_NOAUX, only_siglip
 from safetensors.torch import load_file, save_file
+from tolerances import assert_close
 from torch import nn
 
 from vlft.checkpoints.adapter import load_adapter, save_adapter
@@ -35,7 +36,7 @@ OPTIONS = {
     "olora": LoraOptions(init="olora"),
     "pissa": LoraOptions(init="pissa"),
 }
-# Every way on one checkpoint, the usual ones on all families.
+# Every option is tested on one checkpoint, the usual ones on all families.
 USUAL = ("qkv", "ALL", "parts")
 ways = pytest.mark.parametrize(
     ("case", "name"),
@@ -133,7 +134,8 @@ def test_only_adapters_train_and_only_on_targets(model, folder, name):
 def test_starts_as_the_base(model, folder, inputs, name):
     before = logits(model, inputs)
     add_lora(model, folder.family, OPTIONS[name])
-    torch.testing.assert_close(logits(model, inputs), before, atol=1e-4, rtol=1e-4)
+    kind = "split base" if OPTIONS[name].init in ("orthogonal", "olora", "pissa") else "logits"
+    assert_close(logits(model, inputs), before, kind)
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
@@ -153,9 +155,9 @@ def test_save_and_load(make_model, folder, inputs, tmp_path, name, quantize):
     again = load_adapter(make_model(quantize), tmp_path)
     state = tuned.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items() if "lora_" in n)
-    # The last bits of a sum depend on where in memory its numbers lie; int8 rounds inputs too.
-    difference = (logits(again, inputs) - expected).norm() / expected.norm()
-    assert difference < (5e-2 if quantize == "int8" else 1e-5)
+    # Not bit by bit: the order of a sum depends on where in memory its numbers lie.
+    kind = "int8" if quantize == "int8" else "logits"
+    assert_close(logits(again, inputs), expected, kind)
     assert not any(p.requires_grad for p in again.parameters())
 
 
@@ -214,7 +216,7 @@ def test_plain_peft_loads_it_onto_the_plain_class(
     expected = logits(model, inputs)
     save_adapter(tuned, tmp_path)
     plain = PeftModel.from_pretrained(plain_model, tmp_path)
-    torch.testing.assert_close(logits(plain, inputs), expected, atol=1e-5, rtol=1e-5)
+    assert_close(logits(plain, inputs), expected, "logits")
 
 
 @pytest.mark.parametrize(("aligner", "vision"), [(False, False), (True, False), (True, True)])

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, and that stopping and going on changes nothing."""
+"""Whole runs: what they write, and that stopping and resuming changes nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import GOLDEN, HYBRID, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file
+from tolerances import assert_close
 
 import vlft
 from vlft import console
@@ -76,7 +77,7 @@ def losses(run: Path) -> list[float]:
 
 
 def stop_after(monkeypatch, steps: int):
-    """Sends this process Ctrl-C in the step after so many, as a user would."""
+    """Sends this process Ctrl-C within the given step, as a user would."""
     taken = []
     original = loop.take_step
 
@@ -135,7 +136,7 @@ class TestRunFolder:
         stopping = dataclasses.replace(config, eval_steps=1, early_stop=2, logging_steps=2)
         result = vlft.sft(stopping)
         assert (result.step, result.finished) == (3, True)
-        # The last window is written though no log line was due.
+        # Step 3 is logged at the end although no log line was due.
         assert [row["step"] for row in metrics(result.run) if "loss" in row] == [2, 3]
 
     @only_siglip
@@ -154,7 +155,7 @@ class TestRunFolder:
 
 
 class TestInvariance:
-    """How samples are packed, split and shared changes no loss."""
+    """No way to pack, split or share samples changes a loss."""
 
     def test_rows_and_sharing(self, config):
         plain = dataclasses.replace(config, lora_dropout=0.0, max_steps=2)
@@ -165,7 +166,7 @@ class TestInvariance:
             {"attn": "eager"},
         ):
             found = losses(vlft.sft(dataclasses.replace(plain, **change)).run)
-            assert found == pytest.approx(reference, rel=1e-4), change
+            assert_close(found, reference, "run losses")
 
     @pytest.mark.parametrize("case", [SIGLIP, HYBRID], indirect=True, ids=str, scope="session")
     def test_full_tuning_in_16_bit_takes_cached_features(self, config):
@@ -189,7 +190,7 @@ class TestInvariance:
         whole = dataclasses.replace(config, lora_dropout=0.0, batch_size=100)
         shared = vlft.sft(whole).run
         alone = vlft.sft(dataclasses.replace(whole, share_prefix=False)).run
-        assert losses(alone) == pytest.approx(losses(shared), rel=1e-5)
+        assert_close(losses(alone), losses(shared), "run losses")
         saved = [
             next(row["tokens_saved"] for row in metrics(run) if "loss" in row)
             for run in (shared, alone)
@@ -400,7 +401,7 @@ class TestFileSystems:
         assert find_checkpoint(tmp_path / "best") == tmp_path / "checkpoint-1"
         assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
         assert capsys.readouterr().err.count("no symbolic links") == 1
-        # And links again, on a file system that has them.
+        # On a file system that has links, they are links again.
         monkeypatch.undo()
         self.save(tmp_path, 4)
         assert (tmp_path / "last").is_symlink()
@@ -527,7 +528,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run(config, monkeypatch):
     monkeypatch.setattr(Backend, "step", lambda _backend: float("nan"))
     with pytest.raises(VlftError, match="the gradient norm is nan"):
         vlft.sft(config)
-    # And the next run of the process is a run of its own.
+    # A failed run leaves nothing in the process that would disturb the next one.
     monkeypatch.undo()
     assert vlft.sft(dataclasses.replace(config, dtype="bfloat16", max_steps=1)).finished
 
