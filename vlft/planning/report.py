@@ -70,8 +70,6 @@ def overview(config: PlanConfig) -> list[str]:
         for title, quantize in (("LoRA", "none"), ("QLoRA", "nf4"))
         for targets in ("qkv", "ALL")
     }
-    if config.tuner == "full":
-        variants = {("full", "tuning"): config}
     top, bottom = ("".join(f"{word:>6}" for word in words) for words in zip(*variants, strict=True))
     verdicts = f"  on {gpu_gib(config.gpu):g} GiB" if on_gpu else ""
     lines = [
