@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     results: list[dict[str, Any]] = []
     for model in options.models:
         for case in cases_of(options, model):
-            _, sides = make_sides(case)
+            _, sides = make_sides(case, [1])
             counts = []
             for side in sides:
                 once = _count(side.encode) if side.encode else 0

@@ -47,10 +47,8 @@ def main(arguments: list[str]) -> None:
     for limit in options.tokens:
         row = random_row(limit).to(device)
         torch.manual_seed(0)
-        inputs = [
-            torch.randn((1, HEADS, len(row), HEAD_DIM), device=device, dtype=DTYPES[options.dtype])
-            for _ in range(3)
-        ]
+        shape, dtype = (1, HEADS, len(row), HEAD_DIM), DTYPES[options.dtype]
+        inputs = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
         base: dict[str, float] = {}
         for side, attend in sides(row, inputs).items():
             step = partial(forward_and_backward, attend, inputs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.measure import CLOCKS, load_average, machine
+from benchmarks.measure import CLOCKS, machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,18 +39,14 @@ def new_parser(name: str, description: str | None, *, repeats: int) -> argparse.
 
 
 def prepare(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any]]:
-    """Sets the process up to measure.
-
-    Returns:
-        The device, and the head of the result file: machine, its load, settings.
-    """
+    """Sets the process up to measure; returns the device, and the head of the result file."""
     if options.threads:
         torch.set_num_threads(options.threads)
     # The garbage collection before each measurement need not look through imported modules.
     gc.freeze()
     device = torch.device(options.device)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
-    return device, {"machine": machine(device), "load_before": load_average(), "settings": settings}
+    return device, {"machine": machine(device), "settings": settings}
 
 
 def changed(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
@@ -79,12 +75,7 @@ def publish(
 
 
 def markdown(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table, its numbers aligned to the right.
-
-    Args:
-        columns: title -> format of the cell, as in ``{seconds:.2f}``.
-        rows: the fields of each row.
-    """
+    """A table of title -> format of the cell, as in ``{seconds:.2f}``; numbers to the right."""
     cells = [[text.format_map(row) for text in columns.values()] for row in rows]
     rule = [
         "---:" if all(map(NUMBER.fullmatch, column)) else "---"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-TOP_K = 6
+EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, RANK = 64, 6, 2048, 1408, 8
 COLUMNS = {
     "side": "{side}", "s, forward and backward": "{seconds:.3f}", "speed-up": "{speedup:.1f}",
     "peak memory, MiB": "{peak_mib:.0f}", "mean of the output": "{value:.5f}",
@@ -39,13 +39,8 @@ COLUMNS = {
 def main(arguments: list[str]) -> None:
     """Measures, writes the files, prints the table."""
     parser = new_parser("experts", __doc__, repeats=3)
-    add = parser.add_argument
-    add("--dtype", default="bfloat16", choices=DTYPES)
-    add("--tokens", type=int, default=1024)
-    add("--experts", type=int, default=64)
-    add("--hidden", type=int, default=2048)
-    add("--intermediate-size", type=int, default=1408, help="of an expert; default: 1408")
-    add("--rank", type=int, default=8)
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args(arguments)
     _, content = prepare(options)
     publish(options, content, COLUMNS, compare(options))
@@ -94,12 +89,9 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
 
     def fused() -> Any:
         config = DeepseekVL2TextConfig(
-            hidden_size=options.hidden,
-            moe_intermediate_size=options.intermediate_size,
-            n_routed_experts=options.experts,
-            num_experts_per_tok=TOP_K,
-            topk_method="greedy",
-        )
+            hidden_size=HIDDEN, moe_intermediate_size=INTERMEDIATE, n_routed_experts=EXPERTS,
+            num_experts_per_tok=TOP_K, topk_method="greedy",
+        )  # fmt: skip
         config._experts_implementation = "grouped_mm"
         with device:
             experts = PLAIN_EXPERTS(config).to(dtype).requires_grad_(False)
@@ -112,7 +104,7 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
 
     def peft(grouped: bool) -> nn.Module:
         names = ["experts.gate_up_proj", "experts.down_proj"]
-        config = LoraConfig(r=options.rank, target_parameters=names)
+        config = LoraConfig(r=RANK, target_parameters=names)
         if grouped:
             register_experts_layer(config)
         model = get_peft_model(nn.ModuleDict({"experts": fused()}), config)
@@ -122,7 +114,7 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     return {
         "loop over experts": lambda: loop(0),
         "vlft": fused,
-        "loop over experts, LoRA": lambda: loop(options.rank),
+        "loop over experts, LoRA": lambda: loop(RANK),
         "peft, LoRA": lambda: peft(False),
         "vlft, LoRA": lambda: peft(True),
     }
@@ -132,10 +124,10 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side on the same tokens and routing, one module in memory at a time."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     torch.manual_seed(0)
-    scores = torch.randn(options.tokens, options.experts, device=device).softmax(-1)
+    scores = torch.randn(options.tokens, EXPERTS, device=device).softmax(-1)
     weights, chosen = scores.topk(TOP_K)
     weights = weights.to(dtype)
-    tokens = torch.randn(options.tokens, options.hidden, device=device, dtype=dtype)
+    tokens = torch.randn(options.tokens, HIDDEN, device=device, dtype=dtype)
 
     def step(module: nn.Module) -> float:
         module.zero_grad()

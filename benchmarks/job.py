@@ -29,25 +29,13 @@ class _Data(list[Any]):
     outlines: tuple[Any, ...] = ()
 
 
-def make_job(
-    built: RandomModel,
-    samples: Samples,
-    tokens_per_row: int | None = None,
-    *,
-    share_prefix: bool = True,
-) -> Job:
-    """The job of ``vlft sft`` with its defaults; a step takes all samples.
+def make_job(built: RandomModel, samples: Samples, *, share_prefix: bool = True) -> Job:
+    """The job of ``vlft sft`` with its defaults; it changes the model as training does.
 
-    Args:
-        built: the model, which the job changes as training does.
-        samples: that it trains on.
-        tokens_per_row: limit of a row; by default that of the device.
-        share_prefix: whether equal prefixes are stored once.
+    A step takes all samples.
     """
     device, processor = built.weight.device, samples.processor
-    config = SftConfig(
-        device=device.type, tokens_per_microbatch=tokens_per_row, share_prefix=share_prefix
-    )
+    config = SftConfig(device=device.type, share_prefix=share_prefix)
     data: Any = _Data(samples.samples)
     token = processor.chat.image_token_id
     data.outlines = tuple(outline(sample, token) for sample in samples.samples)

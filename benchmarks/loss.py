@@ -23,6 +23,7 @@ from vlft.training.loss import token_loss_sum
 if TYPE_CHECKING:
     import argparse
 
+HIDDEN, VOCABULARY = 1024, 102400
 Kernel = Callable[[Tensor, Tensor, nn.Linear], Tensor]
 COLUMNS = {
     "dtype": "{dtype}", "kernel": "{kernel}", "S": "{positions}",
@@ -35,11 +36,8 @@ COLUMNS = {
 def main(arguments: list[str]) -> None:
     """Measures, prints the table, writes the files."""
     parser = new_parser("loss", __doc__, repeats=5)
-    add = parser.add_argument
-    add("--positions", type=int, nargs="+", default=[64, 512])
-    add("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
-    add("--hidden", type=int, default=1024)
-    add("--vocabulary", type=int, default=102400)
+    parser.add_argument("--positions", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     options = parser.parse_args(arguments)
     device, content = prepare(options)
     results = [
@@ -67,11 +65,11 @@ def compare(
 ) -> list[dict[str, Any]]:
     """All kernels on the same random inputs: loss, its gradient's error, seconds and peak."""
     torch.manual_seed(0)
-    head = nn.Linear(options.hidden, options.vocabulary, bias=False)
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     head = head.to(device, DTYPES[dtype]).requires_grad_(False)
-    hidden = torch.randn(positions, options.hidden).to(device, DTYPES[dtype]).requires_grad_()
-    target = torch.randint(options.vocabulary, (positions,)).to(device)
+    hidden = torch.randn(positions, HIDDEN).to(device, DTYPES[dtype]).requires_grad_()
+    target = torch.randint(VOCABULARY, (positions,)).to(device)
 
     exact = hidden.detach().double().requires_grad_()
     reference = F.cross_entropy(F.linear(exact, head.weight.double()), target, reduction="sum")

@@ -90,16 +90,13 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
         "threads": torch.get_num_threads(),
+        # Running processes in the last minute: 0 on an idle machine.
+        "load": os.getloadavg()[0],
         "torch": torch.__version__,
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
-
-
-def load_average() -> float:
-    """Mean number of running processes in the last minute: 0 on an idle machine."""
-    return os.getloadavg()[0]
 
 
 def _reset_peak(device: torch.device) -> int:

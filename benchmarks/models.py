@@ -39,9 +39,7 @@ class RandomModel:
         native: keyword arguments of its config.
         model: transformers' class, with LoRA in place.
         tuned: peft's model around it.
-        pixels: how images become its inputs.
         tiles: of each image, see MODELS.
-        image_tokens: that an image becomes.
     """
 
     native: dict[str, Any]
@@ -102,8 +100,7 @@ def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any
     small = experts or sam
     vocab_size, heads = (512, 4) if tiny else (51200, 8)
     text: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 64 if tiny else 512,
+        "vocab_size": vocab_size, "hidden_size": 64 if tiny else 512,
         "intermediate_size": 96 if tiny else 1408,
         "num_hidden_layers": 2 if tiny else 6 if small else 8,
         "num_attention_heads": heads, "num_key_value_heads": heads,
@@ -111,8 +108,7 @@ def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any
     }  # fmt: skip
     if experts:
         text |= {
-            "n_routed_experts": 8 if tiny else 32,
-            "num_experts_per_tok": 3 if tiny else 6,
+            "n_routed_experts": 8 if tiny else 32, "num_experts_per_tok": 3 if tiny else 6,
             "moe_intermediate_size": 32 if tiny else 256,
             "n_shared_experts": 2, "first_k_dense_replace": 1,
             "topk_method": "greedy", "use_mla": False,

@@ -64,14 +64,11 @@ def run(case: argparse.Namespace) -> dict[str, Any]:
     tokens = int(measured.value)
     planned = planned_bytes(held[0], case, tokens)
     return {
-        "model": case.model,
-        "workload": case.workload,
+        "model": case.model, "workload": case.workload, "tokens": tokens,
         "checkpointing": "yes" if case.checkpointing else "no",
-        "tokens": tokens,
-        "planned_gib": planned / GIB,
-        "measured_gib": measured.peak_bytes / GIB,
+        "planned_gib": planned / GIB, "measured_gib": measured.peak_bytes / GIB,
         "ratio": planned / measured.peak_bytes,
-    }
+    }  # fmt: skip
 
 
 def train(case: argparse.Namespace) -> tuple[RandomModel, int]:
@@ -79,7 +76,7 @@ def train(case: argparse.Namespace) -> tuple[RandomModel, int]:
     built, samples = make_samples(case)
     if case.checkpointing:
         set_checkpointing(built.model, on=True)
-    job = make_job(built, samples, case.tokens_per_row)
+    job = make_job(built, samples)
     encode_images(job, samples)
     rows = rows_of(job)
     for _ in range(2):
@@ -92,10 +89,8 @@ def planned_bytes(built: RandomModel, case: argparse.Namespace, tokens: int) -> 
     params = sum(p.numel() for p in built.model.parameters() if not p.requires_grad)
     sizes = model_sizes(built.native, params, built.family.attention_inputs)
     config = PlanConfig(
-        device=case.device,
-        dtype=case.dtype,
-        gradient_checkpointing=case.checkpointing,
-        tokens_per_microbatch=tokens,
-    )
+        device=case.device, dtype=case.dtype,
+        gradient_checkpointing=case.checkpointing, tokens_per_microbatch=tokens,
+    )  # fmt: skip
     memory = estimate_memory(sizes, memory_spec(config, sizes))
     return memory.peak - memory.runtime

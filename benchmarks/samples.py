@@ -26,25 +26,19 @@ Bounds = tuple[int, int]
 
 @dataclass(frozen=True)
 class Workload:
-    """What the samples of a job look like: bounds, both included, that numbers are drawn from.
+    """What the samples of a job look like: bounds, both included, that numbers are drawn from."""
 
-    Attributes:
-        images: of a sample, at the beginning of its first message.
-        samples: on the same images.
-        turns: questions and replies of a sample.
-        question: tokens.
-        reply: tokens; these are trained.
-        image_size: of the SigLIP tower, pixels.
-        system: tokens of the system prompt, which all samples share.
-    """
-
+    # Of a sample, at the beginning of its first message.
     images: Bounds = (1, 1)
+    # On the same images.
     samples: Bounds = (1, 1)
     turns: Bounds = (1, 1)
+    # Tokens; those of the reply are trained, those of the system prompt are in all samples.
     question: Bounds = (20, 20)
     reply: Bounds = (24, 24)
-    image_size: int = 384
     system: int = 45
+    # Of the SigLIP tower, in pixels.
+    image_size: int = 384
 
 
 WORKLOADS = {
@@ -56,31 +50,19 @@ WORKLOADS = {
     **{f"size512-q{n}": Workload(samples=(n, n), image_size=512) for n in (1, 5)},
     **{f"reply{tokens}": Workload(reply=(tokens, tokens)) for tokens in (128, 512)},
 }
-# Names for several workloads; q1 and q5 are those of 384 pixels and of replies of 24 tokens.
-SWEEPS = {
-    "size": ("size224-q1", "q1", "size512-q1", "size224-q5", "q5", "size512-q5"),
-    "reply": ("q1", "reply128", "reply512"),
-}
 
 
 @dataclass(frozen=True)
 class RandomProcessor(Processor):
-    """A processor whose images are random values in memory instead of files.
+    """A processor whose images are random values in memory instead of files, by their keys.
 
-    Attributes:
-        views: of an image by its key, (V, 3, H, W) float32 on the CPU, as decoded.
-        inputs: the model's keyword arguments, likewise, on its device and in its dtype.
+    ``views`` are (V, 3, H, W) float32 on the CPU, as decoded; ``inputs`` are the model's.
     """
 
     views: dict[str, Tensor]
     inputs: dict[str, dict[str, Tensor]]
 
-    def pixel_values(
-        self,
-        images: Sequence[EncodedImage],
-        *,
-        verify: bool = False,  # noqa: ARG002
-    ) -> Tensor:
+    def pixel_values(self, images: Sequence[EncodedImage], **_: bool) -> Tensor:
         """See Processor."""
         return torch.cat([self.views[image.key] for image in images])
 

@@ -9,7 +9,8 @@ vlft                          its defaults
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.command import DTYPES, changed
 from benchmarks.job import encode_images, make_job, rows_of
 from benchmarks.models import MODELS, SCALES, native_config, random_model
-from benchmarks.samples import SWEEPS, WORKLOADS, random_samples
+from benchmarks.samples import WORKLOADS, random_samples
 from vlft.data.encode import IGNORE
 from vlft.training.loop import take_gradients
 from vlft.training.model import set_checkpointing
@@ -39,8 +40,6 @@ class Side:
     """One way to train.
 
     Attributes:
-        name: in the table.
-        built: the model that is trained.
         forwards: passes through the LLM in an epoch.
         tokens: that the LLM sees in an epoch, padding included.
         epoch: leaves the gradient in the model, returns the loss in nats per trained token.
@@ -55,16 +54,6 @@ class Side:
     encode: Callable[[], float] | None = None
 
 
-class BatchSize(NamedTuple):
-    """Bounds of a padded batch, padding included; a longer sample is a batch of its own."""
-
-    samples: int
-    tokens: int
-
-
-ONE_SAMPLE = BatchSize(1, 0)
-
-
 def add_job_options(
     parser: argparse.ArgumentParser, *, workloads: Sequence[str] | None, dtype: str | None
 ) -> None:
@@ -73,7 +62,7 @@ def add_job_options(
     Without default workloads these depend on the model, and without a dtype on the scale.
     """
     add = parser.add_argument
-    models, names = list(MODELS), [*WORKLOADS, *SWEEPS]
+    models, names = list(MODELS), list(WORKLOADS)
     shown = f"of {', '.join(names)}; default: {' '.join(workloads or ('by model',))}"
     add("--models", nargs="+", default=models, choices=models, help="default: all")
     add("--workloads", nargs="+", default=workloads, choices=names, metavar="NAME", help=shown)
@@ -81,32 +70,23 @@ def add_job_options(
     shown = f"of frozen weights; default: {dtype or 'bfloat16, but float32 if tiny'}"
     add("--dtype", default=dtype, choices=DTYPES, help=shown)
     add("--samples", type=int, default=10, help="of an optimiser step; default: 10")
-    add("--tokens-per-row", type=int, help="of vlft, at most; default: vlft's own")
 
 
 def cases_of(options: argparse.Namespace, model: str) -> list[argparse.Namespace]:
     """The options with the name of a model and of each of its workloads."""
     names = options.workloads or (WORKLOADS if model == "deepseek-vl" else ("q1", "q5", "mixed"))
-    members = dict.fromkeys(member for name in names for member in SWEEPS.get(name, (name,)))
-    return [changed(options, model=model, workload=member) for member in members]
+    return [changed(options, model=model, workload=name) for name in names]
 
 
-def make_sides(
-    case: argparse.Namespace, size: BatchSize = ONE_SAMPLE
-) -> tuple[Samples, list[Side]]:
-    """Random samples and all sides on them; the first side is the one compared with.
-
-    Args:
-        case: see ``cases_of``.
-        size: of the padded batches.
-    """
+def make_sides(case: argparse.Namespace, batches: Sequence[int]) -> tuple[Samples, list[Side]]:
+    """Random samples and all sides on them, plain ones with padded batches of these sizes."""
     plain, _ = make_samples(case, plain=True)
     built, samples = make_samples(case)
-    job = make_job(built, samples, case.tokens_per_row)
-    unshared = make_job(built, samples, case.tokens_per_row, share_prefix=False)
+    job = make_job(built, samples)
+    unshared = make_job(built, samples, share_prefix=False)
     return samples, [
-        plain_side(plain, samples, size, checkpointing=False),
-        plain_side(plain, samples, size, checkpointing=True),
+        *(plain_side(plain, samples, size, checkpointing=False) for size in batches),
+        plain_side(plain, samples, batches[0], checkpointing=True),
         vlft_side("vlft, no sharing, no cache", built, unshared, samples),
         vlft_side("vlft", built, job, samples, cache=True),
     ]
@@ -129,20 +109,18 @@ def vlft_side(
     def epoch() -> float:
         return take_gradients(job, rows_of(job)) / samples.targets
 
-    def encode() -> float:
-        return encode_images(job, samples)
-
     rows = rows_of(job)
     tokens = sum(row.tokens for row in rows)
-    return Side(name, built, len(rows), tokens, epoch, encode if cache else None)
+    encode = partial(encode_images, job, samples) if cache else None
+    return Side(name, built, len(rows), tokens, epoch, encode)
 
 
-def plain_side(
-    built: RandomModel, samples: Samples, size: BatchSize, *, checkpointing: bool
-) -> Side:
+def plain_side(built: RandomModel, samples: Samples, size: int, *, checkpointing: bool) -> Side:
     """Transformers and peft, as an experienced user writes it."""
     device, dtype = built.weight.device, built.weight.dtype
-    batches = padded_batches(samples.samples, size)
+    # Samples of similar length together, so that little is padded; the longest first.
+    ordered = sorted(samples.samples, key=len, reverse=True)
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
     def epoch() -> float:
         set_checkpointing(built.model, on=checkpointing)
@@ -155,21 +133,9 @@ def plain_side(
             total += loss.item()
         return total
 
-    name = "plain, checkpointing" if checkpointing else "plain"
+    name = f"plain{f', batches of {size}' * (size > 1)}{', checkpointing' * checkpointing}"
     tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
     return Side(name, built, len(batches), tokens, epoch)
-
-
-def padded_batches(samples: Sequence[EncodedSample], size: BatchSize) -> list[list[EncodedSample]]:
-    """Samples of similar length together, so that little is padded; the longest first."""
-    batches: list[list[EncodedSample]] = []
-    for sample in sorted(samples, key=len, reverse=True):
-        more = len(batches[-1]) + 1 if batches else 0
-        # The first sample of a batch is its longest.
-        if not more or more > size.samples or more * len(batches[-1][0]) > size.tokens:
-            batches.append([])
-        batches[-1].append(sample)
-    return batches
 
 
 def padded_loss(built: RandomModel, samples: Samples, batch: list[EncodedSample]) -> Tensor:

@@ -12,22 +12,18 @@ arithmetic are the same on all sides and left out.
 from __future__ import annotations
 
 import statistics
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.command import changed, markdown, new_parser, note, prepare, write
-from benchmarks.measure import GIB, Measured, apart, load_average, measure
+from benchmarks.measure import GIB, Measured, apart, measure
 from benchmarks.models import native_config
 from benchmarks.sides import (
-    BatchSize,
     add_job_options,
     cases_of,
     clear_gradient,
-    make_samples,
     make_sides,
-    plain_side,
 )
 
 if TYPE_CHECKING:
@@ -53,25 +49,17 @@ def main(arguments: list[str]) -> None:
     add_job_options(parser, workloads=None, dtype=None)
     add = parser.add_argument
     add("--epochs", type=int, default=3, help="of a job; default: 3")
-    add("--plain-batch", type=int, nargs="+", default=[1, 2, 5], help="the fastest is taken")
-    add("--memory-limit", type=float, default=12, help="of the plain side, GiB; default: 12")
+    shown = "samples of a padded batch; vlft is compared with the fastest; default: 1 2 5"
+    add("--plain-batch", type=int, nargs="+", default=[1, 2, 5], help=shown)
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float32" if options.scale == "tiny" else "bfloat16")
     _, content = prepare(options)
     content["shapes"] = {name: native_config(name, options.scale) for name in options.models}
-    content["plain_batches_tried"] = {}
     content["comparisons"] = []
     table = ""
     for model in options.models:
-        cases = cases_of(options, model)
-        tries = try_batches(cases[0])
-        content["plain_batches_tried"][model] = tries
-        fitting = [tried for tried in tries if tried["peak_gib"] <= options.memory_limit]
-        if not fitting:
-            sys.exit(f"no --plain-batch fits into --memory-limit {options.memory_limit}: {tries}")
-        size = BatchSize(**min(fitting, key=lambda tried: tried["seconds"])["size"])
-        for case in cases:
-            content["comparisons"].append(compare(case, size))
+        for case in cases_of(options, model):
+            content["comparisons"].append(compare(case))
             note(f"{model}, {case.workload}: done")
             rows = [{**one, **r} for one in content["comparisons"] for r in one["results"]]
             table = markdown(COLUMNS, rows)
@@ -79,11 +67,10 @@ def main(arguments: list[str]) -> None:
     print(table)
 
 
-def compare(case: argparse.Namespace, size: BatchSize) -> dict[str, Any]:
+def compare(case: argparse.Namespace) -> dict[str, Any]:
     """All sides of a model on a workload: a warm-up, then repeats in alternating order."""
-    load = load_average()
-    peaks = apart(peaks_of, case, size)
-    samples, sides = make_sides(case, size)
+    peaks = apart(peaks_of, case)
+    samples, sides = make_sides(case, case.plain_batch)
     gradients = [run(side, case)[1] for side in sides]
     order = [(side, list[dict[str, float]]()) for side in sides]
     for repeat in range(case.repeats):
@@ -91,31 +78,25 @@ def compare(case: argparse.Namespace, size: BatchSize) -> dict[str, Any]:
             runs.append(run(side, case)[0])
     results: list[dict[str, Any]] = []
     for (side, runs), peak, gradient in zip(order, peaks, gradients, strict=True):
-        encode, epoch = (
-            statistics.median(found[name] for found in runs)
-            for name in ("encode_seconds", "epoch_seconds")
-        )
+        encode = statistics.median(found["encode_seconds"] for found in runs)
+        epoch = statistics.median(found["epoch_seconds"] for found in runs)
         job = encode + case.epochs * epoch
         difference = (gradient - gradients[0]).norm() / gradients[0].norm()
         result = {
-            "side": side.name,
-            "forwards": side.forwards,
-            "tokens": side.tokens,
-            "encode_seconds": encode,
-            "epoch_seconds": epoch,
-            "job_seconds": job,
+            "side": side.name, "forwards": side.forwards, "tokens": side.tokens,
+            "encode_seconds": encode, "epoch_seconds": epoch, "job_seconds": job,
             "samples_per_second": case.epochs * len(samples.samples) / job,
             "targets_per_second": case.epochs * samples.targets / job,
-            "speedup": results[0]["job_seconds"] / job if results else 1.0,
-            "peak_gib": peak / GIB,
-            "peak_ratio": peak / peaks[0],
-            "loss": runs[-1]["loss"],
+            "peak_gib": peak / GIB, "loss": runs[-1]["loss"], "runs": runs,
             "gradient_difference": difference.item(),
-            "runs": runs,
-        }
+        }  # fmt: skip
         results.append(result)
-    head = {"model": case.model, "workload": case.workload, "load_before": load}
-    return {**head, "results": results}
+    # Compared with is the fastest plain side.
+    base = min(results[: len(case.plain_batch)], key=lambda result: result["job_seconds"])
+    for result in results:
+        result["speedup"] = base["job_seconds"] / result["job_seconds"]
+        result["peak_ratio"] = result["peak_gib"] / base["peak_gib"]
+    return {"model": case.model, "workload": case.workload, "results": results}
 
 
 def run(side: Side, case: argparse.Namespace) -> tuple[dict[str, float], Tensor]:
@@ -131,25 +112,10 @@ def run(side: Side, case: argparse.Namespace) -> tuple[dict[str, float], Tensor]
     }, clear_gradient(side)
 
 
-def peaks_of(case: argparse.Namespace, size: BatchSize) -> list[float]:
+def peaks_of(case: argparse.Namespace) -> list[float]:
     """Bytes at the peak of each side; runs in a process of its own."""
     # First a tiny model, for what a process allocates only once.
     for scale in ("tiny", case.scale):
-        _, sides = make_sides(changed(case, scale=scale), size)
+        _, sides = make_sides(changed(case, scale=scale), case.plain_batch)
         found = [run(side, case)[0]["peak_bytes"] for side in sides]
     return found
-
-
-def try_batches(case: argparse.Namespace) -> list[dict[str, Any]]:
-    """The plain side at each size of its batches, after a warm-up."""
-    built, samples = make_samples(case, plain=True)
-    longest = max(map(len, samples.samples))
-    tries = []
-    for count in case.plain_batch:
-        size = BatchSize(count, count * longest)
-        side = plain_side(built, samples, size, checkpointing=False)
-        runs = [run(side, case)[0] for _ in range(2)]
-        seconds, peak = runs[-1]["epoch_seconds"], max(found["peak_bytes"] for found in runs) / GIB
-        tries.append({"size": size._asdict(), "seconds": seconds, "peak_gib": peak})
-        note(f"{case.model}, plain, batches of {count}: {seconds:.2f} s, {peak:.2f} GiB")
-    return tries

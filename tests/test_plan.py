@@ -264,7 +264,6 @@ def test_a_plan_for_the_cpu_does_not_mention_gpus(capsys):
     [
         {"gpu": "NVIDIA GeForce RTX 5090", "gradient_checkpointing": True},
         {"gpu": "8GB", "gradient_checkpointing": False},
-        {"gpu": "80GB", "tuner": "full", "gradient_checkpointing": True},
         {"device": "cpu"},
     ],
 )

@@ -59,34 +59,30 @@ def run_plan(config: PlanConfig) -> None:
 
 
 def overview(config: PlanConfig) -> list[str]:
-    """A table of all published models: peak memory, and the flags with which a run fits."""
+    """A table of all published models: peak memory, and the flags with which LoRA fits."""
     on_gpu = planned_device(config) == "cuda"
     if on_gpu and config.gradient_checkpointing is None:
         # The least that a run needs: where there is more memory, it runs without.
         config = replace(config, gradient_checkpointing=True)
-    variants = {
-        (title, targets): replace(config, quantize=quantize, lora_target_modules=targets)
-        for title, quantize in (("LoRA", "none"), ("QLoRA", "nf4"))
+    variants = [
+        replace(config, quantize=quantize, lora_target_modules=targets)
+        for quantize in ("none", "nf4")
         for targets in ("qkv", "ALL")
-    }
-    if config.tuner == "full":
-        variants = {("full", "tuning"): config}
-    top, bottom = ("".join(f"{word:>6}" for word in words) for words in zip(*variants, strict=True))
-    verdicts = f"  on {gpu_gib(config.gpu):g} GiB" if on_gpu else ""
+    ]
     lines = [
         f"peak memory in GiB, rows of {row_tokens(config):,} tokens"
         + _checkpointing_note(config.gradient_checkpointing),
-        f"{'':<33}{top}",
-        f"{'':<33}{bottom}{verdicts}",
+        f"{'':<35}LoRA  LoRA QLoRA QLoRA",
+        f"{'':<36}qkv   ALL   qkv   ALL" + f"  on {gpu_gib(config.gpu):g} GiB" * on_gpu,
     ]
     for published in PUBLISHED_MODELS:
         model = published_sizes(published)
-        peaks = (_peak(variant, model) / GIB for variant in variants.values())
+        peaks = (_peak(variant, model) / GIB for variant in variants)
         line = f"{published.id:<33}" + "".join(f"{peak:>6.1f}" for peak in peaks)
         if on_gpu:
-            flags, _ = _remedy(config, model)
+            flags, _ = _remedy(variants[0], model)
             remedy = f"with {flags}" if flags else "does not fit"
-            answer = "fits" if _fits(config, model) else remedy
+            answer = "fits" if _fits(variants[0], model) else remedy
             # Several flags stand on a line of their own, as a terminal may have 80 columns.
             line += ("  " if len(line) + len(answer) <= 78 else "\n    ") + answer
         lines.append(line)
