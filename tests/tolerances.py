@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import pytest
 import torch
+
+from vlft.checkpoints.quantize import int8_overflows
 
 Numbers: TypeAlias = "torch.Tensor | float | Sequence[Numbers] | Mapping[str, Numbers]"
 
@@ -104,6 +107,8 @@ def assert_within(found: float, kind: str, where: str = "") -> None:
         test = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
         with Path(file).open("a", encoding="utf-8") as lines:
             lines.write(f"{kind}\t{found:.2e}\t{test}{where}\n")
+    if kind == "int8" and int8_overflows():
+        pytest.skip("this CPU adds products of 8 bits in 16, which overflow")
     bound = KINDS[kind].bound
     assert found <= bound, f"{kind} differ by {found:.1e}{where}, the bound is {bound:.1e}"
 

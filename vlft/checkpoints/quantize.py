@@ -65,6 +65,14 @@ def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Pa
     return quantized
 
 
+@functools.cache
+def int8_overflows() -> bool:
+    """Whether int8 products are wrong on this CPU: without VNNI oneDNN adds two in 16 bits."""
+    extreme = torch.full((32, 64), 127, dtype=torch.int8)
+    exact = extreme.int() @ extreme.int().T
+    return not torch.equal(torch._int_mm(extreme, extreme.T.contiguous()), exact)
+
+
 def keep_scales(model: nn.Module) -> None:
     """Moves the scales of 8 bit weights from the weights into their modules."""
     for module in model.modules():
