@@ -18,15 +18,12 @@ from torch import Tensor, nn
 
 from vlft.checkpoints.export import canonical_name
 from vlft.checkpoints.quantize import (
+    finish_quantized,
     holds_quantized,
-    int8_overflows,
-    keep_scales,
-    mark_quantized,
     quantize_language,
     quantized_weight,
 )
 from vlft.checkpoints.weights import read_tensors
-from vlft.console import warn
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import config_errors
@@ -118,10 +115,7 @@ def load_model(
     unfit = {"that the model does not have": unexpected, "of the wrong shape": wrong}
     _refuse(folder, {"missing": missing, **unfit})
     if placement.quantize != "none":
-        mark_quantized(model, placement.quantize)
-        keep_scales(model)
-        if (placement.quantize, placement.device.type) == ("int8", "cpu") and int8_overflows():
-            warn("int8 products overflow on this CPU (it has no VNNI); use --quantize nf4 or none")
+        finish_quantized(model, placement.quantize, placement.device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
             module._buffers[name] = buffer.to(placement.device)

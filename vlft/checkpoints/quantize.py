@@ -124,6 +124,14 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(owner), leaf, module)
 
 
+def finish_quantized(model: Any, quantize: str, device: torch.device) -> None:
+    """Makes a model whose quantised weights are in place ready to run."""
+    mark_quantized(model, quantize)
+    keep_scales(model)
+    if (quantize, device.type) == ("int8", "cpu") and int8_overflows():
+        console.warn("int8 products overflow on this CPU (no VNNI); use --quantize nf4 or none")
+
+
 def mark_quantized(model: Any, quantize: str) -> None:
     """Sets the attributes by which peft and Accelerate recognise a quantised model."""
     model.is_loaded_in_4bit = quantize == "nf4"
