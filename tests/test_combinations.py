@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from vlft.checkpoints.locate import describe
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.errors import UsageError
+from vlft.inference import run as infer_run
 from vlft.settings import check
 
 
@@ -375,3 +378,34 @@ class TestWhatOnlyTheFilesSay:
             UsageError, match=r"holds a whole model; .* cannot be its base(.|\n)*--m"
         ):
             vlft.infer(vlft.InferConfig(**data, model=config.model))
+
+    def test_attention_of_a_merged_model(self, config, monkeypatch, tmp_path):
+        run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
+        seen = []
+
+        def answer(model, *_):
+            seen.append(model.config._attn_implementation)
+
+        monkeypatch.setattr(infer_run, "_answer", answer)
+        monkeypatch.setattr(infer_run.ResultFile, "rows", lambda self: [])
+        for attn in ("eager", "auto"):
+            settings = {"attn": attn, "merge_lora": True, "image_root": config.image_root}
+            output = tmp_path / f"{attn}.jsonl"
+            data = {"ckpt_dir": run, "dataset": config.dataset, "device": "cpu", "output": output}
+            vlft.infer(vlft.InferConfig(**data, **settings))
+        assert seen == ["eager", "sdpa"]
+
+
+def test_the_reader_of_a_pipe_may_leave(tmp_path):
+    """As head does: no traceback, and no message of Python's own at exit."""
+    code = (
+        "import sys, time\nfrom vlft import console\nfrom vlft.cli import app\n"
+        "def work():\n    time.sleep(0.5)\n    console.reply(100_000 * 'x')\n"
+        "app.app = work\napp.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

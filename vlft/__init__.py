@@ -26,22 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ConvertConfig",
-    "EncodedSample",
-    "InferConfig",
-    "MergeLoraConfig",
-    "Processor",
-    "Reply",
-    "SftConfig",
-    "VlftError",
-    "__version__",
-    "convert",
-    "generate",
-    "infer",
-    "load",
-    "merge_lora",
+    "ConvertConfig", "EncodedSample", "InferConfig", "MergeLoraConfig", "Processor", "Reply",
+    "SftConfig", "VlftError", "__version__", "convert", "generate", "infer", "load", "merge_lora",
     "sft",
-]
+]  # fmt: skip
 
 _HOMES = {
     "ConvertConfig": "vlft.config:ConvertConfig",

@@ -58,13 +58,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # A setting in one of the panels of --help.
-_model = partial(setting, panel="Model")
-_data = partial(setting, panel="Data")
-_tuning = partial(setting, panel="Tuning")
-_optim = partial(setting, panel="Optimisation")
-_run = partial(setting, panel="Run")
-_generation = partial(setting, panel="Generation")
-_output = partial(setting, panel="Output")
+_model, _data, _tuning, _optim, _run, _generation, _output = (
+    partial(setting, panel=panel)
+    for panel in ("Model", "Data", "Tuning", "Optimisation", "Run", "Generation", "Output")
+)
 
 
 # A table: one or two lines for a setting.

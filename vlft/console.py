@@ -13,8 +13,6 @@ from rich.console import Console
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rich.console import RenderableType
-
 Item = TypeVar("Item")
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -48,12 +46,8 @@ def working(what: str, after: float = 1.0) -> Iterator[None]:
     """Shows what the block is busy with, once it has taken ``after`` seconds.
 
     On a terminal this is a spinner that disappears with the block; otherwise one line. Blocks may
-    be nested and may hold progress bars, but must not print to stdout. Of the processes of a
-    distributed run only the first shows anything.
-
-    Args:
-        what: e.g. ``loading the model``.
-        after: seconds; 0 shows it at once.
+    be nested and may hold progress bars, but must not print to stdout. Only the first rank of a
+    distributed run shows anything.
     """
     if not _is_first_rank():
         yield
@@ -63,10 +57,7 @@ def working(what: str, after: float = 1.0) -> Iterator[None]:
     else:
         timer = threading.Timer(after, info, [what])
         timer.daemon = True
-        if after > 0:
-            timer.start()
-        else:
-            info(what)
+        timer.start()
         try:
             yield
         finally:
@@ -85,12 +76,8 @@ def _spinner(what: str, after: float) -> Iterator[None]:
     text.truncate(err.width - 4, overflow="ellipsis")
     spinner = Spinner("dots", text)
     begin = time.monotonic() + after
-
-    def shown() -> RenderableType:
-        return spinner if time.monotonic() >= begin else ""
-
     live = Live(
-        get_renderable=shown,
+        get_renderable=lambda: spinner if time.monotonic() >= begin else "",
         console=err,
         transient=True,
         # A library that is imported meanwhile must not keep rich's stand-ins for these streams.

@@ -19,23 +19,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PROBLEMS_SHOWN = 20
+
 
 class VlftError(Exception):
-    """Base of every error that is shown as text, never as a traceback.
-
-    Args:
-        message: what was found, and what is allowed.
-        place: where, e.g. ``train.jsonl:17`` or ``--lora-rank``.
-        hint: what to do next.
-    """
+    """Base of every error that is shown as text, never as a traceback."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
         super().__init__(message, place, hint)
-        self.message = message
-        self.place = place
-        self.hint = hint
+        self.message = message  # what was found, and what is allowed
+        self.place = place  # e.g. ``train.jsonl:17`` or ``--lora-rank``
+        self.hint = hint  # what to do next
 
     def __str__(self) -> str:
         head = f"{self.place}: {self.message}" if self.place else self.message
@@ -74,24 +70,16 @@ class CheckpointError(UsageError):
 
 
 class CollectedError(UsageError):
-    """Several problems of the input, reported together.
+    """Several problems of the input, in its order: the first are shown, the rest are counted."""
 
-    Args:
-        problems: all of them, in the order of the input.
-        limit: how many are printed; the rest are counted.
-    """
-
-    def __init__(self, problems: Sequence[UsageError], *, limit: int = 20) -> None:
+    def __init__(self, problems: Sequence[UsageError]) -> None:
         super().__init__(f"{len(problems)} problems")
         self.problems = tuple(problems)
-        self.limit = limit
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[: self.limit]]
-        rest = len(self.problems) - self.limit
-        if rest > 0:
-            lines.append(f"... and {rest} more")
-        return "\n".join(lines)
+        lines = list(map(str, self.problems[:PROBLEMS_SHOWN]))
+        rest = len(self.problems) - PROBLEMS_SHOWN
+        return "\n".join([*lines, f"... and {rest} more"] if rest > 0 else lines)
 
 
 def shown(path: str | Path) -> str:

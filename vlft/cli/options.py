@@ -144,10 +144,8 @@ def _flags(cls: type) -> dict[str, _Flag]:
         flags[name] = _Flag(field_name, value_type, is_repeatable(cls, field_name))
         if value_type is bool:
             flags[f"no_{name}"] = _Flag(field_name, value_type, negative=True)
-    for spec in dataclasses.fields(cls):
-        if spec.metadata["argument"]:
-            del flags[spec.name]
-    return flags
+    arguments = [spec.name for spec in dataclasses.fields(cls) if spec.metadata["argument"]]
+    return {name: known for name, known in flags.items() if name not in arguments}
 
 
 def _take(

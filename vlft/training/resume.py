@@ -80,15 +80,10 @@ def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
 
 def _differs(given: object, saved: object) -> bool:
     """Whether two settings differ; ``auto`` equals anything, and paths are compared absolute."""
-    if given == "auto":
-        return False
-    if isinstance(given, str) and isinstance(saved, str):
-        return given != saved and str(Path(given).absolute()) != saved
     if isinstance(given, list | tuple) and isinstance(saved, list | tuple):
-        return len(given) != len(saved) or any(
-            _differs(left, right) for left, right in zip(given, saved, strict=True)
-        )
-    return given != saved
+        return len(given) != len(saved) or any(map(_differs, given, saved))
+    is_same_path = isinstance(given, str) and str(Path(given).absolute()) == saved
+    return given not in ("auto", saved) and not is_same_path
 
 
 def _text(value: object) -> str:
