@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from typing import TYPE_CHECKING, Any
+
+import jsonlines
 
 from vlft.data.conversation import Conversation, flat_text
 from vlft.data.layouts import COMMON_TAG
@@ -59,11 +62,12 @@ class ResultFile:
         if self._overwrite:
             self.path.unlink(missing_ok=True)
             self._overwrite = False
-        with self.path.open("a", encoding="utf-8") as file:
+        dumps = functools.partial(json.dumps, ensure_ascii=False)
+        with jsonlines.open(self.path, "a", dumps=dumps, flush=True) as file:
             for conversation, reply in zip(conversations, replies, strict=True):
                 row = _describe_record(conversation)
                 row |= {"response": reply, "generation": self._settings}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(row)
 
     def rows(self) -> list[dict[str, Any]]:
         """All lines of the file."""
