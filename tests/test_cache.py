@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from operator import attrgetter
+from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
+from conftest import (
+    GOLDEN,
+    HYBRID,
+    JANUS,
+    SIGLIP,
+    VL2_NOAUX,
+    make_rows,
+    only_siglip,
+    write_jsonl,
+)
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tolerances import assert_close
 
 import vlft
+from vlft.checkpoints.load import empty_model
 from vlft.checkpoints.runs import find_checkpoint
+from vlft.cli.cache import run_cache
+from vlft.errors import VlftError
 from vlft.packing.packer import Packer
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
@@ -75,6 +93,60 @@ class TestSameAsWithout:
         assert same == (case.family != "deepseek_vl2")
 
 
+# A setting of each kind: where it stands, and another value that leaves all weights as they fit.
+SETTINGS = [
+    (SIGLIP, "vision_config.num_attention_heads", 8),
+    (SIGLIP, "vision_config.hidden_act", "gelu_pytorch_tanh"),
+    (HYBRID, "high_res_vision_config.layer_norm_eps", 1e-3),
+    (HYBRID, "high_res_vision_config.window_size", 7),
+    (VL2_NOAUX, "global_view_first", False),
+    (VL2_NOAUX, "vision_config.layer_norm_eps", 1e-3),
+    (JANUS, "vision_config.num_attention_heads", 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value"), SETTINGS, indirect=["case"], ids=str, scope="session"
+)
+def test_the_fingerprint_depends_on_every_setting(folder, processor, field, value):
+    found = set()
+    for changed in (False, True):
+        model = empty_model(folder)
+        owner, _, name = f"config.{field}".rpartition(".")
+        assert value != attrgetter(f"{owner}.{name}")(model)
+        if changed:
+            setattr(attrgetter(owner)(model), name, value)
+        model.config.text_config.max_position_embeddings = 1000 + changed
+        found.add(fingerprint(model.to_empty(device="cpu").apply(zero), processor, "aligned"))
+    assert len(found) == 2
+
+
+def zero(module):
+    for tensor in module.parameters(recurse=False):
+        tensor.data.zero_()
+
+
+@only_siglip
+def test_a_change_of_treatment_has_a_number(processor, tmp_path):
+    """If this fails because images are opened or transformed in another way: raise TREATMENT."""
+    side = processor.pixels.size
+    rows, columns = np.mgrid[0:side, 0:side].astype(np.uint16)
+    gray = Image.fromarray((columns * 500 + rows).astype(np.uint16))
+    rgba = Image.fromarray(
+        np.stack([rows, columns, rows // 2, 255 * (rows > columns)], -1).astype(np.uint8), "RGBA"
+    )
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = {"gray": gray, "rgba": rgba, "palette": rgba.convert("RGB").quantize(16)}
+    digest = hashlib.sha256()
+    for name, image in {**files, "turned": rgba.convert("RGB")}.items():
+        image.save(tmp_path / f"{name}.png", exif=turned if name == "turned" else Image.Exif())
+        row = {"query": "<image>x", "images": [f"{name}.png"]}
+        pixels = processor.pixel_values(processor.encode(row, tmp_path).images)
+        digest.update(((pixels * 127.5).round().to(torch.int16)).numpy())
+    assert (cache_plan.TREATMENT, digest.hexdigest()[:16]) == (1, "af3049bf37352490")
+
+
 @only_siglip
 class TestOnDisk:
     def fill(self, model, processor, images) -> Images:
@@ -101,6 +173,15 @@ class TestOnDisk:
         assert fingerprint(model, processor, "vision") != before
         model.model.aligner.linear1.bias.data[0] += 1
         assert fingerprint(model, processor, "aligned") != before
+
+    def test_the_fingerprint_depends_on_pillow_and_treatment(self, model, processor, monkeypatch):
+        found = {fingerprint(model, processor, "aligned")}
+        with monkeypatch.context() as patch:
+            patch.setattr("PIL.__version__", "1.0")
+            found.add(fingerprint(model, processor, "aligned"))
+        monkeypatch.setattr(cache_plan, "TREATMENT", 0)
+        found.add(fingerprint(model, processor, "aligned"))
+        assert len(found) == 3
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
     def test_damaged_features_are_encoded_again(self, make_model, processor, images, damage, capfd):
@@ -166,8 +247,31 @@ class TestOnDisk:
         ((name, files, size),) = list_cache()
         assert (len(name), files) == (32, 1)
         assert size == self.files()[0].stat().st_size
-        assert clear_cache() == size
+        assert clear_cache() == (size, [])
         assert list_cache() == []
+
+    @pytest.mark.parametrize("linked", ["root", "folder"])
+    def test_clear_through_a_link(self, tmp_path, linked):
+        disk = tmp_path / "disk"
+        write_shard(disk / "abc", {"a": torch.ones(300)})
+        (disk / "abc" / ".tmpX1").write_bytes(b"cut off")
+        link = cache_root() if linked == "root" else cache_root() / "abc"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(disk if linked == "root" else disk / "abc")
+        size, problems = clear_cache()
+        assert size > 1200
+        assert not problems
+        assert list_cache() == []
+        assert not list(disk.rglob("*.safetensors"))
+
+    def test_clear_says_what_it_leaves(self, capsys):
+        for name in ("abc", "def"):
+            write_shard(cache_root() / name, {"a": torch.ones(3)})
+        (cache_root() / "abc" / "mine.txt").write_text("mine")
+        with pytest.raises(VlftError, match=r"(?s)1 left: .*abc: Directory not empty"):
+            run_cache(vlft.config.CacheConfig(action="clear"))
+        assert "MiB removed" in capsys.readouterr().out
+        assert [path.name for path in cache_root().rglob("*")] == ["abc", "mine.txt"]
 
 
 @only_siglip
@@ -188,6 +292,32 @@ class TestPlan:
     def test_as_asked(self, model, processor, images, asked):
         chosen = self.plan(model, processor, images, asked)
         assert (chosen.where, chosen.reason) == (asked, "as asked")
+
+    @pytest.mark.parametrize("home", ["/proc/nope", "file", "none"])
+    @pytest.mark.parametrize("asked", ["auto", "disk"])
+    def test_where_no_folder_can_be_written(
+        self, model, processor, images, monkeypatch, tmp_path, home, asked
+    ):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home) if home == "file" else home)
+        if home == "none":
+            monkeypatch.delenv("XDG_CACHE_HOME")
+            monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
+        if asked == "disk":
+            with pytest.raises(VlftError, match="use --vision-cache memory"):
+                fill(self.plan(model, processor, images, asked), model, processor, images)
+            return
+        chosen = self.plan(model, processor, images)
+        assert chosen.where == "memory"
+        assert ("no home folder" if home == "none" else "cannot be written") in chosen.reason
+        assert fill(chosen, model, processor, images).encoded == len(images)
+
+    def test_a_folder_of_features_that_is_read_only(self, model, processor, images, monkeypatch):
+        fill(self.plan(model, processor, images), model, processor, images)
+        refused = Mock(side_effect=PermissionError(13, "Permission denied"))
+        monkeypatch.setattr(cache_plan.tempfile, "TemporaryFile", refused)
+        chosen = self.plan(model, processor, images)
+        assert (chosen.where, "Permission denied" in chosen.reason) == ("memory", True)
 
     def test_no_images(self, model, processor):
         assert self.plan(model, processor, []).where == "off"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -192,3 +194,31 @@ def test_it_replaces_neither_its_base_nor_its_adapter(runs, case, monkeypatch):
         with pytest.raises(UsageError, match=r"would replace|in use"):
             merge_lora(config_of(run, target, overwrite=True))
     assert find_checkpoint(run).exists()
+
+
+@only_siglip
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_get_the_rights_of_the_umask(runs, case, tmp_path, monkeypatch, umask, rights):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    old = os.umask(umask)
+    try:
+        merge_lora(config_of(runs("lora"), tmp_path / "m"))
+        made = vlft.convert(
+            vlft.ConvertConfig(src=str(case.folder), dst=tmp_path / "c", format="transformers")
+        )
+        data = write_jsonl(tmp_path / "train.jsonl", make_rows(6))
+        vlft.sft(
+            vlft.SftConfig(
+                model=str(made), dataset=(str(data),), image_root=GOLDEN / "images", val_ratio=0.0,
+                output_dir=tmp_path / "r", max_steps=1, vision_cache="disk", show_sample=False,
+            )
+        )  # fmt: skip
+    finally:
+        os.umask(old)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.name for path in files}
+    written = {"unused.safetensors", "adapter_model.safetensors", "state.safetensors"}
+    assert written < kinds
+    assert any(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*"))
+    wrong = {path.name for path in files if stat.S_IMODE(path.stat().st_mode) != rights}
+    assert not wrong

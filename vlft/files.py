@@ -1,4 +1,4 @@
-"""JSON files of model and run folders, read with an error that names the file."""
+"""Files of model and run folders: JSON read with an error that names the file, tensors written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
 
 def read_object_if_there(path: Path) -> dict[str, Any]:
@@ -39,3 +42,16 @@ def read_object(path: Path) -> dict[str, Any]:
             hint="write or download it again",
         )
     return value
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file with the rights that any new file has, by the user's umask."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    # It replaces the file by one that only the user can read.
+    save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    path.chmod(mode & 0o777)

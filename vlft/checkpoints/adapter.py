@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlft.checkpoints.quantize import is_quantized
 from vlft.config import INIT_LORA
 from vlft.distributed import full_tensor
 from vlft.errors import CheckpointError, ConfigError
-from vlft.files import read_object
+from vlft.files import read_object, save_tensors
 from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
 def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
     """Writes adapter_config.json and the weights, as gathered before or gathered now."""
     tensors = adapter_tensors(peft_model) if tensors is None else tensors
-    save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, folder / _WEIGHTS_FILE)
     peft_model.peft_config["default"].save_pretrained(str(folder))
 
 

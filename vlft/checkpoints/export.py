@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlft.checkpoints.weights import read_tensors
 from vlft.config import MergeLoraConfig
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import template_source
-from vlft.files import read_object
+from vlft.files import read_object, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +73,9 @@ def export_model(
         tensors = {
             key: state[key].detach().to("cpu", written[key].dtype).contiguous() for key in members
         }
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        save_tensors(tensors, folder / name)
     if layout != "original" and (unused := _unused_tensors(base)):
-        save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
+        save_tensors(unused, folder / _UNUSED_FILE)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)

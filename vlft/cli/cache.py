@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.console import out
+from vlft.errors import VlftError
 from vlft.vision.cache_plan import cache_root, clear_cache, list_cache
 
 if TYPE_CHECKING:
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 def run_cache(config: CacheConfig) -> None:
     """Prints the size of the cache by model, or removes all of it."""
     if config.action == "clear":
-        out.print(f"{cache_root()}: {clear_cache() / 2**20:,.1f} MiB removed", markup=False)
+        size, problems = clear_cache()
+        out.print(f"{cache_root()}: {size / 2**20:,.1f} MiB removed", markup=False)
+        if problems:
+            hint = "correct that, or remove what is left by hand"
+            raise VlftError("; ".join(problems[:3]), place=f"{len(problems)} left", hint=hint)
         return
     rows = list_cache()
     for name, files, size in rows:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlft.errors import CheckpointError
+from vlft.files import save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ def write_state(folder: Path, state: State) -> None:
     tensors = {f"{OPTIMIZER}{name}": tensor for name, tensor in state.moments.items()}
     for rank, states in enumerate(state.randoms):
         tensors.update({f"rng.{rank}.{device}": value for device, value in states.items()})
-    save_file(tensors, target / "state.safetensors")
+    save_tensors(tensors, target / "state.safetensors")
     (target / "state.json").write_text(json.dumps(asdict(state.position)), "utf-8")
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL
 import torch
 
+from vlft.errors import ConfigError, shown
 from vlft.families.base import is_in
 from vlft.vision.batches import encode_batch
 from vlft.vision.shards import SUFFIX
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedImage
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
+
+# Raised whenever vlft opens, resizes or normalises an image in another way than before.
+TREATMENT = 1
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,16 @@ class CachePlan:
 
 
 def cache_root() -> Path:
-    """The folder of all cached features of this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The folder of all cached features of this user.
+
+    Raises:
+        ConfigError: the user has no home folder.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        hint = "set XDG_CACHE_HOME to a folder for it, or use --vision-cache memory"
+        raise ConfigError("no home folder for the cache", place="HOME", hint=hint) from None
     return Path(base) / "vlft" / "features"
 
 
@@ -52,22 +68,37 @@ def plan_cache(
     """Where the features of these distinct images are cached, for ``--vision-cache asked``."""
     if asked == "off" or not images:
         return CachePlan("off", stage, Path(), "as asked" if images else "there are no images")
-    folder = cache_root() / fingerprint(model, processor, stage)
-    if asked != "auto":
-        return CachePlan(asked, stage, folder, "as asked")
-    if any(folder.glob(f"*{SUFFIX}")):
+    if asked == "memory":
+        return CachePlan(asked, stage, Path(), "as asked")
+    name = fingerprint(model, processor, stage)
+    if asked == "disk":
+        return CachePlan(asked, stage, cache_root() / name, "as asked")
+    folder, free, reason = _free_disk(name)
+    if free and any(folder.glob(f"*{SUFFIX}")):
         return CachePlan("disk", stage, folder, "it holds features of an earlier run")
     size = _size_of_features(model, processor, images, stage)
-    root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
     words = f"{size / 2**20:,.0f} MiB of features"
     if size < free / 2:
         return CachePlan("disk", stage, folder, f"{words}, {free / 2**30:,.0f} GiB free on disk")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if size < memory / 2:
-        return CachePlan("memory", stage, folder, f"{words}, the disk is nearly full")
-    return CachePlan("off", stage, folder, f"{words}, more than half of the free disk and memory")
+        return CachePlan("memory", stage, folder, f"{words}, {reason}")
+    return CachePlan("off", stage, folder, f"{words}, {reason}, and more than half of the memory")
+
+
+def _free_disk(name: str) -> tuple[Path, int, str]:
+    """The folder of a cache, the bytes free there, and what to say if they do not suffice."""
+    try:
+        root = cache_root()
+        root.mkdir(parents=True, exist_ok=True)
+        folder = root / name
+        with tempfile.TemporaryFile(dir=folder if folder.exists() else root):
+            free = shutil.disk_usage(root).free
+    except ConfigError as error:
+        return Path(), 0, error.message
+    except OSError as error:
+        return Path(), 0, f"{shown(root)} cannot be written ({error.strerror or error})"
+    return folder, free, "the disk is nearly full"
 
 
 def _size_of_features(
@@ -81,12 +112,20 @@ def _size_of_features(
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
-    """Hash of all that the features depend on: weights, dtype, image settings, stage."""
+    """Hash of all that the features depend on.
+
+    Weights and their dtype, the configuration without its text part, image settings, how vlft and
+    Pillow treat an image, stage.
+    """
     parts = processor.family.parts
     used = parts.vision + (parts.aligner if stage == "aligned" else ())
-    digest = hashlib.sha256(
-        f"{processor.family.name} {stage} {processor.pixels.fingerprint}".encode()
-    )
+    config = model.config.to_dict()
+    for field in ("text_config", "transformers_version"):
+        config.pop(field, None)
+    settings = json.dumps(config, sort_keys=True, default=str)
+    versions = f"{TREATMENT} {PIL.__version__}"
+    name, pixels = processor.family.name, processor.pixels.fingerprint
+    digest = hashlib.sha256(f"{name} {stage} {pixels} {settings} {versions}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         if is_in(name, used):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -94,17 +133,35 @@ def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
     return digest.hexdigest()[:32]
 
 
-def clear_cache() -> int:
-    """Removes all cached features; returns how many bytes they had."""
-    size = sum(size for _, _, size in list_cache())
-    shutil.rmtree(cache_root(), ignore_errors=True)
-    return size
+def clear_cache() -> tuple[int, list[str]]:
+    """Removes all cached features, also where the cache or a folder in it is a link.
+
+    Returns:
+        How many bytes were removed, and what could not be removed and why.
+    """
+    removed, problems = 0, []
+    for folder in _folders():
+        try:
+            # .tmp*: what a kill leaves of a file that safetensors was writing.
+            ours = (folder.glob(pattern) for pattern in (f"*{SUFFIX}", "*.part", ".tmp*"))
+            for path in chain.from_iterable(ours):
+                size = path.lstat().st_size
+                path.unlink()
+                removed += size
+            folder.unlink() if folder.is_symlink() else folder.rmdir()
+        except OSError as error:
+            problems.append(f"{error.filename}: {error.strerror}")
+    return removed, problems
 
 
 def list_cache() -> list[tuple[str, int, int]]:
     """(fingerprint, files, bytes) of each folder of cached features."""
     rows = []
-    for folder in sorted(path for path in cache_root().glob("*") if path.is_dir()):
+    for folder in _folders():
         files = list(folder.glob(f"*{SUFFIX}"))
         rows.append((folder.name, len(files), sum(path.stat().st_size for path in files)))
     return rows
+
+
+def _folders() -> list[Path]:
+    return sorted(path for path in cache_root().glob("*") if path.is_dir())

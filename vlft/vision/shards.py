@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlft.errors import VlftError
+from vlft.files import save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -57,13 +57,13 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     Raises:
         VlftError: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
     part = path.with_suffix(".part")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sums = {name: str(_checksum(tensor)) for name, tensor in ready.items()}
     try:
-        save_file(ready, part, metadata=sums)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(ready, part, sums)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.rename(path)
@@ -74,7 +74,8 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
             hint="make room (vlft cache clear), or use --vision-cache memory",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
     return path
 
 
