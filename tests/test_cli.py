@@ -30,7 +30,7 @@ FLAGS = {
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
         --share-prefix --vision-cache --seed
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
-        --report-to --resume --overwrite --show-sample
+        --report-to --resume --overwrite --accept-changes --show-sample
     """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora

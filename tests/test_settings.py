@@ -319,9 +319,9 @@ class TestRoundTrip:
         made = cls(**{spec.name: other_value(cls, spec) for spec in dataclasses.fields(cls)})
         # Only what cannot stand together is put back.
         if cls is SftConfig:
-            of_the_run = {"resume": None, "overwrite": False, "show_sample": True}
+            of_the_run = {"resume": None, "overwrite": False, "accept_changes": False}
             return dataclasses.replace(
-                made, tuner="lora", init_lora_weights="default", **of_the_run
+                made, tuner="lora", init_lora_weights="default", show_sample=True, **of_the_run
             )
         if cls is InferConfig:
             return dataclasses.replace(

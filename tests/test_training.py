@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, HYBRID, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 
 import vlft
@@ -327,6 +329,84 @@ class TestResume:
         write_jsonl(Path(config.dataset[0]), make_rows(9))
         with pytest.raises(CheckpointError, match="not the one that the run was started with"):
             vlft.sft(vlft.SftConfig(resume=run))
+
+    @pytest.fixture
+    def cut(self, config, tmp_path, monkeypatch):
+        """A run that was stopped, on copies of its base and its images."""
+        base, images = tmp_path / "base", tmp_path / "images"
+        shutil.copytree(config.model, base)
+        shutil.copytree(GOLDEN / "images", images)
+        changed = dataclasses.replace(config, model=str(base), image_root=images)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            return vlft.sft(changed).run, base, images
+
+    def resume(self, run, **settings):
+        return vlft.sft(vlft.SftConfig(resume=run, **settings))
+
+    def change(self, what, base, images):
+        """Changes something; returns the place that messages name."""
+        if what == "image":
+            shutil.copy(images / "photo_a.jpg", images / "photo_b.jpg")
+            return images / "photo_b.jpg"
+        if what == "weight":
+            weights = load_file(base / "model.safetensors")
+            weights["language_model.model.layers.1.mlp.up_proj.weight"][5, 7] += 1
+            save_file(weights, base / "model.safetensors")
+            return base
+        path = base / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.1] * 3}))
+        return path
+
+    @only_siglip
+    @pytest.mark.parametrize("what", ["image", "weight", "file"])
+    def test_a_changed_base_or_image_is_refused_unless_accepted(self, cut, what, capfd):
+        run, base, images = cut
+        before = (run / "provenance.json").read_bytes()
+        place = self.change(what, base, images)
+        match = rf"{re.escape(str(place))}: .* not what the run was started(.|\n)*--accept-changes"
+        with pytest.raises(CheckpointError, match=match):
+            self.resume(run)
+        assert (run / "provenance.json").read_bytes() == before
+        assert checkpoints_in(run)[-1][0] == 2
+        assert self.resume(run, accept_changes=True).finished
+        assert f"{place.name}: " in capfd.readouterr().err
+        record = json.loads((run / "provenance.json").read_text())
+        assert [Path(p) for change in record["changes"] for p in change["changed"]] == [place]
+        # What was accepted is what later changes are counted from.
+        assert self.resume(run).finished
+        assert "not what" not in capfd.readouterr().err
+
+    @only_siglip
+    def test_images_that_became_unusable_are_counted(self, cut):
+        run, _, images = cut
+        path = run / "checkpoint-2" / "run_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "on_bad_sample": "skip"}))
+        (images / "photo_b.jpg").write_bytes(b"damaged")
+        with pytest.raises(CheckpointError, match="the data has 2 usable images and had 3"):
+            self.resume(run)
+
+    @only_siglip
+    def test_a_copied_base_and_copied_images_are_the_same(self, cut):
+        run, base, images = cut
+        for folder in (base, images):
+            folder.rename(folder.with_name("away"))
+            shutil.copytree(folder.with_name("away"), folder)
+            shutil.rmtree(folder.with_name("away"))
+        assert self.resume(run).finished
+
+    @only_siglip
+    def test_runs_of_older_releases_have_no_such_record(self, cut):
+        run, base, images = cut
+        path = run / "provenance.json"
+        record = json.loads(path.read_text())
+        config = record.pop("model_files")["config.json"]
+        del record["base_weights"]
+        path.write_text(json.dumps({**record, "model_config": config}))
+        (run / "image_digests.txt").unlink()
+        self.change("image", base, images)
+        self.change("weight", base, images)
+        assert self.resume(run).finished
 
     def test_no_such_run(self, tmp_path):
         with pytest.raises(CheckpointError, match="no such folder"):

@@ -150,6 +150,8 @@ class SftConfig(Settings):
     resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
     overwrite: bool = _run(False, "With --resume: remove the run's checkpoints after the resumed "
                            "one.", scope="flag")
+    accept_changes: bool = _run(False, "With --resume: go on although images or the base model "
+                                "have changed; the run records it.", scope="flag")
     show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
     def rules(self) -> Sequence[Rule]:
@@ -177,8 +179,8 @@ class SftConfig(Settings):
             (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
-            (self.resume is None, changed(self, "overwrite"),
-             "only --resume meets checkpoints; a new run gets a folder of its own", None),
+            (self.resume is None, changed(self, "overwrite", "accept_changes"),
+             "only --resume meets what a run has left; a new run gets a folder of its own", None),
         )
 
     def lacks_validation(self, found: object) -> Rule:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 # Where transformers' layout keeps tensors of the authors' layout that no module uses.
 _UNUSED_FILE = "unused.safetensors"
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
 def export_model(
@@ -173,9 +173,9 @@ def _write_small_files(
     model: PreTrainedModel, base: ModelFolder, folder: Path, layout: str, dtype: str
 ) -> None:
     """Writes configuration and tokenizer; files of the same layout are copied from the base."""
-    _copy(base, folder, _TOKENIZER_FILES)
+    _copy(base, folder, TOKENIZER_FILES)
     if layout == base.layout:
-        _copy(base, folder, _PROCESSOR_FILES)
+        _copy(base, folder, PROCESSOR_FILES)
         config = {key: value for key, value in base.config.items() if key != "dtype"}
         _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     else:

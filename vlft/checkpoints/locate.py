@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.checkpoints.identity import weights_digest
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, config_errors, load_processor
@@ -44,6 +45,11 @@ class ModelFolder:
     @cached_property
     def _processor(self) -> Processor:
         return load_processor(self.path, self.family, self.config)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """See identity.weights_digest; computed once."""
+        return weights_digest(self)
 
     def native_config(self, image_token_id: int | None = None) -> dict[str, Any]:
         """Keyword arguments of transformers' config; a given image token spares the tokenizer."""

@@ -1,7 +1,7 @@
 """Run folders: their names, and checkpoints that are written completely or not at all.
 
 output/<model name>/v<k>-<time>/
-  run_config.json  provenance.json  metrics.jsonl  images/*.png
+  run_config.json  provenance.json  image_digests.txt  split.json  metrics.jsonl  images/*.png
   checkpoint-<step>/  weights or adapter, run_config.json, state/
   best -> checkpoint-<step>, last -> checkpoint-<step>    symbolic links, or text files with a name
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from vlft.config import SftConfig
 from vlft.console import warn
 from vlft.errors import CheckpointError, VlftError, raise_all, shown
-from vlft.files import read_object
+from vlft.files import digest, read_object
 from vlft.settings import convert
 
 if TYPE_CHECKING:
@@ -239,9 +238,3 @@ def data_digests(data_files: Iterable[str]) -> dict[str, str]:
     paths = [Path(spec) for spec in data_files]
     plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]
     return {str(path): digest(path) for path in plain}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,9 @@
-"""What a run was made from, so that it can be repeated."""
+"""What a run was made from, so that it can be repeated, and that a resumed run is the same one."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import sys
 import time
@@ -11,19 +12,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlft import __version__
-from vlft.checkpoints.runs import data_digests, digest
+from vlft.checkpoints.identity import is_other, small_files
+from vlft.checkpoints.runs import data_digests
+from vlft.errors import CheckpointError, shown
+from vlft.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.config import SftConfig
+    from vlft.data.dataset import Dataset
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
+PROVENANCE = "provenance.json"
+# The start of the SHA-256 of every image file, a line each, in the order of the data.
+IMAGE_DIGESTS = "image_digests.txt"
 
 
-def provenance(model: Path, data_files: Sequence[str]) -> dict[str, Any]:
-    """Versions, machine, command, and SHA-256 of the data files and of the model's config."""
+def write_provenance(
+    run: Path, config: SftConfig, folder: ModelFolder, data: tuple[Dataset, Dataset]
+) -> None:
+    """Writes versions, machine, command, and digests of data, images and base into a run folder."""
     cuda = torch.cuda.is_available()
-    return {
+    record = {
         "vlft": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -32,6 +45,64 @@ def provenance(model: Path, data_files: Sequence[str]) -> dict[str, Any]:
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
-        "model_config": digest(model / "config.json"),
-        "data": data_digests(data_files),
+        "data": data_digests([*config.dataset, *config.val_dataset]),
     }
+    _write(run, record, folder, data)
+
+
+def changes(
+    run: Path, config: SftConfig, folder: ModelFolder, data: tuple[Dataset, Dataset]
+) -> list[CheckpointError]:
+    """What has changed of a run's base and images since it was started.
+
+    What the release that started it did not record is not compared.
+    """
+    record = read_object(run / PROVENANCE)
+    before = record.get("model_files", {"config.json": record.get("model_config")})
+    now = small_files(folder.path)
+    names = before.keys() | now.keys() if "model_files" in record else before.keys()
+    found = [(folder.path / n, "the file is") for n in names if before.get(n) != now.get(n)]
+    # Full tuning resumes from weights of its own.
+    if config.tuner == "lora" and is_other(record.get("base_weights"), folder.weights_digest):
+        found.append((folder.path, "its weights are"))
+    path, images = run / IMAGE_DIGESTS, _images(data)
+    if path.is_file():
+        old = path.read_text("utf-8").split()
+        if len(old) != len(images):
+            found.append(
+                (run, f"the data has {len(images)} usable images and had {len(old)}, it is")
+            )
+        elif old != list(images.values()):
+            pairs = zip(old, images.items(), strict=True)
+            found += [(path, "the image is") for one, (path, other) in pairs if one != other]
+    hint = "put back what was there, or add --accept-changes to go on with what is there now"
+    return [
+        CheckpointError(f"{what} not what the run was started with", place=shown(path), hint=hint)
+        for path, what in sorted(found)
+    ]
+
+
+def record_changes(
+    run: Path, found: Sequence[CheckpointError], folder: ModelFolder, data: tuple[Dataset, Dataset]
+) -> None:
+    """Adds accepted changes to the record of a run, from which later ones are counted."""
+    record = read_object(run / PROVENANCE)
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    change = {"resumed": when, "command": sys.argv, "changed": [error.place for error in found]}
+    _write(run, {**record, "changes": [*record.get("changes", []), change]}, folder, data)
+
+
+def _write(
+    run: Path, record: dict[str, Any], folder: ModelFolder, data: tuple[Dataset, Dataset]
+) -> None:
+    base = {"model_files": small_files(folder.path), "base_weights": folder.weights_digest}
+    text = json.dumps({**record, **base}, indent=2)
+    if images := _images(data):
+        (run / IMAGE_DIGESTS).write_text("".join(f"{d}\n" for d in images.values()), "utf-8")
+    (run / PROVENANCE).write_text(text + "\n", "utf-8")
+
+
+def _images(data: tuple[Dataset, Dataset]) -> dict[Path, str]:
+    """The start of the SHA-256 of every image file, in the order of the data."""
+    outlines = (outline for part in data for outline in part.outlines)
+    return {image.path: image.digest[:16] for outline in outlines for image in outline.images}

@@ -8,7 +8,7 @@ autotuner: from then on nothing in them changes.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from vlft.checkpoints.runs import (
     write_run_config,
 )
 from vlft.data.split import write_split
-from vlft.errors import VlftError
+from vlft.errors import VlftError, raise_all
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
@@ -40,7 +40,7 @@ from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.preview import introduce
 from vlft.training.progress import RunLog, closing_lines
-from vlft.training.provenance import provenance
+from vlft.training.provenance import changes, record_changes, write_provenance
 from vlft.training.resume import drop_later_checkpoints
 from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 from vlft.training.setup import check_settings
@@ -92,8 +92,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     setup = check_settings(config, explicit)
     resumed = None if setup.resumed is None else setup.resumed.parent
     data = load_data(setup.config, setup.processor, resumed)
-    if setup.resumed is not None:
-        check_same_data(setup.resumed.parent, [*setup.config.dataset, *setup.config.val_dataset])
+    setup = _checked_unchanged(setup, data)
     backend = start_backend(setup.config, setup.placement)
     try:
         result = _train(setup, data, backend)
@@ -106,6 +105,24 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         # The next run of this process may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state=True)
         console.err.quiet = False
+
+
+def _checked_unchanged(setup: Setup, data: tuple[Dataset, Dataset]) -> Setup:
+    """The setup with the changes that the user accepts since a resumed run was started.
+
+    Raises:
+        UsageError: something has changed, and that is not accepted.
+    """
+    if setup.resumed is None:
+        return setup
+    run, config = setup.resumed.parent, setup.config
+    check_same_data(run, [*config.dataset, *config.val_dataset])
+    changed = changes(run, config, setup.folder, data)
+    if not config.accept_changes:
+        raise_all(changed)
+    for change in changed:
+        console.warn(f"{change.place}: {change.message}; going on, as asked")
+    return dataclasses.replace(setup, changed=tuple(changed))
 
 
 def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> SftResult:
@@ -121,7 +138,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
         release_towers(model.module, setup.processor)
     if setup.placement.device.type == "cuda":
         config, job = autotune(config, job)
-    run = _open_run(setup, config, data[1], position, backend)
+    run = _open_run(setup, config, data, position, backend)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
     try:
@@ -180,7 +197,11 @@ def _prepare_job(
 
 
 def _open_run(
-    setup: Setup, config: SftConfig, val: Dataset, position: Position, backend: Backend
+    setup: Setup,
+    config: SftConfig,
+    data: tuple[Dataset, Dataset],
+    position: Position,
+    backend: Backend,
 ) -> Path:
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
     run = Path() if setup.resumed is None else setup.resumed.parent
@@ -189,13 +210,14 @@ def _open_run(
         nonlocal run
         if setup.resumed is None:
             run = new_run_folder(config.output_dir, setup.model_name)
-            record = provenance(setup.folder.path, [*config.dataset, *config.val_dataset])
-            write_split(run, () if config.val_dataset else val.positions)
-            (run / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+            write_split(run, () if config.val_dataset else data[1].positions)
+            write_provenance(run, config, setup.folder, data)
         else:
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)
+            if setup.changed:
+                record_changes(run, setup.changed, setup.folder, data)
         if setup.resumed is None or config != setup.config:
             write_run_config(run, to_json(config))
 

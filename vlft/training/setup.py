@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from vlft.config import SftConfig
+    from vlft.errors import CheckpointError
     from vlft.families.processor import Processor
 
 
@@ -33,6 +34,7 @@ class Setup:
         processor: of the base model.
         placement: where and how the model is held.
         resumed: the checkpoint to go on from, if any.
+        changed: what has changed since that run was started, and is accepted.
     """
 
     config: SftConfig
@@ -40,6 +42,7 @@ class Setup:
     processor: Processor
     placement: Placement
     resumed: Path | None
+    changed: tuple[CheckpointError, ...] = ()
 
     @property
     def model_name(self) -> str:

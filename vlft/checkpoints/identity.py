@@ -1,0 +1,82 @@
+"""What tells a model from another one of the same sizes: digests of its weights and small files."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from vlft.checkpoints.export import PROCESSOR_FILES, TOKENIZER_FILES, canonical_name
+from vlft.checkpoints.weights import read_tensors
+from vlft.errors import CheckpointError
+from vlft.files import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vlft.checkpoints.locate import ModelFolder
+
+# Raised whenever the same weights would get another digest.
+_VERSION = "1"
+# How many numbers are read: all of a small model, of a larger one some of every tensor.
+_NUMBERS = 2**24
+
+
+def weights_digest(folder: ModelFolder) -> str:
+    """A digest of the weights that modules use.
+
+    It is the same in both layouts, however the weights are divided into files, and in any data type
+    that holds them exactly. Of a large model the start, middle and end of each tensor are read.
+    """
+    tensors = sorted(_pieces(folder), key=lambda item: item[0])
+    whole = sum(tensor.numel() for _, tensor in tensors) <= _NUMBERS
+    share = max(64, _NUMBERS // (3 * max(1, len(tensors))))
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        flat = tensor.reshape(-1)
+        middle = (len(flat) - share) // 2
+        parts = [flat[:share], flat[middle : middle + share], flat[-share:]]
+        for part in [flat] if whole or len(flat) <= 3 * share else parts:
+            found.update(part.float().numpy().tobytes())
+    return f"{_VERSION}:{found.hexdigest()}"
+
+
+def is_other(recorded: str | None, found: str) -> bool:
+    """Whether two digests of weights are of different ones; False if they cannot be compared."""
+    return recorded is not None and recorded.startswith(f"{_VERSION}:") and recorded != found
+
+
+def small_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file besides the weights that text, images or the model depend on."""
+    names = ("config.json", *TOKENIZER_FILES, *PROCESSOR_FILES)
+    return {name: digest(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _pieces(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor, mapped from the files, in pieces that both layouts have.
+
+    These are the tensors of transformers' layout, but each expert for itself.
+    """
+    keys = folder.family.keys
+    for name, tensor in read_tensors(folder.path):
+        if folder.layout == "original":
+            match = keys.from_original(name)
+            if keys.is_unused(name):
+                continue
+            if match is None or match.change == "stack":
+                yield name, tensor
+            else:
+                yield from zip(match.native, match.to_native(tensor), strict=True)
+            continue
+        native = canonical_name(name)
+        try:
+            matches = keys.from_native(native, len(tensor))
+        except CheckpointError:  # Loading refuses it, and names all of them.
+            matches = []
+        if matches and matches[0].change == "stack":
+            yield from ((match.original, match.place_in(tensor)) for match in matches)
+        else:
+            yield native, tensor
