@@ -10,7 +10,7 @@ BENCHMARKS = {
     "training": "a LoRA job: transformers and peft with padded batches, against vlft",
     "arithmetic": "the floating point operations of such a job, counted",
     "plan": "the peak memory that vlft plan predicts, against the measured peak",
-    "attention": "attention of a packed row: trees, a dense mask, FlexAttention",
+    "attention": "attention of a packed row: segments, a dense mask, FlexAttention",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
     "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",
     "startup": "the time from a command to its first output",

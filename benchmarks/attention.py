@@ -1,13 +1,16 @@
-"""Attention of a packed row: by trees, against a dense mask and FlexAttention.
+"""Attention of a packed row: by segments, against a dense mask and FlexAttention.
 
 Forward and backward of one attention layer on rows of images with five questions each. On CUDA
-FlexAttention runs too, compiled; torch has no backward pass of it on the CPU.
+FlexAttention runs too, compiled; torch has no backward pass of it on the CPU. ``--count`` computes
+nothing: it counts the scores of the rows that vlft packs of the samples of a workload.
 
     python -m benchmarks attention --output benchmarks/results/attention-cpu
+    python -m benchmarks attention --count
 """
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.command import DTYPES, new_parser, note, prepare, publish
+from benchmarks.job import make_job
 from benchmarks.measure import measure_steps
+from benchmarks.sides import make_samples
 from vlft.data.encode import IGNORE, EncodedSample
-from vlft.models.tree_attention import tree_attention
+from vlft.models.tree_attention import fused_attention, tree_attention
 from vlft.packing.attention import additive_mask, block_mask, row_attention
 from vlft.packing.prefix_tree import pack
 
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
 
     from vlft.packing.prefix_tree import PackedBatch
 
-# Tokens of an image and its prompt, questions on each image, tokens of a question and its reply.
-TRUNK, QUESTIONS, BRANCH = 622, 5, 44
+# Tokens of the system prompt, of an image, of a question and its reply; questions on an image.
+SYSTEM, IMAGE, BRANCH, QUESTIONS = 45, 577, 44, 5
 HEADS, HEAD_DIM = 8, 64
 COLUMNS = {
     "side": "{side}", "tokens": "{tokens}", "s": "{seconds:.3f}", "speed-up": "{speedup:.1f}",
@@ -41,7 +46,13 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("attention", __doc__, repeats=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    shown = "scores computed on the CPU, over those needed"
+    parser.add_argument("--count", action="store_true", help=shown)
     options = parser.parse_args(arguments)
+    if options.count:
+        ratios = ", ".join(f"{name} {score_ratio(name):.3f}" for name in ("q1", "q5", "mixed"))
+        print(f"scores computed / needed: {ratios}")
+        return
     device, content = prepare(options)
     results: list[dict[str, Any]] = []
     for limit in options.tokens:
@@ -60,16 +71,32 @@ def main(arguments: list[str]) -> None:
     publish(options, content, COLUMNS, results)
 
 
+def score_ratio(workload: str) -> float:
+    """Scores that a row's blocks compute, over those of tokens that attend to each other."""
+    case = argparse.Namespace(
+        model="deepseek-vl", workload=workload, scale="middle", dtype="float32", device="cpu",
+        samples=10,
+    )  # fmt: skip
+    built, samples = make_samples(case)
+    rows = make_job(built, samples).planner.packer.rows(samples.samples)
+    needed = sum(int((row.position_ids + 1).sum()) for row in rows)
+    made = [row_attention(row.segments, row.exit, torch.float32, fused=False) for row in rows]
+    return sum(part.block.scores for parts in made for part in parts) / needed
+
+
 def random_row(tokens: int) -> PackedBatch:
     """Images with their questions, as many as fit."""
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for _ in range(tokens // (TRUNK + QUESTIONS * BRANCH)):
-        trunk = torch.randint(1000, (TRUNK,), generator=generator)
+    system = torch.randint(1000, (SYSTEM,), generator=generator)
+    for _ in range((tokens - SYSTEM) // (IMAGE + QUESTIONS * BRANCH)):
+        image = torch.randint(1000, (IMAGE,), generator=generator)
         for _ in range(QUESTIONS):
             branch = torch.randint(1000, (BRANCH,), generator=generator)
-            labels = torch.cat([torch.full_like(trunk, IGNORE), branch])
-            samples.append(EncodedSample(torch.cat([trunk, branch]), labels, "", ()))
+            ids = torch.cat([system, image, branch])
+            labels = ids.clone()
+            labels[:-BRANCH] = IGNORE
+            samples.append(EncodedSample(ids, labels, "", ()))
     return pack(samples, image_token_id=-1)
 
 
@@ -81,12 +108,19 @@ def sides(row: PackedBatch, inputs: list[Tensor]) -> dict[str, Callable[[], Tens
         mask = additive_mask(row.exit, query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    def trees() -> Tensor:
-        masks = row_attention(row.trees, row.exit, query.dtype)
-        return tree_attention(nn.Module(), query, key, value, None, row=masks)[0].transpose(1, 2)
+    def fused() -> Tensor:
+        blocks = row_attention(row.segments, row.exit, query.dtype, fused=True)
+        made = fused_attention(blocks, query, key, value, HEAD_DIM**-0.5)
+        return made.transpose(1, 2)
 
-    found: dict[str, Callable[[], Tensor]] = {"dense mask": dense, "trees": trees}
-    if query.device.type == "cuda":
+    def products() -> Tensor:
+        blocks = row_attention(row.segments, row.exit, query.dtype, fused=False)
+        return tree_attention(nn.Module(), query, key, value, None, row=blocks)[0].transpose(1, 2)
+
+    found: dict[str, Callable[[], Tensor]] = {"dense mask": dense, "segments, fused kernels": fused}
+    if query.device.type == "cpu":
+        found["segments, products"] = products
+    else:
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled: Any = torch.compile(flex_attention)

@@ -16,11 +16,13 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from vlft.config import JOINED_TOKENS
 from vlft.data.encode import EncodedImage, EncodedSample, outline
 from vlft.models import tree_attention as attention
-from vlft.models.tree_attention import Tree, tree_attention
+from vlft.models.tree_attention import Block, fused_attention, tree_attention
 from vlft.packing.attention import (
     BLOCK,
     additive_mask,
     block_mask,
+    find_blocks,
+    find_segments,
     row_attention,
     tree_mask,
 )
@@ -153,7 +155,8 @@ def random_row(words: int, seed: int = 0):
 class TestAttention:
     @pytest.mark.parametrize("words", [1, 2, 7, 40])
     @pytest.mark.parametrize("heads", [4, 2])
-    def test_by_trees_as_with_the_dense_mask(self, words, heads):
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_by_segments_as_with_the_dense_mask(self, words, heads, fused):
         """Output and gradients, also with grouped-query attention."""
         torch.manual_seed(0)
         row = random_row(words)
@@ -164,8 +167,11 @@ class TestAttention:
         plain = torch.nn.functional.scaled_dot_product_attention(
             query, *repeated, attn_mask=tree_mask(row.exit)
         )
-        told = row_attention(row.trees, row.exit, torch.float32)
-        found, _ = tree_attention(torch.nn.Module(), query, key, value, None, row=told)
+        blocks = row_attention(row.segments, row.exit, torch.float32, fused=fused)
+        if fused:
+            found = fused_attention(blocks, query, key, value, scaling=8**-0.5)
+        else:
+            found, _ = tree_attention(torch.nn.Module(), query, key, value, None, row=blocks)
         assert_close(found.transpose(1, 2), plain, "layer")
         weights = torch.randn_like(plain)
         expected = torch.autograd.grad((plain * weights).sum(), inputs)
@@ -173,25 +179,81 @@ class TestAttention:
         assert_close(gradients, expected, "layer gradients")
 
     def test_the_drawing(self):
-        row = pack([sample("t" * 9 + c * 200) for c in "abc"], IMAGE)
-        assert row.trees == (Tree(609, 9, ((9, 409), (409, 609))),)
-        alone = pack([sample("abc"), sample("de")], IMAGE, share=False)
-        assert alone.trees == (Tree(3, 3, ()), Tree(2, 2, ()))
+        """A system prompt, two images with their prompts, and two questions on the first."""
+        row = pack(
+            [sample("s" * 9 + c) for c in ("i" * 99 + "a" * 5, "i" * 99 + "b" * 7, "j")], IMAGE
+        )
+        assert row.segments == (
+            Block((), 0, 9, (9,)),
+            Block(((0, 9),), 9, 108, (99,)),
+            Block(((0, 108),), 108, 113, (5,)),
+            Block(((0, 108),), 113, 120, (7,)),
+            Block(((0, 9),), 120, 121, (1,)),
+        )
+        assert [*find_blocks(row.segments, queries=64, siblings=256)] == [
+            row.segments[0],
+            Block(((0, 9),), 9, 73, (64,)),
+            Block(((0, 73),), 73, 108, (35,)),
+            Block(((0, 108),), 108, 120, (5, 7)),
+            row.segments[4],
+        ]
 
-    def test_rows_do_attend_by_trees(self, model, folder, processor, monkeypatch):
+    def test_separate_samples_are_roots(self):
+        row = pack([sample("abc"), sample("de")], IMAGE, share=False)
+        assert row.segments == (Block((), 0, 3, (3,)), Block((), 3, 5, (2,)))
+
+    @pytest.mark.parametrize("words", [1, 7, 40, 300])
+    def test_few_scores_are_computed_in_vain(self, words):
+        row = random_row(words)
+        needed = int((row.position_ids + 1).sum())
+        blocks = [*find_blocks(row.segments, queries=64, siblings=256)]
+        assert [block.first for block in blocks] == [0, *(block.end for block in blocks[:-1])]
+        assert needed <= sum(block.scores for block in blocks) <= needed + 64 * len(row)
+
+    def test_sixteen_bit_is_as_close_as_sdpa(self):
+        """To the same attention in float32, output and gradients."""
+        row = random_row(40)
+        inputs = [torch.randn(1, 2, len(row), 16) for _ in range(3)]
+
+        def attended(attend, dtype):
+            given = [part.to(dtype).requires_grad_() for part in inputs]
+            output = attend(*given)
+            gradients = torch.autograd.grad(output.float().square().sum(), given)
+            return [part.detach().float() for part in (output, *gradients)]
+
+        def by_segments(*given):
+            blocks = row_attention(row.segments, row.exit, given[0].dtype, fused=False)
+            output, _ = tree_attention(torch.nn.Module(), *given, None, row=blocks)
+            return output.transpose(1, 2)
+
+        def dense(*given):
+            mask = additive_mask(row.exit, given[0].dtype)
+            return torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask)
+
+        expected = attended(dense, torch.float32)
+        for name, *three in zip(
+            ("output", "query", "key", "value"), expected, attended(dense, torch.bfloat16),
+            attended(by_segments, torch.bfloat16), strict=True,
+        ):  # fmt: skip
+            plain, ours = (float((part - three[0]).norm()) for part in three[1:])
+            assert ours <= 1.5 * plain, name
+
+    def test_rows_do_attend_by_segments(self, model, folder, processor, monkeypatch):
         """So that TestSameAsOneAtATime compares this attention."""
         calls = []
-        original = attention._attend
+        original = attention.BlockAttention.weights
 
-        def attend(tree, *rest):
-            calls.append(tree)
-            return original(tree, *rest)
+        def weights(block, *rest):
+            calls.append(block)
+            return original(block, *rest)
 
-        monkeypatch.setattr(attention, "_attend", attend)
+        monkeypatch.setattr(attention.BlockAttention, "weights", weights)
         samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5)]
         row = pack(samples, processor.chat.image_token_id)
-        PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
-        assert len(calls) == len(row.trees) * model.config.text_config.num_hidden_layers
+        with torch.no_grad():
+            PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
+        blocks = row_attention(row.segments, row.exit, torch.float32, fused=False)
+        assert len(calls) == len(blocks) * model.config.text_config.num_hidden_layers
 
     @pytest.mark.parametrize("words", [3, 40, 120])
     def test_blocks_are_those_that_torch_finds_in_the_dense_mask(self, words):
@@ -417,6 +479,6 @@ class TestSameAsOneAtATime:
     def test_a_wrong_mask_is_seen(self, objective, processor, samples, alone):
         """The comparison above can fail: let each token see the whole row before it."""
         row = pack(samples, processor.chat.image_token_id)
-        open_row = replace(row, exit=torch.full_like(row.exit, len(row)))
+        open_row = replace(row, segments=find_segments([len(row)] * len(row)))
         loss, _ = self.gradients(objective, processor, [open_row])
         assert abs(loss - alone[0]) > 1e-3

@@ -1,82 +1,146 @@
-"""A row's exits -> its trees and masks: token j attends to token i iff i <= j < exit[i]."""
+"""A row's exits -> its blocks and masks: token j attends to token i iff i <= j < exit[i]."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft.models.tree_attention import RowAttention, Tree
+from vlft.models.tree_attention import Block, BlockAttention, extended
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
-# Branches are computed together up to this many tokens.
-PIECE = 256
+    from vlft.models.tree_attention import Ranges
+
+# Queries of a block on the CPU. More make larger matrix products, and more scores that the mask
+# discards: in float32 64 lose nothing, in 16 bit 128 are a sixth faster.
+QUERIES = {torch.float32: 64}
+QUERIES_16_BIT = 128
+# Tokens of short siblings that fused kernels compute together, with a mask.
+SIBLINGS = 256
 # Fused kernels copy a mask whose rows do not start at a multiple of this many elements.
 ALIGNMENT = 16
 # Side of a FlexAttention block in tokens.
 BLOCK = 128
 
 
-def find_trees(exits: Sequence[int]) -> tuple[Tree, ...]:
-    """The trees of a row, in order.
+def find_segments(exits: Sequence[int]) -> tuple[Block, ...]:
+    """The segments of a row, in order: its unbranched runs of tokens.
 
     Args:
         exits: see packing.prefix_tree.
     """
-    trees = []
-    start = 0
-    while start < len(exits):
-        end = exits[start]
-        trunk = next((i for i in range(start, end) if exits[i] != end), end)
-        pieces = []
-        first = branch = trunk
-        while branch < end:
-            branch = exits[branch]
-            if branch - first >= PIECE or branch == end:
-                pieces.append((first - start, branch - start))
-                first = branch
-        trees.append(Tree(end - start, trunk - start, tuple(pieces)))
-        start = end
-    return tuple(trees)
+    segments: list[Block] = []
+    ancestors: list[Block] = []
+    first = 0
+    while first < len(exits):
+        exit = exits[first]
+        end = next((i for i in range(first + 1, exit) if exits[i] != exit), exit)
+        while ancestors and exits[ancestors[-1].first] <= first:
+            ancestors.pop()
+        context: Ranges = ()
+        if ancestors:
+            parent = ancestors[-1]
+            context = extended(parent.context, parent.first, parent.end)
+        segments.append(Block(context, first, end, (end - first,)))
+        ancestors.append(segments[-1])
+        first = end
+    return tuple(segments)
 
 
-def row_attention(trees: tuple[Tree, ...], exit: Tensor, dtype: torch.dtype) -> RowAttention:
-    """Trees and masks of a row, for all layers.
+def find_blocks(segments: Sequence[Block], queries: int, siblings: int) -> Iterator[Block]:
+    """The blocks of a row's segments, in order.
 
     Args:
-        trees: of the row.
+        segments: as find_segments returns them.
+        queries: longer segments are cut into pieces of so many tokens.
+        siblings: most tokens of several segments that are one block.
+    """
+    for _, group in groupby(segments, key=lambda segment: segment.context):
+        short: list[Block] = []
+        for segment in group:
+            lengths = [block.lengths[0] for block in (*short, segment)]
+            # Padded segments may have no more scores than as many tokens in pieces.
+            padded = len(lengths) * max(lengths) ** 2 > sum(lengths) * queries
+            if short and (sum(lengths) > siblings or padded):
+                yield _joined(short)
+                short = []
+            if segment.lengths[0] > queries:
+                yield from _pieces(segment, queries)
+            else:
+                short.append(segment)
+        if short:
+            yield _joined(short)
+
+
+def _joined(segments: Sequence[Block]) -> Block:
+    lengths = tuple(segment.lengths[0] for segment in segments)
+    return Block(segments[0].context, segments[0].first, segments[-1].end, lengths)
+
+
+def _pieces(segment: Block, queries: int) -> Iterator[Block]:
+    context = segment.context
+    for first in range(segment.first, segment.end, queries):
+        end = min(first + queries, segment.end)
+        yield Block(context, first, end, (end - first,))
+        context = extended(context, first, end)
+
+
+def row_attention(
+    segments: Sequence[Block], exit: Tensor, dtype: torch.dtype, *, fused: bool
+) -> tuple[BlockAttention, ...]:
+    """The blocks of a row with their tensors, for all layers.
+
+    Args:
+        segments: of the row, as find_segments returns them.
         exit: (N,), see packing.prefix_tree.
         dtype: of the scores.
+        fused: for tree_attention.fused_attention.
     """
-    masks = []
-    start = 0
-    for tree in trees:
-        masks.append(
-            tuple(
-                _piece_mask(exit[start + first : start + end] - (start + first), tree.trunk, dtype)
-                for first, end in tree.pieces
-            )
-        )
-        start += tree.tokens
-    return RowAttention(trees, tuple(masks))
+    if fused:
+        blocks = find_blocks(segments, len(exit), SIBLINGS)
+        return tuple(_for_fused_kernels(block, exit, dtype) for block in blocks)
+    queries = QUERIES.get(dtype, QUERIES_16_BIT)
+    causal = torch.full((queries, queries), -torch.inf, dtype=dtype).triu(1)
+    blocks = find_blocks(segments, queries, SIBLINGS)
+    return tuple(_for_products(block, causal) for block in blocks)
 
 
-def _piece_mask(exit: Tensor, trunk: int, dtype: torch.dtype) -> Tensor:
-    """(q, trunk + q) additive mask: 0 for the trunk and for a token's own path.
+def _for_products(block: Block, causal: Tensor) -> BlockAttention:
+    """A block for matrix products; causal is (w or more, w or more), added to scores."""
+    longest = max(block.lengths)
+    if len(block.lengths) == 1:
+        ranges = extended(block.context, block.first, block.end)
+        return BlockAttention(block, ranges, causal[:longest, :longest])
+    positions = torch.cat([torch.arange(length) for length in block.lengths])
+    segment = torch.arange(len(block.lengths)).repeat_interleave(torch.tensor(block.lengths))
+    places = segment * longest + positions
+    slots = torch.zeros(len(block.lengths) * longest, dtype=torch.int64)
+    slots[places] = torch.arange(len(places))
+    return BlockAttention(block, block.context, causal[positions, :longest], slots, places)
 
-    It has the scores' dtype and aligned rows, so that all layers share this tensor. From a bool or
-    unaligned mask every layer would make a copy and keep it for the backward pass.
+
+def _for_fused_kernels(block: Block, exit: Tensor, dtype: torch.dtype) -> BlockAttention:
+    """A block for fused kernels, with an additive mask if its segments are several.
+
+    The mask has the scores' dtype and aligned rows, so that all layers share this tensor. From a
+    bool or unaligned mask every layer would make a copy and keep it for the backward pass.
     """
-    length = len(exit)
-    padded = torch.zeros((length, _aligned(trunk + length)), dtype=dtype, device=exit.device)
-    mask = padded[:, : trunk + length]
-    mask[:, trunk:].masked_fill_(~tree_mask(exit)[0, 0], torch.finfo(dtype).min)
-    return mask
+    ranges = extended(block.context, block.first, block.end)
+    if len(block.lengths) == 1:
+        return BlockAttention(block, ranges, None)
+    keys, queries = sum(end - first for first, end in ranges), block.end - block.first
+    aligned = -(-keys // ALIGNMENT) * ALIGNMENT
+    padded = torch.zeros((queries, aligned), dtype=dtype, device=exit.device)
+    mask = padded[:, :keys]
+    seen = tree_mask(exit[block.first : block.end] - block.first)[0, 0]
+    mask[:, -queries:].masked_fill_(~seen, torch.finfo(dtype).min)
+    return BlockAttention(block, ranges, mask)
 
 
 def tree_mask(exit: Tensor) -> Tensor:
@@ -99,10 +163,6 @@ def additive_mask(exit: Tensor, dtype: torch.dtype) -> Tensor:
     """
     mask = tree_mask(exit)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def _aligned(length: int) -> int:
-    return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 def block_mask(exit: Tensor) -> BlockMask:

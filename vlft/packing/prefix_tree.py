@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
-from vlft.packing.attention import find_trees
+from vlft.packing.attention import find_segments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vlft.models.tree_attention import Tree
+    from vlft.models.tree_attention import Block
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PackedBatch:
         input_ids: (1, N) int64.
         position_ids: (1, N) int64, depth of the token on its own path.
         exit: (N,) int64, index one past the last descendant.
-        trees: the trees of the row, in order.
+        segments: its unbranched runs of tokens, in order.
         source: (S,) int64, index of the token whose successor is predicted.
         target: (S,) int64, id of that successor.
         weight: (S,) float32, how many samples train that successor there.
@@ -54,7 +54,7 @@ class PackedBatch:
     input_ids: Tensor
     position_ids: Tensor
     exit: Tensor
-    trees: tuple[Tree, ...]
+    segments: tuple[Block, ...]
     source: Tensor
     target: Tensor
     weight: Tensor
@@ -183,7 +183,7 @@ class _Row:
             input_ids=torch.tensor(self.tokens).unsqueeze(0),
             position_ids=torch.tensor(self.depths).unsqueeze(0),
             exit=torch.tensor(self.exits),
-            trees=find_trees(self.exits),
+            segments=find_segments(self.exits),
             source=torch.tensor([source for (source, _), _ in targets], dtype=torch.int64),
             target=torch.tensor([token for (_, token), _ in targets], dtype=torch.int64),
             weight=torch.tensor([weight for _, weight in targets], dtype=torch.float32),

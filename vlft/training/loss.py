@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vlft.families.base import is_in
 from vlft.models.adaptations import prepare_for_training
-from vlft.models.tree_attention import TREE
+from vlft.models.tree_attention import TREE, has_fused_attention
 from vlft.packing.attention import additive_mask, block_mask, row_attention
 from vlft.vision.encode import place_features
 
@@ -172,7 +172,9 @@ def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -
     if implementation == TREE:
         # A dummy 4-D mask, so that transformers does not build its own.
         empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
-        return {"attention_mask": empty, "row": row_attention(batch.trees, batch.exit, dtype)}
+        fused = has_fused_attention(batch.exit.device)
+        row = row_attention(batch.segments, batch.exit, dtype, fused=fused)
+        return {"attention_mask": empty, "row": row}
     return {"attention_mask": additive_mask(batch.exit, dtype)}
 
 
