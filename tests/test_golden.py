@@ -127,7 +127,10 @@ class TestSingle:
         assert reply.token_ids == data["generated_ids"][: len(reply.token_ids)]
         assert len(reply.token_ids) == 12 or reply.token_ids[-1] == processor.chat.eos_id
         if len(reply.token_ids) == 12:
-            assert reply.text == data["generated_text"].strip()
+            # Where the authors' decoder has U+FFFD for an added letter, vlft has the letter.
+            letters = str.maketrans(dict.fromkeys("øöúÿ", "\ufffd"))
+            expected_text = data["generated_text"].strip()
+            assert reply.text.translate(letters) == expected_text.translate(letters)
 
 
 @pytest.mark.parametrize(("case", "path"), cases_of("tokens_only"), indirect=["case"])

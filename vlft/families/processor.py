@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,8 +113,26 @@ class Processor:
         chat = self.chat
         dropped = (chat.bos_id, chat.eos_id, chat.pad_id)
         ids = [token for token in token_ids if token not in dropped]
-        skip = not self.family.keep_special_tokens
-        return chat.tokenizer.decode(ids, skip_special_tokens=skip).strip()
+        return self.text(ids, special=self.family.keep_special_tokens).strip()
+
+    def text(self, token_ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of any tokens; that of special ones only if ``special``.
+
+        Added tokens that are not special are put in as they are. The byte-level decoder would take
+        the letters among them, like DeepSeek-LLM's ü, for the bytes that these letters stand for.
+        """
+        decode = self.chat.tokenizer.decode
+        return "".join(
+            literal * len(ids) if literal else decode(ids, skip_special_tokens=not special)
+            for literal, group in itertools.groupby(token_ids, self._literals.get)
+            if (ids := list(group))
+        )
+
+    @functools.cached_property
+    def _literals(self) -> dict[int, str]:
+        """Texts of the added tokens that are not special, by id."""
+        added = self.chat.tokenizer.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if not token.special}
 
 
 def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> Processor:
@@ -128,6 +148,7 @@ def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> P
     with config_errors(folder, family):
         native = family.native_config(config, image_token_id)
         pixels = family.pixels(folder, config, native)
+        _check_token_ids(folder, tokenizer, int(native["text_config"]["vocab_size"]))
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
     border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
@@ -210,6 +231,16 @@ def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) 
             f"{name} is {token!r}, which is not in tokenizer.json", place=str(folder)
         )
     return int(token_id)
+
+
+def _check_token_ids(folder: Path, tokenizer: Tokenizer, rows: int) -> None:
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise CheckpointError(
+            f"the largest token id is {largest}, the model has {rows} embeddings",
+            place=shown(folder / "tokenizer.json"),
+            hint="use the tokenizer files that were published with this model",
+        )
 
 
 def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:

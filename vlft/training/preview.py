@@ -56,7 +56,7 @@ def _sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = F
     for (image, trained), group in itertools.groupby(kinds):
         end = start + len(list(group))
         ids = sample.input_ids[start:end].tolist()
-        piece = chat.tokenizer.decode(ids, skip_special_tokens=False)
+        piece = processor.text(ids)
         if image:
             text.append(f"{chat.image_tag}x{len(ids)}", style="magenta")
         elif trained:
