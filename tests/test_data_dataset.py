@@ -136,6 +136,12 @@ class TestReading:
         assert load("a.jsonl", need_response=False).conversations[0].reply is None
         assert message(lambda: load("a.jsonl")).startswith('a.jsonl:1: no "response"\n')
 
+    @pytest.mark.parametrize("blank", ["", " \n"])
+    def test_a_blank_reply_is_none_for_inference(self, blank):
+        write("a.jsonl", [{"query": "q", "response": blank}])
+        assert '"response" is empty' in message(lambda: load("a.jsonl"))
+        assert load("a.jsonl", need_response=False).conversations[0].reply is None
+
     def test_the_tag_of_the_family_is_read(self, image):
         row = {"query": "x<image_placeholder>", "response": "r", "images": [image]}
         write("a.jsonl", [row])
@@ -467,10 +473,18 @@ class TestLongSamples:
         )
 
     def test_the_hint_of_inference_names_no_flag_of_training(self, long):
-        assert message(lambda: load(long, max_length=61, need_response=False)) == (
-            "a.jsonl:1: 62 tokens, at most 61 are allowed\n"
+        prompt = tokens(TURNS[:-1])
+        assert message(lambda: load(long, max_length=prompt - 1, need_response=False)) == (
+            f"a.jsonl:1: {prompt} tokens, at most {prompt - 1} are allowed\n"
             " hint: shorten it, or leave such records out with --on-bad-sample skip"
         )
+
+    def test_inference_measures_the_prompt_alone(self, long):
+        prompt = tokens(TURNS[:-1])
+        assert prompt < tokens(TURNS)
+        data = load(long, need_response=False, max_length=prompt)
+        assert flat(data.conversations[0]) == TURNS
+        assert data.outlines[0].tokens == prompt
 
     def test_skip(self, long, capsys):
         numbered("b.jsonl", 2)

@@ -7,14 +7,17 @@ import json
 import os
 import re
 import struct
+import threading
+import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from PIL import Image
+from PIL import Image, ImageFile
 
+from vlft.data import images
 from vlft.data.conversation import ImageFacts
 from vlft.data.images import decode, inspect_image, inspect_images
 from vlft.errors import DataError
@@ -192,6 +195,30 @@ class TestInspect:
         size = tuple(EXPECTED[name]["size_used"])
         expected = ImageFacts(hashlib.sha256(content).hexdigest(), size)
         assert inspect_image(Path("copy")) == inspect_image(GOLDEN / name) == expected
+
+    @pytest.mark.parametrize(("total", "most"), [(90, 80), (10, 40)])
+    def test_pixels_in_flight_are_bounded(self, monkeypatch, total, most):
+        """However many threads there are; an image above the bound is checked alone."""
+        loading, seen, lock = [], [], threading.Lock()
+        load = ImageFile.ImageFile.load
+
+        def observed(image):
+            with lock:
+                loading.append(image.width)
+                seen.append(sum(loading))
+            time.sleep(0.01)
+            pixels = load(image)
+            with lock:
+                loading.remove(image.width)
+            return pixels
+
+        for number in range(12):
+            Image.new("L", (40, 1), number).save(f"{number}.png")
+        monkeypatch.setattr(images, "_budget", images._Budget(total))
+        monkeypatch.setattr(ImageFile.ImageFile, "load", observed)
+        found = inspect_images(Path(f"{number}.png") for number in range(12))
+        assert {facts.size for facts in found.values()} == {(40, 1)}
+        assert max(seen) == most
 
     def test_they_follow_the_file(self):
         path = Path("a.png")

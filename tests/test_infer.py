@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -104,6 +105,17 @@ class TestDatasets:
             for merge, name in ((False, "a.jsonl"), (True, "b.jsonl"))
         ]
         assert [r["response"] for r in both[0]] == [r["response"] for r in both[1]]
+
+    def test_a_data_file_of_the_run_that_is_gone(self, run, tmp_path, monkeypatch):
+        config = json.loads((find_checkpoint(run) / "run_config.json").read_text())
+        for name in ("gone.jsonl", "gone.csv#3"):
+            copy = tmp_path / name[-1]
+            shutil.copytree(run, copy)
+            monkeypatch.chdir(copy)
+            text = json.dumps({**config, "dataset": [str(copy / name)]})
+            (find_checkpoint(copy) / "run_config.json").write_text(text)
+            with pytest.raises(DataError, match=rf"^{name[:6]}\S*: no such file"):
+                answer(copy, load_dataset_config=True)
 
     def test_it_goes_on_where_it_stopped(self, run, tmp_path, monkeypatch):
         target = tmp_path / "answers.jsonl"

@@ -15,19 +15,20 @@ import os
 import re
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from vlft.config import SftConfig
 from vlft.console import warn
-from vlft.errors import CheckpointError, VlftError, raise_all, shown
+from vlft.data.dataset import parse_spec
+from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
 from vlft.files import digest, read_object
 from vlft.settings import convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # A full disk, a used-up quota, a file that is too large.
@@ -234,7 +235,13 @@ def check_same_data(run: Path, data_files: Iterable[str]) -> None:
 
 
 def data_digests(data_files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each data file by its path, without the ``#N`` of a specification."""
-    paths = [Path(spec) for spec in data_files]
-    plain = [path if path.exists() else Path(str(path).rpartition("#")[0]) for path in paths]
-    return {str(path): digest(path) for path in plain}
+    """SHA-256 of each data file by its path, without the ``#N`` of a specification.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    paths = [parse_spec(spec)[0] for spec in data_files]
+    for path in paths:
+        if not path.is_file():
+            raise DataError("no such file", place=shown(path), hint="put the data file back")
+    return {str(path): digest(path) for path in paths}

@@ -183,7 +183,7 @@ def _split(data: Dataset, ratio: float, options: DataOptions) -> tuple[Dataset, 
 
 def _read_file(spec: str, draws: Draws) -> list[tuple[int, Record | DataError]]:
     """The records of a file that are used, each with its number in the file."""
-    path, count = _parse_spec(spec)
+    path, count = parse_spec(spec)
     records = list(read_records(path))
     if not records:
         raise DataError("no records", place=shown(path), hint="add some, or leave it out")
@@ -222,7 +222,7 @@ def _check_records(
     return good, problems
 
 
-def _parse_spec(spec: str) -> tuple[Path, int | None]:
+def parse_spec(spec: str) -> tuple[Path, int | None]:
     """The file, and how many of its records to draw; a ``#`` may be part of the file's name."""
     parts = SAMPLED.fullmatch(spec)
     if parts is None or Path(spec).exists():

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 def fit(
     conversation: Conversation, encode: Encode, options: DataOptions
 ) -> tuple[Conversation, Outline] | None:
-    """The conversation, cut to max_length if allowed, and its outline; None to skip it."""
-    limit, sample = options.max_length, encode(conversation)
+    """The conversation, cut to max_length if allowed, and its outline; None to skip it.
+
+    Where no reply is trained, what is measured is the prompt: a reply is only compared with.
+    """
+    needed = conversation if options.need_response else conversation.without_reply()
+    limit, sample = options.max_length, encode(needed)
     if limit is None or len(sample) <= limit:
         return conversation, outline(sample, options.image_token_id)
     if options.on_long == "skip":

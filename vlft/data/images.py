@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -14,11 +16,39 @@ from vlft.data.conversation import ImageFacts
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
     from pathlib import Path
 
 T = TypeVar("T")
+# Of the images that are checked at the same time; a larger one is checked alone. A pixel takes up
+# to four bytes.
+PIXELS_IN_FLIGHT = 2**27
+
+
+class _Budget:
+    """Lets threads in while their shares of a total are free."""
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def share(self, size: int) -> Iterator[None]:
+        """Waits until ``size`` is free, or all of a total that is less, and holds it."""
+        size = min(size, self._total)
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += size
+                self._freed.notify_all()
+
+
+_budget = _Budget(PIXELS_IN_FLIGHT)
 
 
 def decode(path: Path, *, digest: str | None = None) -> Image.Image:
@@ -46,11 +76,14 @@ def inspect_image(path: Path, *, place: str = "") -> ImageFacts:
     Raises:
         DataError: the file is missing or is not a whole image; ``place`` is that of its record.
     """
-    return _read(path, lambda file: ImageFacts(_digest(file), _decode(file).size), place)
+    return _read(path, lambda file: ImageFacts(_digest(file), _whole_size(file)), place)
 
 
 def inspect_images(paths: Iterable[Path]) -> dict[Path, ImageFacts | DataError]:
-    """The facts about every file, or its error; each is opened once, several in parallel."""
+    """The facts about every file, or its error; each is opened once, several in parallel.
+
+    The pixels in memory are bounded, see PIXELS_IN_FLIGHT.
+    """
 
     def attempt(path: Path) -> ImageFacts | DataError:
         try:
@@ -90,6 +123,15 @@ def _digest(file: BufferedReader) -> str:
 def _decode(file: BufferedReader) -> Image.Image:
     with Image.open(file, formats=_formats()) as image:
         return image.convert("RGB")
+
+
+def _whole_size(file: BufferedReader) -> tuple[int, int]:
+    """(width, height) of an image that can be decoded whole and converted to RGB."""
+    with Image.open(file, formats=_formats()) as image, _budget.share(image.width * image.height):
+        image.load()
+        # One pixel tells whether the mode can be converted, without a second copy of the image.
+        image.crop((0, 0, 1, 1)).convert("RGB")
+        return image.size
 
 
 @functools.cache

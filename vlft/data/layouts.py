@@ -47,6 +47,8 @@ def native(
     try:
         _check_fields(fields, need_response=need_response)
         response, system = fields.get("response"), fields.get("system")
+        if not need_response and response is not None and not response.strip():
+            response = None
         texts = [*(_texts("history", fields.get("history")) or ()), fields["query"]]
         names = _texts("images", fields.get("images")) or ()
         refs = [ImageRef(folder / name, name) for name in names]
