@@ -35,7 +35,8 @@ FLAGS = {
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --load-dataset-config --dataset --image-root --on-bad-sample --system
-        --max-new-tokens --temperature --top-p --top-k --repetition-penalty --batch-size --seed
+        --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
+        --batch-size --seed
         --output --overwrite --show-samples
     """,
     "merge-lora": """

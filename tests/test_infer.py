@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -10,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import GOLDEN, SIGLIP, make_rows, write_jsonl
+from conftest import GOLDEN, ONE_EACH, SIGLIP, make_rows, write_jsonl
 from PIL import Image
 
 import vlft
@@ -21,6 +22,7 @@ from vlft.data.encode import EncodedSample
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
+from vlft.inference.decoding import Draw
 from vlft.inference.generate import Sampling, generate_replies
 
 CASE = SIGLIP
@@ -70,9 +72,11 @@ class TestDatasets:
         queries = {(row["query"], row["response"]) for row in make_rows(24)}
         assert {(row["query"], row["label"]) for row in rows} <= queries
         for row in rows:
-            assert set(row) >= {"query", "response", "label", "images", "generation"}
-            assert row["generation"]["max_new_tokens"] == 8
-            assert row["generation"]["temperature"] == 0.0
+            assert list(row)[:6] == ["query", "response", "finish", "label", "images", "image_keys"]
+            assert row["finish"] in ("stop", "length")
+        header = json.loads(result.output.with_suffix(".settings.json").read_text())
+        assert header["settings"]["max_new_tokens"] == 8
+        assert header["settings"]["temperature"] == 0.0
 
     def test_any_file_without_replies(self, run, tmp_path):
         rows = [{"query": "Hi.", "id": 7}, {"query": "<image>?", "images": ["chart.png"]}]
@@ -81,7 +85,7 @@ class TestDatasets:
         result = answer(run, dataset=(str(file),), image_root=GOLDEN / "images", output=target)
         assert [row["query"] for row in result.rows] == ["Hi.", "<image>?"]
         assert [row["label"] for row in result.rows] == [None, None]
-        assert result.rows[1]["images"] == ["chart.png"]
+        assert result.rows[1]["images"] == [str(GOLDEN / "images" / "chart.png")]
         assert [json.loads(line) for line in target.read_text().splitlines()] == result.rows
 
     def test_batches_change_nothing(self, run, tmp_path):
@@ -127,8 +131,8 @@ class TestDatasets:
         monkeypatch.setattr(
             infer_run,
             "generate_replies",
-            lambda model, processor, prompts, sampling: (
-                asked.append(len(prompts)) or original(model, processor, prompts, sampling)
+            lambda model, processor, prompts, *rest, **seeds: (
+                asked.append(len(prompts)) or original(model, processor, prompts, *rest, **seeds)
             ),
         )
         again = answer(run, load_dataset_config=True, output=target, batch_size=2).rows
@@ -139,7 +143,7 @@ class TestDatasets:
         target = tmp_path / "answers.jsonl"
         count = len(answer(run, load_dataset_config=True, output=target).rows)
         before = target.read_bytes()
-        with pytest.raises(CheckpointError, match="line 1 was made with other settings"):
+        with pytest.raises(CheckpointError, match="made with other settings, max_new_tokens 8"):
             answer(run, load_dataset_config=True, output=target, max_new_tokens=3)
         file = write_jsonl(tmp_path / "ask.jsonl", [{"query": "Hi."}] * count)
         with pytest.raises(CheckpointError, match="line 1 answers another record"):
@@ -348,6 +352,109 @@ class TestApi:
         together = vlft.generate(model, processor, rows, 8, image_root=GOLDEN)
         alone = [vlft.generate(model, processor, [r], 8, image_root=GOLDEN)[0] for r in rows]
         assert together == alone
+
+    @pytest.mark.parametrize("case", ONE_EACH, indirect=True, scope="session")
+    def test_a_long_neighbour_cuts_no_reply(self, processor, shared_model):
+        """Each record has the room that it has alone, and says how its reply ended."""
+        short = processor.encode({"query": "Hi."})
+        ids = torch.cat([short.input_ids] * 40)
+        small = dataclasses.replace(processor, max_length=len(ids) + 3)
+        long = dataclasses.replace(short, input_ids=ids, labels=torch.full_like(ids, -100))
+        together = generate_replies(shared_model, small, [long, short, long], Sampling(12))
+        alone = [generate_replies(shared_model, small, [s], Sampling(12))[0] for s in (long, short)]
+        assert together == [alone[0], alone[1], alone[0]]
+        for reply, most, cut in zip(alone, (3, 12), ("window", "length"), strict=True):
+            ended = reply.token_ids[-1] == processor.chat.eos_id
+            assert reply.finish == ("stop" if ended else cut)
+            assert ended or len(reply.token_ids) == most
+
+    def test_a_reply_that_stops_says_so(self):
+        model, processor = load()
+        eos = vlft.generate(model, processor, [{"query": "Hi."}], 1)[0].token_ids[0]
+        ends = dataclasses.replace(processor, chat=dataclasses.replace(processor.chat, eos_id=eos))
+        prompts = [processor.encode({"query": "Hi."})]
+        reply = generate_replies(model, ends, prompts, Sampling(1))[0]
+        assert (reply.token_ids, reply.finish) == ([eos], "stop")
+
+    def test_draws_of_a_row_are_its_own(self):
+        model, processor = load()
+        prompts = [processor.encode({"query": f"Hi{'.' * n}"}) for n in range(3)]
+        sampling = Sampling(8, temperature=1.0, top_k=200, top_p=0.95)
+        together = generate_replies(model, processor, prompts, sampling, seeds=[3, 1, 2])
+        alone = [
+            generate_replies(model, processor, [prompt], sampling, seeds=[seed])[0]
+            for prompt, seed in zip(prompts, (3, 1, 2), strict=True)
+        ]
+        assert together == alone
+        assert together != generate_replies(model, processor, prompts, sampling, seeds=[1, 2, 3])
+
+    def test_draws_follow_the_probabilities(self):
+        scores = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log().repeat(4000, 1)
+        drawn = Draw(range(4000), scores.device)(None, scores).argmax(-1)
+        share = torch.bincount(drawn, minlength=4) / 4000
+        assert torch.allclose(share, torch.tensor([0.5, 0.25, 0.25, 0.0]), atol=0.03)
+        assert share[3] == 0
+
+    def test_draws_of_the_api_follow_torchs_seed(self):
+        model, processor = load()
+        row = {"query": "Hi."}
+        texts = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            texts.append(
+                [vlft.generate(model, processor, [row], 6, temperature=1)[0].text for _ in "ab"]
+            )
+        assert texts[0] == texts[1] != texts[2]
+        assert texts[0][0] != texts[0][1]
+
+    @pytest.mark.parametrize("context", ["reply", "all"])
+    def test_what_the_repetition_penalty_counts(self, context):
+        """By hand, one token at a time; padding counts for nothing."""
+        model, processor = load()
+        rows = [{"query": "Hi."}, {"query": "Hi. " * 30}]
+        prompts = [processor.encode(row) for row in rows]
+        sampling = Sampling(10, repetition_penalty=1.6, repetition_context=context)
+        together = generate_replies(model, processor, prompts, sampling)
+        for prompt, reply in zip(prompts, together, strict=True):
+            ids = prompt.input_ids.tolist()
+            for _ in range(10):
+                said = torch.tensor(ids if context == "all" else ids[len(prompt) :], dtype=int)
+                with torch.no_grad():
+                    scores = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+                known = scores[said]
+                scores[said] = torch.where(known < 0, known * 1.6, known / 1.6)
+                ids.append(int(scores.argmax()))
+                if ids[-1] == processor.chat.eos_id:
+                    break
+            assert reply.token_ids == ids[len(prompt) :]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"temperature": 1e-38}, "found 1e-38, 0 .greedy. or at least 0.0001 is allowed"),
+            ({"temperature": 9e-5}, "found 9e-05"),
+            ({"temperature": -1.0}, "--temperature: found -1, at least 0"),
+            ({"repetition_penalty": 1e-38}, "at least 0.01 is allowed"),
+            ({"repetition_penalty": 1e38}, "at most 100 is allowed"),
+            ({"top_k": 3}, "found temperature 0"),
+            ({"repetition_context": "prompt"}, "allowed: reply, all"),
+        ],
+    )
+    def test_settings_that_generate_nothing_are_refused(self, settings, message):
+        """By the command and in Python alike."""
+        with pytest.raises(UsageError, match=message):
+            Sampling(**settings)
+        with pytest.raises(UsageError, match=message):
+            vlft.infer(vlft.InferConfig(model=str(CASE.folder), **settings))
+
+    @pytest.mark.parametrize("temperature", [1e-4, 1e30])
+    def test_extreme_temperatures(self, temperature):
+        model, processor = load()
+        greedy, drawn = (
+            vlft.generate(model, processor, [{"query": "Hi."}], 3, temperature=t)[0].token_ids
+            for t in (0, temperature)
+        )
+        assert (greedy == drawn) == (temperature < 1)
 
     def test_the_defaults_are_those_of_the_command(self):
         config = vlft.InferConfig()

@@ -42,6 +42,9 @@ GPUS = {
 LARGEST_GPU = 256
 _GPU_HINT = f"a size like 24GB, or {', '.join(GPUS)}"
 
+# Scores divided by a lower temperature may be infinite.
+LOWEST_TEMPERATURE = 1e-4
+
 # Why an initialisation of LoRA needs weights that are not quantised.
 NEEDS_WHOLE_WEIGHTS = {
     "orthogonal": "peft gives the LoRA weights the dtype of the base's, which is an integer in",
@@ -255,7 +258,10 @@ class InferConfig(Settings):
                                above=0, maximum=1)
     top_k: int = _generation(0, "Sample from the k likeliest tokens; 0 from all.", minimum=0)
     repetition_penalty: float = _generation(
-        1.0, "Above 1 makes repeated tokens less likely.", above=0)
+        1.0, "Above 1 makes repeated tokens less likely.", minimum=0.01, maximum=100)
+    repetition_context: str = _generation(
+        "reply", "What counts as said before: the reply alone, as in the authors' chats, or the "
+        "prompt too.", choices=("reply", "all"))
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
     seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
@@ -286,6 +292,14 @@ class InferConfig(Settings):
              'write "system" into the records'),
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
              "leave it out, or add --dataset or --load-dataset-config"),
+            (self.temperature == 0 and (self.top_p != 1 or self.top_k != 0), "--temperature",
+             "top-p and top-k choose among samples, found temperature 0 (greedy)",
+             "add e.g. --temperature 0.7"),
+            (0 < self.temperature < LOWEST_TEMPERATURE, "--temperature",
+             f"found {self.temperature:g}, 0 (greedy) or at least {LOWEST_TEMPERATURE:g} is "
+             "allowed", "use 0 for the likeliest token"),
+            (self.repetition_penalty == 1, changed(self, "repetition_context"),
+             "--repetition-penalty is 1", None),
             (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
              "add --ckpt-dir"),
             *_hub_rules(self, self.model),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +52,22 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a record was read, and what it has beside its text: for results.
+
+    Attributes:
+        path: the data file.
+        line: in it, from 1.
+        id: of any type, as ``meta``.
+    """
+
+    path: Path
+    line: int
+    id: Any = None
+    meta: Any = None
+
+
+@dataclass(frozen=True)
 class Conversation:
     """A dialogue that starts with the user and alternates.
 
@@ -59,11 +75,13 @@ class Conversation:
         turns: the last is the assistant's reply, or the user's if a reply is to be generated.
         system: system prompt; None for the family's default, "" for none.
         place: of the record, for messages, e.g. ``train.jsonl:17``.
+        origin: of the record; None for one that was given through Python.
     """
 
     turns: tuple[Turn, ...]
     system: str | None = None
     place: str = ""
+    origin: Origin | None = field(default=None, compare=False)
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -87,11 +105,11 @@ class Conversation:
     def without_reply(self) -> Conversation:
         """The same dialogue up to the last user turn."""
         turns = self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
-        return Conversation(turns, self.system, self.place)
+        return replace(self, turns=turns)
 
     def without_first_exchanges(self, count: int) -> Conversation:
         """The same dialogue without its first user turns, their images and the replies to them."""
-        return Conversation(self.turns[2 * count :], self.system, self.place)
+        return replace(self, turns=self.turns[2 * count :])
 
 
 def flat_text(turn: Turn, image_tag: str) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
+from vlft.data.conversation import Origin
 from vlft.data.fit import fit
 from vlft.data.images import inspect_images
-from vlft.data.layouts import native
+from vlft.data.layouts import IGNORED, native
 from vlft.data.records import FORMATS, Record, read_records
 from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
@@ -35,16 +36,22 @@ class Dataset(Sequence["EncodedSample"]):
         items: checked conversations with their outlines and positions.
         encode: of the processor.
         drawn: positions of all records, skipped ones too.
+        skipped: the problems of those that were skipped.
     """
 
     def __init__(
-        self, items: Sequence[Item], encode: Encode, drawn: Sequence[Position] = ()
+        self,
+        items: Sequence[Item],
+        encode: Encode,
+        drawn: Sequence[Position] = (),
+        skipped: Sequence[UsageError] = (),
     ) -> None:
         self._items = tuple(items)
         self.conversations = tuple(conversation for conversation, _, _ in items)
         self.outlines = tuple(outline for _, outline, _ in items)
         self.positions = tuple(position for _, _, position in items)
         self.drawn = tuple(drawn)
+        self.skipped = tuple(skipped)
         self._encode = encode
 
     def __len__(self) -> int:
@@ -65,7 +72,8 @@ class Dataset(Sequence["EncodedSample"]):
         parts: tuple[list[Item], list[Item]] = ([], [])
         for index, item in enumerate(self._items):
             parts[index in chosen].append(item)
-        return Dataset(parts[0], self._encode), Dataset(parts[1], self._encode)
+        train, val = (Dataset(part, self._encode, (), self.skipped) for part in parts)
+        return train, val
 
 
 def load_dataset(
@@ -89,31 +97,31 @@ def load_dataset(
     """
     items: list[Item] = []
     drawn: list[Position] = []
-    problems, unusable = list[UsageError](), list[UsageError]()
+    problems, unusable, long = list[UsageError](), list[UsageError](), list[UsageError]()
     inspected = {} if inspected is None else inspected
     draws = draws or Draws(options.seed)
     for number, spec in enumerate(files):
         try:
             records = [((number, index), record) for index, record in _read_file(spec, draws)]
             drawn += [position for position, _ in records]
-            found, wrong = _check_records(spec, records, encode, options, inspected)
+            found, wrong, too_long = _check_records(spec, records, encode, options, inspected)
         except UsageError as error:
             problems.append(error)
             unusable.append(error)
             continue
         items += found
-        problems += wrong
+        problems, long = problems + wrong, long + too_long
     raise_all(problems if options.on_bad_sample == "error" else unusable)
     if problems:
-        count = len(problems)
-        warn(f"skipped {count} bad record{'s, the first' if count > 1 else ''}: {problems[0]}")
+        bad = f"{len(problems)} bad records, the first" if len(problems) > 1 else "1 bad record"
+        warn(f"skipped {bad}: {problems[0]}")
     if not items:
         raise DataError(
             "no usable sample is left",
             place=", ".join(map(shown, files)),
             hint="correct the records; the warnings above name the first that was skipped",
         )
-    return Dataset(items, encode, drawn)
+    return Dataset(items, encode, drawn, [*problems, *long])
 
 
 def load_train_and_val(
@@ -196,8 +204,8 @@ def _check_records(
     encode: Encode,
     options: DataOptions,
     inspected: Inspected,
-) -> tuple[list[Item], list[UsageError]]:
-    """The usable records of a file and the problems of the others, in its order."""
+) -> tuple[list[Item], list[UsageError], list[UsageError]]:
+    """The usable records of a file, the problems of others, and those that are too long."""
     parsed = [(position, _parse(record, options)) for position, record in records]
     images = (
         image for _, item in parsed if not isinstance(item, UsageError) for image in item.images
@@ -205,21 +213,23 @@ def _check_records(
     inspected |= inspect_images(ref.path for ref in images if ref.path not in inspected)
     good: list[Item] = []
     problems: list[UsageError] = []
-    too_long = 0
+    too_long: list[UsageError] = []
     for position, item in tracked(parsed, "checking samples", len(parsed)):
         try:
-            fitted = fit(_checked(item, inspected), encode, options)
+            conversation = _checked(item, inspected)
+            fitted = fit(conversation, encode, options)
         except UsageError as error:
             problems.append(error)
             continue
         if fitted is None:
-            too_long += 1
+            found = f"more than {options.max_length} tokens"
+            too_long.append(DataError(found, place=conversation.place))
         else:
             good.append((*fitted, position))
     if too_long:
-        samples = "1 sample" if too_long == 1 else f"{too_long} samples"
+        samples = "1 sample" if len(too_long) == 1 else f"{len(too_long)} samples"
         warn(f"{shown(spec)}: skipped {samples} of more than {options.max_length} tokens")
-    return good, problems
+    return good, problems, too_long
 
 
 def parse_spec(spec: str) -> tuple[Path, int | None]:
@@ -241,13 +251,15 @@ def _parse(record: Record | DataError, options: DataOptions) -> Conversation | U
     if isinstance(record, DataError):
         return record
     try:
-        return native(
+        conversation = native(
             record.fields,
             place=record.place,
             folder=options.image_root or record.path.parent,
             image_tag=options.image_tag,
             need_response=options.need_response,
         )
+        rest = (record.fields.get(name) for name in IGNORED)
+        return replace(conversation, origin=Origin(record.path, record.line, *rest))
     except DataError as error:
         return error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import reprlib
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIELDS = ("query", "response", "history", "images", "system")
+# What lines of a result file of vlft infer have besides; older versions wrote generation.
+RESULT_FIELDS = ("label", "finish", "image_keys", "file", "line", "generation")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
 # Fields that hold several texts: what is allowed and an example, for messages.
@@ -36,6 +40,7 @@ def native(
     Args:
         fields: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
             ``id``, ``meta`` and names with a leading underscore are ignored; null counts as absent.
+            Of a line of a result file the response is trained on, or the label compared with.
         place: of the record, for messages.
         folder: where relative image paths start.
         image_tag: the family's own tag, which means the same as ``<image>``.
@@ -44,6 +49,7 @@ def native(
     Raises:
         DataError: with the place and what is allowed.
     """
+    fields = _without_result(fields, need_response=need_response)
     try:
         _check_fields(fields, need_response=need_response)
         response, system = fields.get("response"), fields.get("system")
@@ -62,6 +68,24 @@ def native(
         Turn("assistant" if index % 2 else "user", part) for index, part in enumerate(parts)
     )
     return Conversation(turns, system, place)
+
+
+def result_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A result line whose lists are lists, also where its file has them as JSON text."""
+    found = dict(fields)
+    for name in ("images", "image_keys", "history"):
+        if isinstance(found.get(name), str) and found[name].startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[name] = json.loads(found[name])
+    return found
+
+
+def _without_result(fields: Mapping[str, Any], *, need_response: bool) -> Mapping[str, Any]:
+    """The fields of the record that a result line answers; those of other records as they are."""
+    if "image_keys" not in fields and not {"label", "generation"} <= fields.keys():
+        return fields
+    found = {k: v for k, v in result_lists(fields).items() if k not in RESULT_FIELDS}
+    return found if need_response else {**found, "response": fields.get("label")}
 
 
 def _check_fields(fields: Mapping[str, Any], *, need_response: bool) -> None:

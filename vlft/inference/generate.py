@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,7 +12,9 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
 from vlft.config import InferConfig, SftConfig
-from vlft.errors import ConfigError, DataError
+from vlft.errors import DataError
+from vlft.inference.decoding import RowLimits, score_changes
+from vlft.settings import build
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Sampling:
     """How replies are generated; see the flags of the same names.
 
     Raises:
-        ConfigError: a setting of sampling together with temperature 0, which is greedy decoding.
+        UsageError: a setting, or a combination of them, that is not allowed.
     """
 
     max_new_tokens: int = InferConfig.max_new_tokens
@@ -35,14 +37,10 @@ class Sampling:
     top_p: float = InferConfig.top_p
     top_k: int = InferConfig.top_k
     repetition_penalty: float = InferConfig.repetition_penalty
+    repetition_context: str = InferConfig.repetition_context
 
     def __post_init__(self) -> None:
-        if self.temperature == 0 and (self.top_p != 1 or self.top_k != 0):
-            raise ConfigError(
-                "top-p and top-k choose among samples, found temperature 0 (greedy)",
-                place="--temperature",
-                hint="add e.g. --temperature 0.7",
-            )
+        build(InferConfig, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,13 @@ class Reply:
     Attributes:
         text: without special tokens and surrounding white space.
         token_ids: up to and including the end-of-sentence token, if there is one.
+        finish: how it ended: stop, with that token; length, at the most new tokens that were asked
+            for; window, where the model's context was full.
     """
 
     text: str
     token_ids: list[int]
+    finish: Literal["stop", "length", "window"]
 
 
 def load(
@@ -98,18 +99,23 @@ def generate(
     top_p: float = InferConfig.top_p,
     top_k: int = InferConfig.top_k,
     repetition_penalty: float = InferConfig.repetition_penalty,
+    repetition_context: str = InferConfig.repetition_context,
 ) -> list[Reply]:
     """Replies to rows of the native layout, in one batch; a ``response`` in them is ignored.
 
+    Samples are drawn with seeds from torch's global generator.
+
     Raises:
         DataError: a row cannot be used.
-        ConfigError: see ``Sampling``.
+        UsageError: see ``Sampling``.
     """
     prompts = [
         processor.encode({k: v for k, v in row.items() if k != "response"}, image_root)
         for row in rows
     ]
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty, repetition_context
+    )
     return generate_replies(model, processor, prompts, sampling)
 
 
@@ -119,49 +125,64 @@ def generate_replies(
     prompts: Sequence[EncodedSample],
     sampling: Sampling,
     streamer: Any = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Reply]:
-    """Replies to encoded prompts, in one batch.
+    """Replies to encoded prompts, in one batch; none depends on the others.
+
+    Args:
+        model: of ``load``.
+        processor: of ``load``.
+        prompts: encoded without replies.
+        sampling: how replies are generated.
+        streamer: of transformers, for a single prompt.
+        seeds: of each prompt's draws; None takes them from torch's global generator.
 
     Raises:
         DataError: a prompt leaves no room for a reply.
     """
     if not prompts:
         return []
-    longest = max(map(len, prompts))
-    room = processor.max_length - longest
-    if room < 1:
+    lengths = list(map(len, prompts))
+    longest = max(lengths)
+    if longest >= processor.max_length:
         raise DataError(
             f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
             hint="shorten the history (in a chat: /clear), or use fewer images",
         )
-    inputs = processor.collate(prompts)
-    del inputs["labels"]
-    batch = moved(inputs, model.get_input_embeddings().weight)
+    inputs = {name: t for name, t in processor.collate(prompts).items() if name != "labels"}
+    embeddings = model.get_input_embeddings().weight
+    limits = [min(sampling.max_new_tokens, processor.max_length - length) for length in lengths]
+    seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
     with torch.inference_mode():
-        config = _generation_config(processor, sampling, room)
-        output = model.generate(**batch, generation_config=config, streamer=streamer)
-    return [_reply(ids, processor) for ids in output[:, longest:].tolist()]
+        output = model.generate(
+            **moved(inputs, embeddings),
+            generation_config=_generation_config(processor, max(limits)),
+            # Sampling is part of these, so that for transformers every reply is greedy.
+            logits_processor=score_changes(sampling, lengths, seeds, embeddings.device),
+            stopping_criteria=[RowLimits(longest, torch.tensor(limits))],
+            streamer=streamer,
+        )
+    rows = zip(output[:, longest:].tolist(), limits, strict=True)
+    return [_reply(ids[:limit], sampling, processor) for ids, limit in rows]
 
 
-def _generation_config(processor: Processor, sampling: Sampling, room: int) -> Any:
+def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
     chat = processor.chat
-    do_sample = sampling.temperature > 0
-    # transformers warns about settings of sampling in greedy decoding.
-    names = ("temperature", "top_p", "top_k") if do_sample else ()
     return GenerationConfig(
-        max_new_tokens=min(sampling.max_new_tokens, room),
-        do_sample=do_sample,
-        repetition_penalty=sampling.repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
         bos_token_id=chat.bos_id,
         eos_token_id=chat.eos_id,
         pad_token_id=chat.pad_id,
-        **{name: getattr(sampling, name) for name in names},
     )
 
 
-def _reply(ids: list[int], processor: Processor) -> Reply:
+def _reply(ids: list[int], sampling: Sampling, processor: Processor) -> Reply:
     eos_id = processor.chat.eos_id
-    end = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
-    return Reply(processor.decode(ids[:end]), ids[:end])
+    if eos_id in ids:
+        ids = ids[: ids.index(eos_id) + 1]
+        return Reply(processor.decode(ids), ids, "stop")
+    cut_by_window = len(ids) < sampling.max_new_tokens
+    return Reply(processor.decode(ids), ids, "window" if cut_by_window else "length")

@@ -1,22 +1,32 @@
-"""The result file of ``vlft infer``: a JSON line per record, appended batch by batch, continued."""
+"""The result file of ``vlft infer``: a JSON line per record, appended batch by batch, continued.
+
+answers.jsonl           query, response, finish, label, images, image_keys, ... of each record
+answers.settings.json   once for all: settings, model, adapter, data files, records left out
+
+Lines are data for ``vlft sft`` and ``vlft infer`` again: image paths are absolute.
+"""
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import jsonlines
 
-from vlft.data.conversation import Conversation, flat_text
-from vlft.data.layouts import COMMON_TAG
+from vlft.checkpoints.identity import is_other
+from vlft.data.layouts import LONE_SURROGATE, result_lists
 from vlft.errors import CheckpointError, shown
+from vlft.files import read_object_if_there
+from vlft.inference.columns import Columns, differences
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from vlft.data.conversation import Conversation
+    from vlft.inference.generate import Reply
 
 # The start of every result line. It tells a line that a kill cut off from a line of another file.
 START = b'{"query": '
@@ -27,84 +37,124 @@ class ResultFile:
 
     Args:
         path: the file; its folders are made.
-        settings: generation settings, recorded in each line.
+        header: what the answers come from, see ``run.py``.
+        conversations: the records.
+        system_prompt: of records without one of their own.
         overwrite: whether to replace an existing file instead of continuing it.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        conversations: Sequence[Conversation],
+        system_prompt: str,
+        *,
+        overwrite: bool,
+    ) -> None:
         self.path = path
-        self._settings = dict(settings)
+        self.header_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
+        self._columns = Columns(conversations, system_prompt)
+        self._header = {**header, "columns": self._columns.kinds}
+        self._conversations = conversations
         self._overwrite = overwrite
+        self.done = 0
 
-    def done(self, conversations: Sequence[Conversation]) -> int:
-        """Number of records that the file answers; a line that a kill cut off is removed from it.
+    def resume(self) -> None:
+        """Counts the records that the file answers, and removes a line that a kill cut off.
 
         Raises:
-            CheckpointError: the file answers other records, or was made with other settings.
+            CheckpointError: the file answers other records, or its answers come from elsewhere.
         """
         if self._overwrite or not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return 0
-        lines = _whole_lines(self.path)
-        if len(lines) > len(conversations):
-            raise self._other(f"{len(lines)} lines for {len(conversations)} records")
-        pairs = zip(lines, conversations, strict=False)
-        for number, (line, conversation) in enumerate(pairs, start=1):
-            expected = _describe_record(conversation)
-            if any(line.get(key) != value for key, value in expected.items()):
-                raise self._other(f"line {number} answers another record")
-            if line.get("generation") != self._settings:
-                raise self._other(f"line {number} was made with other settings")
-        return len(lines)
+            return
+        header = read_object_if_there(self.header_path)
+        size, changed = 0, list[str]()
+        for number, (line, length) in enumerate(_whole_lines(self.path), start=1):
+            if number == 1:
+                self._check_header(header)
+                changed = differences(self._header["columns"], header.get("columns", {}))
+            if number > len(self._conversations):
+                raise self._other(f"it has more lines than the data has records, {number - 1}")
+            expected = self._columns.row(self._conversations[number - 1])
+            found = {name: value for name, value in line.items() if name in expected}
+            # Where a record or an image file stands does not matter.
+            other = set(differences(expected, found)) - {"images", "file", "line", *changed}
+            if other:
+                names = ", ".join(name for name in expected if name in other)
+                raise self._other(f"line {number} answers another record, see {names}")
+            size += length
+            self.done = number
+        if self.done and changed:
+            raise self._other(f"the records need other columns, see {', '.join(changed)}")
+        if size < self.path.stat().st_size:
+            os.truncate(self.path, size)
 
-    def append(self, conversations: Sequence[Conversation], replies: Sequence[str]) -> None:
-        """Appends and flushes the lines of a batch; with ``overwrite`` the first call replaces."""
+    def append(self, replies: Sequence[Reply]) -> None:
+        """Appends and flushes the lines of the next records; with ``overwrite`` it replaces."""
         if self._overwrite:
             self.path.unlink(missing_ok=True)
             self._overwrite = False
-        dumps = functools.partial(json.dumps, ensure_ascii=False)
-        with jsonlines.open(self.path, "a", dumps=dumps, flush=True) as file:
-            for conversation, reply in zip(conversations, replies, strict=True):
-                row = _describe_record(conversation)
-                row |= {"response": reply, "generation": self._settings}
-                file.write(row)
+        if not self.done:
+            text = json.dumps(self._header, indent=2)
+            self.header_path.write_text(text + "\n", "utf-8")
+        with jsonlines.open(self.path, "a", dumps=_dumps, flush=True) as file:
+            for reply in replies:
+                row = self._columns.row(self._conversations[self.done])
+                answer = {"response": reply.text, "finish": reply.finish}
+                file.write({"query": row.pop("query"), **answer, **row})
+                self.done += 1
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All lines of the file."""
-        return _whole_lines(self.path)
+    def _check_header(self, before: Mapping[str, Any]) -> None:
+        """Raises CheckpointError if the answers come from elsewhere than those to be added."""
+        if not before:
+            raise CheckpointError(
+                f"line 1 is no result line that can be continued: without {self.header_path.name} "
+                "nothing says which weights and images it is from; older versions wrote none",
+                place=shown(self.path),
+                hint="name another --output, or add --overwrite to start it anew",
+            )
+        settings, old = self._header["settings"], before.get("settings", {})
+        for name in differences(settings, old):
+            raise self._other(f"made with other settings, {name} {old.get(name)}")
+        model, old_model = self._header["model"], before.get("model", {})
+        if is_other(old_model.get("weights", ""), model["weights"]):
+            raise self._other("made with other weights of the model")
+        for name in differences(model["files"], old_model.get("files", {})):
+            raise self._other(f"made with another {name} of the model")
+        if self._header["adapter"] != before.get("adapter"):
+            raise self._other("made with another adapter")
 
     def _other(self, found: str) -> CheckpointError:
         return CheckpointError(
             f"the result file is of another run: {found}",
-            place=str(self.path),
+            place=shown(self.path),
             hint="name another --output, or add --overwrite to start it anew",
         )
 
 
-def _describe_record(conversation: Conversation) -> dict[str, Any]:
-    """The record in its result line: query, label, images; history and system if there are any."""
-    prompt = conversation.without_reply()
-    texts = [flat_text(turn, COMMON_TAG) for turn in prompt.turns]
-    row: dict[str, Any] = {
-        "query": texts[-1],
-        "label": conversation.reply,
-        "images": [image.given for image in prompt.images],
-    }
-    if len(texts) > 1:
-        row["history"] = [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 1, 2)]
-    if conversation.system is not None:
-        row["system"] = conversation.system
-    return row
+def _dumps(row: dict[str, Any]) -> str:
+    """The row as JSON; escaped if a path has bytes that are not UTF-8."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if text.isascii() or not LONE_SURROGATE.search(text) else json.dumps(row)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The result lines of the file; a last line that a kill cut off is removed from it.
+def read_results(path: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The first lines of a result file, or all of them.
 
     Raises:
-        CheckpointError: a line is no result line; the file is not changed.
+        CheckpointError: a line is no result line.
     """
-    whole: list[dict[str, Any]] = []
-    size = 0
+    return [result_lists(line) for line, _ in itertools.islice(_whole_lines(path), count)]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The result lines of the file and their lengths in bytes, without one that a kill cut off.
+
+    Raises:
+        CheckpointError: a line is no result line.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -112,14 +162,10 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 value = None
             if isinstance(value, dict) and line.endswith(b"\n"):
-                whole.append(value)
-                size += len(line)
+                yield value, len(line)
             elif line.endswith(b"\n") or line[: len(START)] != START[: len(line)]:
                 raise CheckpointError(
                     f"line {number} is no result line; the file is left as it is",
                     place=shown(path),
                     hint="name another --output",
                 )
-    if size < path.stat().st_size:
-        os.truncate(path, size)
-    return whole

@@ -9,34 +9,41 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft import console
+from vlft import __version__, console
 from vlft.checkpoints.adapter import load_adapter
+from vlft.checkpoints.identity import small_files
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.runs import check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
+from vlft.data.dataset import Dataset, load_dataset, load_train_and_val, parse_spec
 from vlft.data.options import DataOptions
 from vlft.data.split import read_history
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, shown
+from vlft.files import digest
 from vlft.inference.chat import chat
+from vlft.inference.decoding import record_seed
 from vlft.inference.generate import Sampling, generate_replies
-from vlft.inference.results import ResultFile
+from vlft.inference.results import ResultFile, read_results
 from vlft.settings import check
 
 if TYPE_CHECKING:
     from vlft.config import InferConfig
-    from vlft.data.conversation import Conversation
     from vlft.families.processor import Processor
 
 
 @dataclass(frozen=True)
 class InferResult:
-    """The result file of answering a data set, and its lines."""
+    """The result file of answering a data set, and the number of its lines."""
 
     output: Path
-    rows: list[dict[str, Any]]
+    count: int
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines, read by this call."""
+        return read_results(self.output)
 
 
 def run_infer(config: InferConfig) -> InferResult | None:
@@ -63,27 +70,50 @@ def run_infer(config: InferConfig) -> InferResult | None:
         model = _load_for_inference(config, folder, tuned)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
-    settings = {
-        **asdict(sampling),
-        "seed": config.seed,
-        "model": folder.name,
-        "adapter": str(tuned.adapter) if tuned and tuned.adapter else None,
-        "merged": config.merge_lora,
-        "dtype": config.dtype,
-        "quantize": config.quantize,
-        "weights": _weights_stamp(tuned.adapter if tuned and tuned.adapter else folder.path),
-    }
-    results = ResultFile(_output(config, folder, tuned), settings, overwrite=config.overwrite)
-    done = results.done(data.conversations)
-    if done:
-        console.info(f"{results.path} answers {done} of {len(data)} records already")
-    if done < len(data):
+    results = ResultFile(
+        _output(config, folder, tuned),
+        _header(config, sampling, folder, tuned, data),
+        data.conversations,
+        processor.chat.system_prompt,
+        overwrite=config.overwrite,
+    )
+    results.resume()
+    if results.done:
+        console.info(f"{results.path} answers {results.done} of {len(data)} records already")
+    if results.done < len(data):
         model = _load_for_inference(config, folder, tuned)
-        _answer(model, processor, data.conversations[done:], sampling, results, config.batch_size)
-    rows = results.rows()
-    _show_rows(rows[: config.show_samples])
-    console.info(f"{len(rows)} replies in {results.path}")
-    return InferResult(results.path, rows)
+        _answer(model, processor, data, sampling, results, config)
+    _show_rows(read_results(results.path, config.show_samples))
+    if data.skipped:
+        console.info(f"records that were skipped: {len(data.skipped)}, see {results.header_path}")
+    console.info(f"{results.done} replies in {results.path}")
+    return InferResult(results.path, results.done)
+
+
+def _header(
+    config: InferConfig,
+    sampling: Sampling,
+    folder: ModelFolder,
+    tuned: Tuned | None,
+    data: Dataset,
+) -> dict[str, Any]:
+    """What the answers come from; that of another file tells that it cannot be continued."""
+    adapter = tuned.adapter if tuned else None
+    files = sorted(adapter.glob("adapter_*")) if adapter else []
+    settings = {name: getattr(config, name) for name in ("seed", "dtype", "quantize", "merge_lora")}
+    return {
+        "vlft": __version__,
+        "settings": {**asdict(sampling), **settings},
+        "model": {
+            "name": folder.name,
+            "weights": folder.weights_digest,
+            "files": small_files(folder.path),
+        },
+        "adapter": {path.name: digest(path) for path in files},
+        "checkpoint": str(tuned.checkpoint) if tuned else None,
+        "dataset": [str(Path(spec).absolute()) for spec in config.dataset],
+        "skipped": [{"record": e.place, "reason": e.message} for e in data.skipped],
+    }
 
 
 def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: Processor) -> None:
@@ -127,32 +157,27 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     titles = {"query": "prompt", "response": "output", "label": "label", "images": "images"}
     for row in rows:
         for key, title in titles.items():
-            value = ", ".join(row[key]) if key == "images" else row.get(key)
+            value = ", ".join(map(shown, row[key])) if key == "images" else row.get(key)
             if value not in (None, ""):
                 console.reply(f"[{title}] {value}\n")
         console.reply("\n")
 
 
-def _weights_stamp(folder: Path) -> list[list[str | int]]:
-    """Name, size and modification time of each weight file: other weights, another result file."""
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(files)]
-
-
 def _answer(
     model: Any,
     processor: Processor,
-    conversations: tuple[Conversation, ...],
+    data: Dataset,
     sampling: Sampling,
     results: ResultFile,
-    batch_size: int,
+    config: InferConfig,
 ) -> None:
-    starts = range(0, len(conversations), batch_size)
+    starts = range(results.done, len(data), config.batch_size)
     for start in console.tracked(starts, "answering", len(starts)):
-        batch = conversations[start : start + batch_size]
-        prompts = [processor.encode_conversation(item.without_reply()) for item in batch]
-        replies = generate_replies(model, processor, prompts, sampling)
-        results.append(batch, [reply.text for reply in replies])
+        batch = slice(start, start + config.batch_size)
+        items = data.conversations[batch]
+        prompts = [processor.encode_conversation(item.without_reply()) for item in items]
+        seeds = [record_seed(config.seed, position) for position in data.positions[batch]]
+        results.append(generate_replies(model, processor, prompts, sampling, seeds=seeds))
 
 
 def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
@@ -198,7 +223,9 @@ def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Pa
     """The result file: --output, or a file in the run folder named after checkpoint and data."""
     if config.output is not None:
         return config.output
-    data = "val" if config.load_dataset_config else Path(config.dataset[0]).name.split(".")[0]
+    data = "val"
+    if not config.load_dataset_config:
+        data = parse_spec(config.dataset[0])[0].name.removesuffix(".jsonl")
     if tuned is not None:
         merged = "-merged" if config.merge_lora else ""
         return tuned.checkpoint.parent / "infer" / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"
