@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
+import re
 import shutil
 from dataclasses import asdict
 
@@ -20,10 +21,11 @@ from vlft.checkpoints.runs import find_checkpoint
 from vlft.console import out
 from vlft.data.encode import EncodedSample
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
+from vlft.inference import chat as infer_chat
 from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
 from vlft.inference.decoding import Draw
-from vlft.inference.generate import Sampling, generate_replies
+from vlft.inference.generate import Reply, Sampling, generate_replies
 
 CASE = SIGLIP
 
@@ -192,6 +194,19 @@ class TestDatasets:
             vlft.infer(vlft.InferConfig(**{"ckpt_dir": run, **settings}))
 
 
+class Lines:
+    """A pipe that is written while it is read."""
+
+    def __init__(self, lines):
+        self._lines = lines
+
+    def __iter__(self):
+        return self._lines
+
+    def isatty(self):
+        return False
+
+
 class TestChat:
     def talk(self, lines, monkeypatch):
         model, processor = load()
@@ -251,6 +266,124 @@ class TestChat:
         assert spoken[0]
         assert not spoken[2]
         assert "in a chat: /clear" in capsys.readouterr().err
+
+    def failing(self, lines, monkeypatch, capsys, **settings):
+        """Lines of the output and of stderr of a chat in which something fails."""
+        model, processor = load()
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "_file", buffer)
+        with pytest.raises(VlftError, match="lines led to an error"):
+            chat(model, processor, Sampling(6), system=None, lines=lines, **settings)
+        return buffer.getvalue().splitlines(), capsys.readouterr().err.splitlines()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        ["你好".encode("gbk"), "Ü".encode("latin-1"), "Hi".encode("utf-16-le"), b"\xed\xa0\x80"],
+    )
+    def test_bytes_that_are_not_utf_8(self, monkeypatch, capsys, wrong):
+        good = b"\xef\xbb\xbfHi.\r\n"
+        lines = io.TextIOWrapper(io.BytesIO(good + wrong + b"\n/clear\n" + good))
+        spoken, errors = self.failing(lines, monkeypatch, capsys)
+        reply = self.replies([{"query": "Hi."}])[0].replace("\n", "\\n")
+        assert spoken == [reply, "", "", reply]
+        assert errors[0].startswith("error: line 2: not UTF-8 (")
+        assert errors[1:] == [" hint: save or type the text as UTF-8"]
+
+    def test_half_characters_of_a_terminal(self, monkeypatch, capsys):
+        lines = io.StringIO("/system caf\udce9\nHi. \udce9\n")
+        spoken, errors = self.failing(lines, monkeypatch, capsys)
+        assert spoken == ["", ""]
+        assert [line[:40] for line in errors[::2]] == [
+            f"error: line {n}: not UTF-8 (found '\\udce9'" [:40] for n in (1, 2)
+        ]  # fmt: skip
+        with pytest.raises(ConfigError, match="--system: not UTF-8"):
+            vlft.infer(vlft.InferConfig(model=str(CASE.folder), system="caf\udce9"))
+
+    @pytest.mark.parametrize(
+        "written",
+        ['"a b.png"', "'a b.png'", "a\\ b.png", "a b.png", "~/a b.png", '"~/a b.png"',
+         "file://{}/a%20b.png", "{}/a b.png", "a\\ b.png 'a b.png'"],
+    )  # fmt: skip
+    def test_paths_as_terminals_write_them(self, monkeypatch, capsys, tmp_path, written):
+        Image.new("RGB", (64, 48)).save(tmp_path / "a b.png")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        self.talk([f"/image {written.format(tmp_path)}"], monkeypatch)
+        assert capsys.readouterr().err.startswith("attached a b.png, 64 x 48 pixels")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("/image", "/image without a path\n hint: write /image PATH"),
+            ("/image .", r"\.: not a file\n hint: name another image"),
+            ("/image no.jpg", "no.jpg: no such image\n hint: relative paths start at the working"),
+            ("/image " + "x" * 300, "File name too long.\n hint: name another image"),
+            ("/image notes.txt", "notes.txt: not an image of a known format\n hint: name another"),
+            ("/image http://example.org/a.jpg", "local files are allowed\n hint: download the"),
+            ('/image "a b', "no such image"),
+            (
+                "<image>Which digit?",
+                "images attached: 0, the message has another number of <image>",
+            ),
+            ("<image_placeholder>?", "images attached: 0"),
+            ("/system See <image>", "found <image> in the system prompt"),
+        ],
+    )
+    def test_mistakes_have_hints_of_a_chat(self, monkeypatch, capsys, tmp_path, line, message):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "notes.txt").write_text("notes")
+        _, errors = self.failing(io.StringIO(line), monkeypatch, capsys)
+        assert re.search(message, "\n".join(errors))
+        assert not re.search("data|record|--image-root|--on-bad", "\n".join(errors))
+
+    def test_an_image_stays_what_it_was(self, monkeypatch, tmp_path):
+        """It is written anew under its name, and then removed, between the turns."""
+        photos = [GOLDEN / "images" / name for name in ("chart.png", "photo_a.jpg")]
+        shot = tmp_path / "shot.png"
+
+        def lines():
+            for photo in photos:
+                shutil.copy(photo, shot)
+                yield f"/image {shot}"
+                yield "<image>?" if photo is photos[0] else "And this?"
+            shot.unlink()
+            yield "Sure?"
+
+        model, processor = load()
+        buffer = io.StringIO()
+        monkeypatch.setattr(out, "_file", buffer)
+        chat(model, processor, Sampling(6), system=None, lines=Lines(lines()))
+        spoken = [text for text in buffer.getvalue().splitlines() if text]
+        history: list = []
+        for count, query in ((1, "<image>?"), (2, "<image>And this?"), (2, "Sure?")):
+            row = {"query": query, "history": history, "images": [str(p) for p in photos[:count]]}
+            reply = self.replies([row])[0]
+            history = [*history, [query, reply]]
+        assert spoken == [reply.replace("\n", "\\n") for _, reply in history]
+
+    @pytest.mark.parametrize("case", ONE_EACH, indirect=True, scope="session")
+    def test_a_reply_with_an_image_tag_ends_no_chat(self, monkeypatch, processor, shared_model):
+        """DeepSeek-VL2 shows special tokens, and any model can spell a tag."""
+        tag = processor.family.image_tag
+        said = iter([f"{tag[:3]}{tag}{tag[3:]}See", tag, "end"])
+        asked = []
+
+        def reply(_model, _processor, prompts, *_):
+            asked.append(prompts[0])
+            return [Reply(next(said), [], "stop")]
+
+        monkeypatch.setattr(infer_chat, "generate_replies", reply)
+        lines = io.StringIO("Hi\nWhat?\nHello?\n")
+        chat(shared_model, processor, Sampling(3), system=None, lines=lines)
+        expected = processor.encode({"query": "What?", "history": [["Hi", "See"]]})
+        assert torch.equal(asked[1].input_ids, expected.input_ids)
+        assert len(asked) == 3
+
+    def test_an_output_that_lacks_a_character(self, monkeypatch):
+        file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+        monkeypatch.setattr(out, "_file", file)
+        console.reply("Ü 你\n")
+        assert file.buffer.getvalue().decode("latin-1") == "Ü \\u4f60\n"
 
     def test_help_lists_the_commands(self, monkeypatch, capsys):
         assert self.talk(["/help"], monkeypatch) == [""]

@@ -290,6 +290,8 @@ class InferConfig(Settings):
             (self.system is not None and not is_chat, "--system",
              "belongs to a chat; each record has its own system prompt",
              'write "system" into the records'),
+            (self.system and re.search("[\ud800-\udfff]", self.system), "--system",
+             "not UTF-8", "type the text as UTF-8, or set the terminal to it"),
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
              "leave it out, or add --dataset or --load-dataset-config"),
             (self.temperature == 0 and (self.top_p != 1 or self.top_k != 0), "--temperature",

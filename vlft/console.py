@@ -21,7 +21,11 @@ err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
 def reply(text: str) -> None:
     """Writes a model's reply to stdout unchanged: no wrapping, no markup, tabs kept."""
-    out.file.write(text)
+    try:
+        out.file.write(text)
+    except UnicodeEncodeError as error:
+        # A character that the encoding of stdout lacks must not end a chat.
+        out.file.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
     out.file.flush()
 
 

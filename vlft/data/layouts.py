@@ -58,7 +58,7 @@ def native(
         texts = [*(_texts("history", fields.get("history")) or ()), fields["query"]]
         names = _texts("images", fields.get("images")) or ()
         refs = [ImageRef(folder / name, name) for name in names]
-        parts = _place_images(texts, refs, image_tag)
+        parts = place_images(texts, refs, image_tag)
         _check_texts(parts[-1], response, system, image_tag)
     except DataError as error:
         raise DataError(error.message, place=place, hint=error.hint) from None
@@ -142,7 +142,7 @@ def _check_path(path: str) -> None:
         )
 
 
-def _place_images(
+def place_images(
     texts: list[str], images: list[ImageRef], image_tag: str
 ) -> list[tuple[Part, ...]]:
     """The parts of each text, every image where its tag is or, without tags, where its turn starts.

@@ -6,17 +6,27 @@ command and a message that could not be answered; the newlines of a reply are wr
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from transformers.generation.streamers import BaseStreamer
 
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.images import inspect_image
-from vlft.errors import DataError, VlftError
+from vlft.data.layouts import COMMON_TAG, LONE_SURROGATE, place_images
+from vlft.data.records import BOM
+from vlft.errors import DataError, VlftError, shown
 from vlft.inference.generate import Sampling, generate_replies
+from vlft.settings import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +44,13 @@ HELP = """\
 
 @dataclass
 class _Dialogue:
-    """The state of a chat: system prompt (None: the family's), turns so far, images attached."""
+    """The state of a chat: system prompt (None: the family's), turns so far, images attached.
 
+    ``folder`` holds a copy of each image, so that it is the same in all turns to come.
+    """
+
+    image_tag: str
+    folder: Path
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
@@ -51,27 +66,88 @@ class _Dialogue:
         elif name == "/clear":
             self.turns, self.images = [], []
         elif name == "/system":
-            self.system, self.turns = argument, []
+            self.system, self.turns = _without_tag(argument, self.image_tag), []
         elif name == "/image":
-            self._attach(argument)
+            for path in _image_paths(argument):
+                self._attach(path)
         else:
             raise DataError(f"no command {name}", hint="/help lists the commands")
         return True
 
-    def _attach(self, given: str) -> None:
-        # A terminal puts quotes around a file that is dropped into it.
-        path = Path(given.strip("'\"")).expanduser()
+    def message(self, text: str) -> Turn:
+        """The user's next turn: images are where their tags are, or else first."""
         try:
-            facts = inspect_image(path)
+            return Turn("user", place_images([text], self.images, self.image_tag)[0])
+        except DataError:
+            raise DataError(
+                f"images attached: {len(self.images)}, the message has another number of "
+                f"{COMMON_TAG}",
+                hint="/image PATH attaches an image; without a tag images start the message",
+            ) from None
+
+    def remember(self, turn: Turn, reply: str) -> None:
+        """Adds a turn and its reply, in which an image tag would ask for an image."""
+        while self.image_tag in reply:
+            reply = reply.replace(self.image_tag, "")
+        self.turns += [turn, Turn("assistant", (reply,))]
+        self.images = []
+
+    def _attach(self, path: Path) -> None:
+        copy = self.folder / f"{len(list(self.folder.iterdir()))}{path.suffix}"
+        hint = "name another image"
+        try:
+            if path.exists() and not path.is_file():
+                raise DataError("not a file")
+            shutil.copyfile(path, copy)
+            facts = inspect_image(copy)
         except DataError as error:
-            hint = "relative paths start at the working directory"
-            raise DataError(error.message, place=error.place, hint=hint) from None
-        self.images.append(ImageRef(path, given, facts))
+            raise DataError(error.message, place=shown(path), hint=hint) from None
+        except OSError as error:
+            found = f"cannot be read ({error.strerror or error})"
+            if isinstance(error, FileNotFoundError):
+                found, hint = "no such image", "relative paths start at the working directory"
+            raise DataError(found, place=shown(path), hint=hint) from None
+        self.images.append(ImageRef(copy, str(path), facts))
         width, height = facts.size
         console.info(
             f"attached {path.name}, {width} x {height} pixels; "
             f"images of the next message: {len(self.images)}"
         )
+
+
+def _image_paths(given: str) -> list[Path]:
+    """The files that a text after /image means: as it is, or as a shell or a terminal writes them.
+
+    A terminal writes a file that is dropped into it with quotes, with backslashes or as a URL.
+    """
+    if not given:
+        raise DataError("/image without a path", hint="write /image PATH")
+    if re.match(r"(?!file:)\w+://|data:", given):
+        raise DataError(
+            f"found {given[:60]!r} as an image; local files are allowed",
+            hint="download the image, then write /image PATH",
+        )
+    words = [given]
+    if given.startswith("file:"):
+        words = [unquote(urlsplit(given).path)]
+    elif not os.path.exists(expand_home(given)):  # noqa: PTH110 (False for a name that is too long)
+        with suppress(ValueError):
+            words = shlex.split(given) or words
+            if not all(os.path.exists(expand_home(word)) for word in words[1:]):  # noqa: PTH110
+                words = [given]
+    return [Path(expand_home(word)) for word in words]
+
+
+def _without_tag(system: str | None, image_tag: str) -> str | None:
+    """A system prompt that can be used.
+
+    Raises:
+        DataError: it holds an image tag.
+    """
+    for tag in (COMMON_TAG, image_tag):
+        if system and tag in system:
+            raise DataError(f"found {tag} in the system prompt", hint="/image PATH attaches images")
+    return system
 
 
 class _ConsoleStreamer(BaseStreamer):  # type: ignore[misc]
@@ -113,23 +189,31 @@ def chat(
     Raises:
         VlftError: at the end, if a line from a pipe led to an error.
     """
-    dialogue = _Dialogue(system)
+    tag = processor.family.image_tag
+    with tempfile.TemporaryDirectory(prefix="vlft-chat-") as folder:
+        dialogue = _Dialogue(tag, Path(folder), _without_tag(system, tag))
+        _talk(model, processor, sampling, dialogue, lines)
+
+
+def _talk(
+    model: Any, processor: Processor, sampling: Sampling, dialogue: _Dialogue, lines: TextIO
+) -> None:
     interactive = lines.isatty()
     count = failed = 0
-    for line in _prompts(lines, interactive=interactive):
+    for raw in _prompts(lines, interactive=interactive):
         count += 1
         try:
+            line = _text(raw)
             if line.startswith("/") or not line:
                 if line and not dialogue.run_command(line):
                     break
                 _end_line(interactive)
                 continue
-            turns = (*dialogue.turns, Turn("user", (*dialogue.images, line)))
-            conversation = Conversation(turns, dialogue.system)
+            turn = dialogue.message(line)
+            conversation = Conversation((*dialogue.turns, turn), dialogue.system)
             reply = _stream_reply(model, processor, sampling, conversation, interactive=interactive)
             if reply is not None:
-                dialogue.turns = [*turns, Turn("assistant", (reply,))]
-                dialogue.images = []
+                dialogue.remember(turn, reply)
         except VlftError as error:
             failed += 1
             console.show_error(str(error) if interactive else f"line {count}: {error}")
@@ -168,10 +252,28 @@ def _stream_reply(
         return streamer.text or None
 
 
-def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str]:
+def _text(line: str | bytes) -> str:
+    """A line without its ends and a byte order mark.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    hint = "save or type the text as UTF-8"
+    if isinstance(line, bytes):
+        try:
+            line = line.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 (byte {error.start})", hint=hint) from None
+    wrong = LONE_SURROGATE.search(line) or re.search("\0", line)
+    if wrong:
+        raise DataError(f"not UTF-8 (found {wrong[0]!a})", hint=hint)
+    return line.strip().lstrip(BOM).strip()
+
+
+def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str | bytes]:
     """The lines; at a terminal those that are not blank, until Ctrl-C or Ctrl-D."""
     if not interactive:
-        yield from (line.strip() for line in lines)
+        yield from getattr(lines, "buffer", lines)
         return
     console.info("/help lists the commands; Ctrl-C ends a reply, Ctrl-D the chat")
     while True:
@@ -180,5 +282,8 @@ def _prompts(lines: TextIO, *, interactive: bool) -> Iterator[str]:
         except (EOFError, KeyboardInterrupt):
             console.info("")
             return
+        except UnicodeDecodeError as error:
+            yield error.object
+            continue
         if line:
             yield line
