@@ -439,7 +439,8 @@ class TestJanusRoles:
                 {"role": "assistant", "content": "Yes."},
                 {"role": "user", "content": "More."},
             ]
-            rows = [messages, [{"role": "system", "content": "Be brief."}, *messages]]
+            systems = (None, "Be brief.", "")
+            rows = [messages, *([{"role": "system", "content": s}, *messages] for s in systems[1:])]
             texts, _ = render_jinja_template(
                 rows,
                 chat_template=template.read_text("utf-8"),
@@ -447,7 +448,7 @@ class TestJanusRoles:
                 eos_token=base.processor().chat.eos_token,
             )
             row = {"query": "More.", "history": [["<image>Hi.", "Yes."]], "images": ["chart.png"]}
-            for text, system in zip(texts, (None, "Be brief."), strict=True):
+            for text, system in zip(texts, systems, strict=True):
                 sample = base.processor().encode({**row, "system": system}, GOLDEN / "images")
                 assert text == sample.text
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import io
 import json
+import logging
 import re
 import shutil
 from dataclasses import asdict
@@ -608,6 +610,19 @@ class TestApi:
     def test_public_names(self, name):
         assert getattr(vlft, name) is not None
         assert name in dir(vlft)
+
+    def test_imports_say_nothing_of_bitsandbytes(self, monkeypatch):
+        """peft imports it, and it warns of kernels that nothing needs here."""
+        log = logging.getLogger("bitsandbytes")
+        levels = []
+        monkeypatch.delitem(vlft.__dict__, "load", raising=False)
+        monkeypatch.setattr(log, "level", logging.INFO)
+        original = importlib.import_module
+        monkeypatch.setattr(
+            importlib, "import_module", lambda name: levels.append(log.level) or original(name)
+        )
+        assert vlft.load
+        assert (levels, log.level) == ([logging.ERROR], logging.INFO)
 
     def test_unknown_names(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):

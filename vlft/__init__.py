@@ -10,6 +10,7 @@ Names are imported at first use, so that ``import vlft`` is instant.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,7 +55,14 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'vlft' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
-    value: object = getattr(importlib.import_module(module), attribute)
+    # peft imports bitsandbytes, which warns at its import that it lacks optional CPU kernels.
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        value: object = getattr(importlib.import_module(module), attribute)
+    finally:
+        log.setLevel(level)
     globals()[name] = value
     return value
 
