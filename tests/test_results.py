@@ -131,6 +131,10 @@ class TestContinuing:
         rows = read_results(tmp_path / "o.jsonl")
         assert [row["images"][0].split("/")[-2] == "moved" for row in rows] == [False, False, True]
 
+    def test_other_weights_of_the_same_files(self, half):
+        with pytest.raises(CheckpointError, match="made with other settings, dtype float32"):
+            half(dtype="bfloat16")
+
     def test_another_image_under_its_name(self, half, images):
         shutil.copy(images[0], images[1])
         with pytest.raises(CheckpointError, match="line 2 answers another record, see image_keys"):

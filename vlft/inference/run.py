@@ -12,7 +12,7 @@ import torch
 from vlft import __version__, console
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.identity import small_files
-from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.runs import check_same_data
@@ -66,13 +66,14 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if config.image_root is not None and data and not any(line.images for line in data.outlines):
         console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
+    placement = _placement(config, folder, tuned)
     if data is None:
-        model = _load_for_inference(config, folder, tuned)
+        model = _load_for_inference(config, folder, tuned, placement)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
     results = ResultFile(
         _output(config, folder, tuned),
-        _header(config, sampling, folder, tuned, data),
+        _header(config, sampling, folder, tuned, data, placement),
         data.conversations,
         processor.chat.system_prompt,
         overwrite=config.overwrite,
@@ -81,7 +82,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if results.done:
         console.info(f"{results.path} answers {results.done} of {len(data)} records already")
     if results.done < len(data):
-        model = _load_for_inference(config, folder, tuned)
+        model = _load_for_inference(config, folder, tuned, placement)
         _answer(model, processor, data, sampling, results, config)
     _show_rows(read_results(results.path, config.show_samples))
     if data.skipped:
@@ -96,14 +97,20 @@ def _header(
     folder: ModelFolder,
     tuned: Tuned | None,
     data: Dataset,
+    placement: Placement,
 ) -> dict[str, Any]:
     """What the answers come from; that of another file tells that it cannot be continued."""
     adapter = tuned.adapter if tuned else None
     files = sorted(adapter.glob("adapter_*")) if adapter else []
-    settings = {name: getattr(config, name) for name in ("seed", "dtype", "quantize", "merge_lora")}
     return {
         "vlft": __version__,
-        "settings": {**asdict(sampling), **settings},
+        "settings": {
+            **asdict(sampling),
+            "seed": config.seed,
+            "dtype": str(placement.dtype).removeprefix("torch."),
+            "quantize": placement.quantize,
+            "merge_lora": config.merge_lora,
+        },
         "model": {
             "name": folder.name,
             "weights": folder.weights_digest,
@@ -111,7 +118,7 @@ def _header(
         },
         "adapter": {path.name: digest(path) for path in files},
         "checkpoint": str(tuned.checkpoint) if tuned else None,
-        "dataset": [str(Path(spec).absolute()) for spec in config.dataset],
+        "dataset": sorted({str(c.origin.path.absolute()) for c in data.conversations if c.origin}),
         "skipped": [{"record": e.place, "reason": e.message} for e in data.skipped],
     }
 
@@ -131,17 +138,23 @@ def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: P
         )
 
 
-@console.working("loading the model")
-def _load_for_inference(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Any:
-    """The model in the dtype and quantisation of its training; with its adapter, or merged."""
+def _placement(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Placement:
+    """Device, and unless the settings say otherwise dtype and quantisation of the training."""
     dtype, quantize = config.dtype, config.quantize
     if tuned is not None:
         dtype = tuned.settings.dtype if dtype == "auto" else dtype
         quantize = quantize or tuned.settings.quantize
     device, quantize = config.device, quantize or "none"
-    placement = resolve_placement(
+    return resolve_placement(
         folder, dtype=dtype, device=device, quantize=quantize, attn=config.attn
     )
+
+
+@console.working("loading the model")
+def _load_for_inference(
+    config: InferConfig, folder: ModelFolder, tuned: Tuned | None, placement: Placement
+) -> Any:
+    """The model; with its adapter, or merged."""
     if tuned is None or tuned.adapter is None:
         return load_model(folder, placement)
     if not config.merge_lora:
