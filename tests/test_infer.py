@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -380,6 +381,11 @@ class TestChat:
         expected = processor.encode({"query": "What?", "history": [["Hi", "See"]]})
         assert torch.equal(asked[1].input_ids, expected.input_ids)
         assert len(asked) == 3
+
+    def test_without_standard_input(self, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(ConfigError, match="no standard input for a chat"):
+            vlft.infer(vlft.InferConfig(model=str(CASE.folder), device="cpu"))
 
     def test_an_output_that_lacks_a_character(self, monkeypatch):
         file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")

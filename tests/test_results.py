@@ -64,6 +64,12 @@ class TestLines:
             {"record": "q.jsonl:2: gone.png", "reason": "no such image"}
         ]
 
+    def test_names_are_in_the_same_order_without_labels(self, tmp_path):
+        write_jsonl(tmp_path / "q.jsonl", [{"query": "Hi."}])
+        row = answer("q.jsonl", output=tmp_path / "o.jsonl").rows[0]
+        names = ["query", "response", "finish", "label", "images", "image_keys", "file", "line"]
+        assert list(row) == names
+
     def test_settings_stand_beside_the_lines(self, tmp_path):
         write_jsonl(tmp_path / "q.jsonl", [{"query": "Hi."}])
         result = answer("q.jsonl", output=tmp_path / "o.jsonl", repetition_penalty=1.5)

@@ -49,8 +49,7 @@ class Columns:
         if len(conversations) <= FIRST_LINES:
             first = found
         kinds = {name: _column_kind(found[name], first[name]) for name in found}
-        self.kinds = {name: kind for name, kind in kinds.items() if kind}
-        self.kinds |= {name: AS_IS for name in ALWAYS if name in kinds and not kinds[name]}
+        self.kinds = {n: kind or AS_IS for n, kind in kinds.items() if kind or n in ALWAYS}
 
     def row(self, conversation: Conversation) -> dict[str, Any]:
         """What a line says of its record."""

@@ -208,6 +208,12 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
     if config.dataset:
         return load_dataset(config.dataset, encode, options)
     if not config.load_dataset_config or tuned is None:
+        if sys.stdin is None:
+            raise ConfigError(
+                "found no data set, and no standard input for a chat",
+                place="vlft infer",
+                hint="add --dataset",
+            )
         return None
     run = tuned.settings
     if tuned.checkpoint.with_name("provenance.json").is_file():
