@@ -114,6 +114,24 @@ class TestRouter:
             assert_close(*map(torch.tensor, found), "layer")
         assert_close(weights.double(), scores.gather(-1, chosen), "layer")
 
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_a_group_of_fewer_experts_than_are_chosen(self, norm):
+        """As in transformers' V2 router, those of other groups have no weight."""
+        settings = {"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}
+        router, hidden = self.router(
+            topk_method="group_limited_greedy",
+            scoring_func="softmax",
+            norm_topk_prob=norm,
+            **settings,
+        )
+        _, weights, chosen = router(hidden)
+        scores = self.scores(router, hidden).softmax(-1)
+        best = scores.argmax(-1, keepdim=True) // 2
+        kept = torch.arange(EXPERTS) // 2 == best
+        expected = scores * kept / (scores * kept).sum(-1, keepdim=True) if norm else scores * kept
+        found = torch.zeros(50, EXPERTS).scatter(-1, chosen, weights)
+        assert_close(found.double(), expected, "layer")
+
     def test_normalised_and_scaled(self):
         router, hidden = self.router(norm_topk_prob=True, routed_scaling_factor=2.5)
         _, weights, _ = router(hidden)
