@@ -189,6 +189,14 @@ class TestRefusals:
         [
             ({"model_type": "qwen2_vl"}, "found model_type 'qwen2_vl'"),
             ({"a": 1, "b": 2}, "found model_type None and the keys a, b"),
+            (
+                {
+                    "model_type": "deepseek_vl_v2",
+                    "architectures": ["SomeOtherModel"],
+                    "vision_config": {"model_name": "another_tower"},
+                },
+                r"'deepseek_vl_v2', architectures \['SomeOtherModel'\]",
+            ),
         ],
     )
     def test_other_models(self, tmp_path, config, found):
@@ -196,6 +204,13 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=found) as error:
             describe(tmp_path)
         assert "supported are: DeepSeek-VL" in str(error.value)
+
+    def test_marks_of_two_families(self, tmp_path):
+        tower = {"vision_config": {"cls": "HybridVisionTower"}}
+        config = {"model_type": "multi_modality", "gen_head_config": {}, **tower}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=r"marks of DeepSeek-VL \(SAM .* and Janus"):
+            describe(tmp_path)
 
     def test_no_config(self, tmp_path):
         (tmp_path / "readme.txt").write_text("hi")

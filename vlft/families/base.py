@@ -73,8 +73,8 @@ class Family:
         name: of the family and its file.
         title: name shown to the user.
         model_types: ``model_type`` in config.json -> layout, original or transformers.
-        matches: whether a config.json of the authors' layout with one of these model_types is of
-            this family.
+        matches: whether a config.json of the authors' layout with one of these model_types has the
+            marks of this family; those of exactly one are found.
         class_name: of the model, as ``module:class``.
         template: chat template, a file name under ``templates/``.
         image_tag: stands for an image in the chat text.
@@ -102,6 +102,7 @@ class Family:
     name: str
     title: str
     model_types: Mapping[str, str]
+    matches: Callable[[Config], bool]
     class_name: str
     template: str
     image_tag: str
@@ -113,7 +114,6 @@ class Family:
     vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     original_config: Callable[[Config, str], dict[str, Any]] | None = None
-    matches: Callable[[Config], bool] = lambda _: True
     roles: Callable[[Path, Config], tuple[str, str]] = lambda *_: ("User", "Assistant")
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()

@@ -44,6 +44,8 @@ TEXT_DEFAULTS: Mapping[str, Any] = {
     "attention_bias": False, "use_mla": True,
 }  # fmt: skip
 NULLABLE = ("q_lora_rank", "rope_scaling", "n_group", "topk_group")
+ARCHITECTURE = "DeepseekVLV2ForCausalLM"
+TOWER = "siglip_so400m_patch14_384"
 PROJECTOR = "downsample_mlp_gelu"
 
 
@@ -72,6 +74,12 @@ KEYS = KeyMap(
 )
 
 
+def _matches(config: Config) -> bool:
+    """Whether the class is VL2's or the tower SigLIP; DeepSeek-OCR has the same model_type."""
+    tower = (config.get("vision_config") or {}).get("model_name", TOWER)
+    return ARCHITECTURE in (config.get("architectures") or ()) or tower.startswith("siglip")
+
+
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     """Keyword arguments of DeepseekVL2Config for a config.json of the authors."""
     text = _text_config(config["language_config"])
@@ -81,7 +89,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     view_first = config.get("global_view_pos", "head")
     _check("global_view_pos", view_first, ("head", "tail"))
     stated = config.get("vision_config") or {}
-    vision = siglip.vision_config({"model_name": "siglip_so400m_patch14_384", **stated})
+    vision = siglip.vision_config({"model_name": TOWER, **stated})
     return {
         "text_config": text,
         "vision_config": {**vision, "hidden_act": "gelu_pytorch_tanh"},
@@ -152,6 +160,7 @@ FAMILY = Family(
     name="deepseek_vl2",
     title="DeepSeek-VL2",
     model_types={"deepseek_vl_v2": "original"},
+    matches=_matches,
     # Of vlft, because transformers has none.
     class_name="vlft.models.deepseek_vl2:DeepseekVL2ForConditionalGeneration",
     template="deepseek_vl2.jinja",

@@ -24,20 +24,35 @@ def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
     """The family of a config.json, and the layout of its folder, original or transformers.
 
     Raises:
-        CheckpointError: no family matches; the message says what was found and what is supported.
+        CheckpointError: no family matches, or several; the message says what was found and what is
+            supported.
     """
-    model_type = config.get("model_type")
-    for family in FAMILIES:
-        layout = family.model_types.get(str(model_type))
-        if layout == "transformers" or (layout and family.matches(config)):
-            return family, layout
+    model_type = str(config.get("model_type"))
+    layouts = [(family, family.model_types.get(model_type)) for family in FAMILIES]
+    found = [
+        (family, layout)
+        for family, layout in layouts
+        if layout == "transformers" or (layout and family.matches(config))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        titles = " and ".join(family.title for family, _ in found)
+        raise CheckpointError(
+            f"not one model: has the marks of {titles}",
+            place=place,
+            hint="compare its config.json with the published one",
+        )
     known = "; ".join(
         f"{family.title}: model_type {' or '.join(map(repr, family.model_types))}"
         for family in FAMILIES
     )
     keys = ", ".join(sorted(config)[:12])
+    marks = f"model_type {config.get('model_type')!r}"
+    if config.get("architectures"):
+        marks += f", architectures {config['architectures']!r}"
     raise CheckpointError(
-        f"not a supported model: found model_type {model_type!r} and the keys {keys}",
+        f"not a supported model: found {marks} and the keys {keys}",
         place=place,
         hint=f"supported are: {known}",
     )
