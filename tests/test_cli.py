@@ -34,13 +34,13 @@ FLAGS = {
     """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --load-dataset-config --dataset --image-root --on-bad-sample --system
+        --accept-changes --load-dataset-config --dataset --image-root --on-bad-sample --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --batch-size --seed
         --output --overwrite --show-samples
     """,
     "merge-lora": """
-        --ckpt-dir --model --revision --hub --base --device
+        --ckpt-dir --model --revision --hub --base --device --accept-changes
         --output-dir --format --dtype --max-shard-size --overwrite
     """,
     "convert": """

@@ -79,4 +79,4 @@ def test_digests_of_other_releases_are_not_compared(folder):
     assert is_other(f"{found[:-1]}x", found)
     assert not is_other(found, found)
     assert not is_other("0:abc", found)
-    assert not is_other(None, found)
+    assert not is_other("", found)

@@ -251,7 +251,6 @@ class TestHostileAdapters:
         [
             {"megatron_core": "os"},
             {"megatron_config": {"a": 1}},
-            {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
             {"eva_config": {"rho": 2.0}},
             {"modules_to_save": ["lm_head"]},
             {"made_up": "value"},

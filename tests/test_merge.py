@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import stat
+import weakref
 
 import pytest
 import torch
 from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tolerances import assert_close, assert_within
 
 import vlft
@@ -18,7 +20,7 @@ from vlft.checkpoints import merge
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.merge import merge_lora
 from vlft.checkpoints.runs import find_checkpoint
-from vlft.checkpoints.weights import read_tensors
+from vlft.checkpoints.weights import merged_adapters, read_tensors
 from vlft.errors import CheckpointError, UsageError, VerificationError
 
 CHANGES = {
@@ -83,7 +85,7 @@ def test_merged_is_unmerged_in_other_ways(runs, case, sample_inputs, tmp_path, n
 
 
 def compare(run, case, sample_inputs, tmp_path, layout):
-    result = merge_lora(config_of(run, tmp_path / "m", format=layout))
+    result = merge_lora(config_of(run, tmp_path / "m", format=layout, dtype="float32"))
     assert_within(result.difference, "merged logits")
     assert describe(result.folder).layout == layout
     unmerged = logits(case.folder, sample_inputs, adapter=find_checkpoint(run))
@@ -96,7 +98,7 @@ def compare(run, case, sample_inputs, tmp_path, layout):
 @pytest.mark.parametrize("base", ["dequantized", "original"])
 def test_qlora_bases(runs, case, sample_inputs, tmp_path, base):
     run = runs("nf4")
-    result = merge_lora(config_of(run, tmp_path / "m", base=base))
+    result = merge_lora(config_of(run, tmp_path / "m", base=base, dtype="float32"))
     quantised = logits(case.folder, sample_inputs, adapter=find_checkpoint(run), quantize="nf4")
     whole = logits(case.folder, sample_inputs, adapter=find_checkpoint(run))
     merged = logits(result.folder, sample_inputs)
@@ -114,7 +116,7 @@ def test_the_files_are_those_of_the_base(runs, case, tmp_path):
     kept = [name for name in before if keys.is_unused(name) or name.startswith("gen_")]
     assert kept
     assert all(torch.equal(before[name].float(), after[name].float()) for name in kept)
-    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    changed = {n for n in before if not torch.equal(before[n].float(), after[n].float())}
     # Adapters exist for linear layers alone.
     assert changed
     assert not [n for n in changed if "norm" in n.split(".")[-2] or "embed_tokens" in n]
@@ -131,11 +133,11 @@ def test_nothing_but_the_targets_changes(runs, case, tmp_path):
 
 
 @only_siglip
-def test_dtype_follows_the_run_or_the_flag(runs, tmp_path):
+def test_dtype_follows_the_base_or_the_flag(runs, tmp_path):
     for name, dtype, expected in (
         ("lora", "auto", torch.float32),
         ("lora", "bfloat16", torch.bfloat16),
-        ("bfloat16", "auto", torch.bfloat16),
+        ("bfloat16", "auto", torch.float32),
     ):
         folder = merge_lora(config_of(runs(name), tmp_path / f"{name}-{dtype}", dtype=dtype)).folder
         tensors = load_file(folder / "model.safetensors")
@@ -222,3 +224,138 @@ def test_files_get_the_rights_of_the_umask(runs, case, tmp_path, monkeypatch, um
     assert any(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*"))
     wrong = {path.name for path in files if stat.S_IMODE(path.stat().st_mode) != rights}
     assert not wrong
+
+
+@only_siglip
+class TestOtherBases:
+    def infer(self, run, model, tmp_path, **settings):
+        (tmp_path / "q.jsonl").write_text('{"query": "Hello."}\n')
+        config = vlft.InferConfig(
+            ckpt_dir=run, model=str(model), dataset=(str(tmp_path / "q.jsonl"),), max_new_tokens=2,
+            output=tmp_path / "out.jsonl", show_samples=0, **settings,
+        )  # fmt: skip
+        return vlft.infer(config)
+
+    def check(self, run, model, tmp_path, found):
+        """It is refused by both commands, unless it is accepted."""
+        with pytest.raises(CheckpointError, match=rf"{found}(.|\n)*--accept-changes"):
+            merge_lora(config_of(run, tmp_path / "no", model=str(model)))
+        with pytest.raises(CheckpointError, match=found):
+            self.infer(run, model, tmp_path)
+        assert not (tmp_path / "no").exists()
+        accepted = {"model": str(model), "accept_changes": True}
+        assert merge_lora(config_of(run, tmp_path / "yes", **accepted)).folder.is_dir()
+        assert self.infer(run, model, tmp_path, accept_changes=True).rows
+
+    @pytest.mark.parametrize("ours", [True, False])
+    def test_a_second_merge(self, runs, tmp_path, ours):
+        """It is noticed with adapters of others too, which do not say what their base was."""
+        adapter = tmp_path / "adapter"
+        shutil.copytree(find_checkpoint(runs("lora")), adapter)
+        if not ours:
+            path = adapter / "adapter_model.safetensors"
+            save_file(load_file(path), path)
+        once = merge_lora(config_of(adapter, tmp_path / "m1", format="transformers")).folder
+        self.check(adapter, once, tmp_path, "m1: holds this adapter already")
+        (tmp_path / "moved").mkdir()
+        moved = vlft.convert(vlft.ConvertConfig(src=str(once), dst=tmp_path / "moved"))
+        self.check(adapter, moved, tmp_path / "moved", "moved: holds this adapter already")
+
+    @pytest.mark.parametrize("what", ["all", "one"])
+    def test_weights_of_the_same_sizes(self, runs, case, tmp_path, what, capfd):
+        other = tmp_path / "other"
+        shutil.copytree(case.folder, other)
+        weights = load_file(other / "model.safetensors")
+        name = "language_model.model.layers.0.self_attn.v_proj.weight"
+        for key in weights if what == "all" else [name]:
+            weights[key][..., 0] += 0.01
+        save_file(weights, other / "model.safetensors")
+        self.check(runs("lora"), other, tmp_path, "other: its weights are not those")
+        capfd.readouterr()
+        vlft.load(other, adapter=find_checkpoint(runs("lora")))
+        assert "its weights are not those that the adapter was trained on" in capfd.readouterr().err
+
+    def test_the_same_weights_in_another_layout(self, runs, case, tmp_path):
+        other = vlft.convert(
+            vlft.ConvertConfig(
+                src=str(case.folder), dst=tmp_path / "tf", format="transformers",
+                max_shard_size="200KB",
+            )
+        )  # fmt: skip
+        assert merge_lora(config_of(runs("lora"), tmp_path / "m", model=str(other))).lost < 1e-3
+
+    def test_an_adapter_that_was_trained_on_a_merged_model(self, runs, tmp_path):
+        once = merge_lora(config_of(runs("lora"), tmp_path / "m1")).folder
+        data = write_jsonl(tmp_path / "train.jsonl", make_rows(6))
+        second = vlft.sft(
+            vlft.SftConfig(
+                model=str(once), dataset=(str(data),), image_root=GOLDEN / "images", val_ratio=0.0,
+                output_dir=tmp_path / "r", max_steps=1, show_sample=False,
+            )
+        ).run  # fmt: skip
+        twice = merge_lora(config_of(second, tmp_path / "m2")).folder
+        assert len(merged_adapters(twice)) == 2
+        for run in (runs("lora"), second):
+            with pytest.raises(CheckpointError, match="holds this adapter already"):
+                merge_lora(config_of(run, tmp_path / "m3", model=str(twice)))
+
+
+@only_siglip
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-2, "bfloat16"), (1, "float16"), (0, "bfloat16")])
+def test_what_rounding_loses_of_the_adapter_is_said(
+    runs, case, sample_inputs, tmp_path, capfd, scale, dtype
+):
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    shutil.copytree(find_checkpoint(runs("lora")), adapter)
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({n: t * scale if "lora_B" in n else t for n, t in tensors.items()}, path)
+    shutil.copytree(case.folder, base)
+    weights = load_file(base / "model.safetensors")
+    half = getattr(torch, dtype)
+    # Of one part of the model, the files keep another type.
+    kept = {n: t if "norm" in n else t.to(half) for n, t in weights.items()}
+    save_file(kept, base / "model.safetensors")
+    result = merge_lora(config_of(adapter, tmp_path / "m", model=str(base)))
+    written = load_file(result.folder / "model.safetensors")
+    assert {n: t.dtype for n, t in written.items()} == {n: t.dtype for n, t in kept.items()}
+    assert json.loads((result.folder / "config.json").read_text())["torch_dtype"] == dtype
+    said = capfd.readouterr().err
+    assert ("of the adapter's effect; use --dtype float32" in said) == (result.lost > 0.05)
+    if scale == 0:
+        assert result.lost == 0
+        return
+    assert f"{100 * max(0, 1 - result.lost):.0f} % of the adapter's effect is left" in said
+    alone, tuned, merged = (
+        logits(path, sample_inputs, dtype="float32", **adapters)
+        for path, adapters in ((base, {}), (base, {"adapter": adapter}), (result.folder, {}))
+    )
+    # Of other inputs than the sample of the command.
+    lost = float((merged - tuned).norm() / (tuned - alone).norm())
+    assert result.lost / 3 < lost < 3 * result.lost
+    assert (lost > 0.3) == (scale == 1e-2)
+    whole = merge_lora(config_of(adapter, tmp_path / "f", model=str(base), dtype="float32"))
+    assert whole.lost < 1e-3
+    assert "use --dtype" not in capfd.readouterr().err
+
+
+@only_siglip
+def test_no_second_copy_of_the_weights_is_kept(runs, tmp_path, monkeypatch):
+    """When the result is loaded for its comparison, what it was written from is gone."""
+    models, held = [], []
+    load, export = merge.load_model, merge.export_model
+
+    def load_model(*args):
+        held.append([model() is not None for model in models])
+        model = load(*args)
+        models.append(weakref.ref(model))
+        return model
+
+    def export_model(model, *args, **options):
+        held.append({parameter.dtype for parameter in model.parameters()})
+        export(model, *args, **options)
+
+    monkeypatch.setattr(merge, "load_model", load_model)
+    monkeypatch.setattr(merge, "export_model", export_model)
+    merge_lora(config_of(runs("lora"), tmp_path / "m", dtype="bfloat16"))
+    assert held == [[], {torch.bfloat16}, [False]]

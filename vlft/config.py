@@ -242,6 +242,8 @@ class InferConfig(Settings):
         None, "Store the LLM in 4 or 8 bit.", choices=QUANTIZE, default_text="as in training")
     attn: str = _model("auto", "Attention implementation.", choices=ATTENTION)
     merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
+    accept_changes: bool = _model(False, "Use the adapter although the model has other weights "
+                                  "than its base.")
 
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
     dataset: tuple[str, ...] = _data(
@@ -273,6 +275,7 @@ class InferConfig(Settings):
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         is_chat = not (answers_run or self.dataset)
+        needy = changed(self, "merge_lora", "accept_changes")
         answering = changed(self, "image_root", "on_bad_sample", "batch_size", "output",
                             "overwrite", "show_samples")
         return (
@@ -302,8 +305,7 @@ class InferConfig(Settings):
              "allowed", "use 0 for the likeliest token"),
             (self.repetition_penalty == 1, changed(self, "repetition_context"),
              "--repetition-penalty is 1", None),
-            (self.merge_lora and not has_adapter, "--merge-lora", "needs an adapter",
-             "add --ckpt-dir"),
+            (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *_hub_rules(self, self.model),
         )
 
@@ -321,13 +323,15 @@ class MergeLoraConfig(Settings):
         "dequantized", "Weights to add a QLoRA adapter to: the dequantized ones of its training, "
         "or the original.", choices=("dequantized", "original"))
     device: str = _model("cpu", "Device to merge on, in float32.", choices=DEVICES)
+    accept_changes: bool = _model(False, "Merge although the model has other weights than the "
+                                  "adapter's base.")
 
     output_dir: Path | None = _output(
         None, "New folder for the merged model.", default_text="CKPT_DIR-merged")
     format: str = _output("auto", "Layout of the files. original: the authors'. auto: the base's.",
                           choices=("auto", "original", "transformers"))
     dtype: str = _output(
-        "auto", "Data type of the files. auto: that of the adapter's training.", choices=DTYPES)
+        "auto", "Data type of the files. auto: that of the base's files.", choices=DTYPES)
     max_shard_size: str = _output("5GB", "Largest size of a weight file.")
     overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 

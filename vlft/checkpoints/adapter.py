@@ -1,21 +1,28 @@
-"""Adapter folders in peft's format, read by an allow-list.
+"""Adapter folders in peft's format, vlft's own and those of others, read by an allow-list.
 
 An adapter_config.json may name modules to import and files to load. Only the fields below are
-read, all others must have peft's default; weights are safetensors.
+read, all others must have peft's default; weights are safetensors, and only those that the
+configuration calls for.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlft.checkpoints.quantize import is_quantized
+from vlft import console
+from vlft.checkpoints.adapter_names import PREFIX, adapt, refuse
+from vlft.checkpoints.identity import BASE
+from vlft.checkpoints.quantize import holds_quantized, is_quantized
+from vlft.checkpoints.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlft.config import INIT_LORA
 from vlft.distributed import full_tensor
-from vlft.errors import CheckpointError, ConfigError
+from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.families.registry import family_of
 from vlft.files import read_object, save_tensors
 from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
 
@@ -24,8 +31,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-_CONFIG_FILE = "adapter_config.json"
-_WEIGHTS_FILE = "adapter_model.safetensors"
 
 _READ_FIELDS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "exclude_modules",
@@ -34,8 +39,12 @@ _READ_FIELDS = (
     "base_model_name_or_path",
 )  # fmt: skip
 
-# They do not change what the adapter computes, and are not read.
-_IGNORED_FIELDS = ("peft_type", "peft_version", "inference_mode", "revision", "runtime_config")
+# They do not change what the adapter computes and are not read. auto_mapping: the base's class.
+_IGNORED_FIELDS = (
+    "peft_type", "peft_version", "inference_mode", "revision", "runtime_config", "auto_mapping",
+    "modules_to_save",
+)  # fmt: skip
+_OTHER_BASE = "use the base that it was trained on"
 
 
 def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
@@ -44,42 +53,100 @@ def adapter_tensors(peft_model: Any) -> dict[str, Tensor]:
     return {name: full_tensor(tensor) for name, tensor in state.items()}
 
 
-def save_adapter(peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
-    """Writes adapter_config.json and the weights, as gathered before or gathered now."""
+def save_adapter(
+    peft_model: Any, folder: Path, tensors: dict[str, Tensor] | None = None, base: str = ""
+) -> None:
+    """Writes adapter_config.json and the weights, as gathered before or gathered now.
+
+    ``base`` is the digest of the base's weights, by which another base is noticed.
+    """
     tensors = adapter_tensors(peft_model) if tensors is None else tensors
-    save_tensors(tensors, folder / _WEIGHTS_FILE)
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt", BASE: base})
     peft_model.peft_config["default"].save_pretrained(str(folder))
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter."""
-    return (folder / _CONFIG_FILE).is_file()
 
 
 def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
     """Peft's model around ``model``, into which the adapter of a folder is put in place.
 
+    Parts that the adapter's configuration says were trained fully are replaced, and named.
+
     Raises:
         CheckpointError: a file is missing, asks for more than LoRA, or does not fit the model.
     """
-    config = _read_config(folder)
+    config, saved = _read_config(folder)
     _check_start(model, config, folder)
     config.inference_mode = not trainable
-    register_experts_layer(config)
-    weights = folder / _WEIGHTS_FILE
-    if not weights.is_file():
-        raise CheckpointError(
-            f"no {_WEIGHTS_FILE}", place=str(folder), hint="only safetensors adapters are read"
-        )
+    if not trainable:
+        config.lora_dropout = 0.0
     try:
-        peft_model = PeftModel(model, config)
-        result = set_peft_model_state_dict(peft_model, load_file(weights))
-    except (RuntimeError, SafetensorError, ValueError) as error:
-        raise _mismatch(folder, str(error).strip().splitlines()[-1].strip()) from None
-    missing = [name for name in result.missing_keys if "lora_" in name]
-    if result.unexpected_keys or missing:
-        raise _mismatch(folder, ", ".join([*result.unexpected_keys, *missing][:3]))
+        adapted = adapt(model, family_of(model), config, saved, _read_tensors(folder))
+        _replace(model, adapted.full, folder, trainable=trainable)
+        register_experts_layer(adapted.config)
+        with warnings.catch_warnings():
+            # peft does not count patterns of stacked weights as matched, though it uses them.
+            warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
+            peft_model = PeftModel(model, adapted.config)
+        state = _state(peft_model, adapted.lora)
+        expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
+        refuse(state.keys() - expected, expected - state.keys())
+        set_peft_model_state_dict(peft_model, state)
+    except CheckpointError as error:
+        place, hint = error.place or str(folder / ADAPTER_WEIGHTS), error.hint or _OTHER_BASE
+        raise CheckpointError(error.message, place=place, hint=hint) from None
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        message = f"the adapter does not fit the model: {reason}"
+        raise CheckpointError(message, place=str(folder), hint=_OTHER_BASE) from None
     return peft_model.train(trainable)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        hint = "only safetensors adapters are read"
+        raise CheckpointError(f"no {ADAPTER_WEIGHTS}", place=str(folder), hint=hint)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        message = f"the adapter does not fit the model: {error}"
+        hint = "write or download the adapter again"
+        raise CheckpointError(message, place=str(path), hint=hint) from None
+    return tensors
+
+
+def _replace(
+    model: nn.Module, tensors: dict[str, Tensor], folder: Path, *, trainable: bool
+) -> None:
+    """Puts parts that were trained fully into the place of the base's."""
+    if not tensors:
+        return
+    owners = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    hint = f"merge it first: vlft merge-lora --ckpt-dir {folder}"
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        parameter: Any = getattr(owner, leaf)
+        if trainable or holds_quantized(owner, leaf):
+            what = "training" if trainable else "quantisation"
+            message = f"the adapter replaces {owners}, which does not go with {what}"
+            raise CheckpointError(message, place=str(folder), hint=hint)
+        if parameter.shape != tensor.shape:
+            message = f"{name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            raise CheckpointError(f"the adapter does not fit the model: {message}")
+        parameter.data = tensor.to(parameter.device, parameter.dtype)
+    console.info(f"{shown(folder)} replaces parts that were trained fully: {owners}")
+
+
+def _state(peft_model: Any, lora: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The LoRA tensors under peft's names."""
+    # peft nests the layers of several weights of a module, in an order of its own.
+    stacked = {
+        f"{name.replace('.base_layer', '')}.{module.parameter_name}": name
+        for name, module in peft_model.named_modules()
+        if isinstance(module, ParamWrapper)
+    }
+    places = {name: stacked.get(PREFIX + name, PREFIX + name) for name in lora}
+    return {f"{places[n]}.{key}": t for n, tensors in lora.items() for key, t in tensors.items()}
 
 
 def _check_start(model: Any, config: Any, folder: Path) -> None:
@@ -97,23 +164,15 @@ def _check_start(model: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _mismatch(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"the adapter does not fit the model: {reason}",
-        place=str(folder),
-        hint="use the base that it was trained on",
-    )
-
-
 def register_experts_layer(config: Any) -> None:
     """Registers vlft's LoRA layer for experts with peft, in place of peft's own."""
     if config.target_parameters:
         config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
 
 
-def _read_config(folder: Path) -> Any:
-    """The LoraConfig of a folder, if it uses no field that vlft does not read."""
-    path = folder / _CONFIG_FILE
+def _read_config(folder: Path) -> tuple[Any, tuple[str, ...]]:
+    """The LoraConfig of a folder, if it uses no field that vlft does not read; modules_to_save."""
+    path = folder / ADAPTER_CONFIG
     fields = read_object(path)
     if (kind := fields.get("peft_type")) != "LORA":
         raise CheckpointError(f"found peft_type {kind!r}, 'LORA' is allowed", place=str(path))
@@ -133,7 +192,12 @@ def _read_config(folder: Path) -> Any:
     if not isinstance(init, bool) and init not in INIT_LORA:
         hint = f"allowed: true, false, {', '.join(INIT_LORA[1:])}"
         raise CheckpointError(f"found init_lora_weights {init!r}", place=str(path), hint=hint)
+    saved = fields.get("modules_to_save") or []
+    if not (isinstance(saved, list) and all(isinstance(name, str) and name for name in saved)):
+        hint = "a list of names is allowed"
+        raise CheckpointError(f"found modules_to_save {saved!r}", place=str(path), hint=hint)
     try:
-        return LoraConfig(**{name: fields[name] for name in _READ_FIELDS if name in fields})
+        config = LoraConfig(**{name: fields[name] for name in _READ_FIELDS if name in fields})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"cannot be used: {error}", place=str(path)) from None
+    return config, tuple(saved)

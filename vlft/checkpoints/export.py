@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
 
-from vlft.checkpoints.weights import read_tensors
+from vlft.checkpoints.weights import MERGED, merged_adapters, read_tensors
 from vlft.config import MergeLoraConfig
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
@@ -49,6 +50,7 @@ def export_model(
     layout: str,
     dtype: torch.dtype | None,
     max_shard_size: str = MergeLoraConfig.max_shard_size,
+    merged: str = "",
 ) -> None:
     """Writes a model folder that loads as the base does.
 
@@ -59,6 +61,7 @@ def export_model(
         layout: original or transformers.
         dtype: of the written tensors; None keeps that of each tensor.
         max_shard_size: of a weight file, e.g. ``5GB``.
+        merged: SHA-256 of the adapter that was merged into the model, if one was.
     """
     state = _original_state(model, base) if layout == "original" else _native_state(model)
     # Shards are sized by the written dtypes; tensors that share storage are written one by one.
@@ -69,17 +72,21 @@ def export_model(
     shards = split_torch_state_dict_into_shards(
         written, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
+    adapters = [*merged_adapters(base.path), *merged.split()]
     for name, members in shards.filename_to_tensors.items():
         tensors = {
             key: state[key].detach().to("cpu", written[key].dtype).contiguous() for key in members
         }
-        save_tensors(tensors, folder / name)
+        save_tensors(tensors, folder / name, {"format": "pt", MERGED: " ".join(adapters)})
     if layout != "original" and (unused := _unused_tensors(base)):
         save_tensors(unused, folder / _UNUSED_FILE)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
-    stated_dtype = str(dtype or model.dtype).removeprefix("torch.")
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in written.values():
+        numbers[tensor.dtype] += tensor.numel()
+    stated_dtype = str(numbers.most_common(1)[0][0]).removeprefix("torch.")
     _write_small_files(model, base, folder, layout, stated_dtype)
 
 
@@ -139,6 +146,12 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def canonical_name(name: str) -> str:
     """The name under which transformers writes a tensor; the nesting varies with its release."""
     return re.sub(r"^model\.vision_model\.vision_model\.", "model.vision_model.", name)
+
+
+def nested_name(name: str) -> str:
+    """The name of a tensor in the releases whose tower has one more level."""
+    flat = canonical_name(name)
+    return re.sub(r"^model\.vision_model\.", "model.vision_model.vision_model.", flat)
 
 
 def _native_state(model: PreTrainedModel) -> dict[str, Tensor]:

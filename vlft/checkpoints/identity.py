@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from vlft.checkpoints.locate import ModelFolder
 
+# In the metadata of an adapter that vlft writes: the digest of its base's weights.
+BASE = "vlft_base"
 # Raised whenever the same weights would get another digest.
 _VERSION = "1"
 # How many numbers are read: all of a small model, of a larger one some of every tensor.
@@ -44,9 +46,9 @@ def weights_digest(folder: ModelFolder) -> str:
     return f"{_VERSION}:{found.hexdigest()}"
 
 
-def is_other(recorded: str | None, found: str) -> bool:
+def is_other(recorded: str, found: str) -> bool:
     """Whether two digests of weights are of different ones; False if they cannot be compared."""
-    return recorded is not None and recorded.startswith(f"{_VERSION}:") and recorded != found
+    return recorded.startswith(f"{_VERSION}:") and recorded != found
 
 
 def small_files(folder: Path) -> dict[str, str]:

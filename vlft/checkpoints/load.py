@@ -7,7 +7,6 @@ that names them.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from vlft.checkpoints.export import canonical_name
+from vlft.checkpoints.export import canonical_name, nested_name
 from vlft.checkpoints.quantize import (
     finish_quantized,
     holds_quantized,
@@ -166,6 +165,18 @@ def native_tensors(folder: ModelFolder, model: nn.Module) -> Iterator[tuple[str,
                     yield adapt_name(native, shapes), part
 
 
+def file_dtypes(folder: ModelFolder, model: nn.Module) -> dict[str, torch.dtype]:
+    """The data type in the files of a folder, by the name of a parameter of the model."""
+    keys, shapes = folder.family.keys, _shapes(model)
+    found: dict[str, torch.dtype] = {}
+    for name, tensor in read_tensors(folder.path):
+        match = keys.from_original(name) if folder.layout == "original" else None
+        for native in match.native if match else (name,):
+            known = adapt_name(native, shapes)
+            found[known] = torch.promote_types(tensor.dtype, found.get(known, tensor.dtype))
+    return found
+
+
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
@@ -202,9 +213,8 @@ def adapt_name(name: str, expected: Container[str]) -> str:
     The tower of DeepSeek-VL is ``model.vision_model`` in some releases and
     ``model.vision_model.vision_model`` in others; there are files of both.
     """
-    flat = canonical_name(name)
-    nested = re.sub(r"^model\.vision_model\.", "model.vision_model.vision_model.", flat)
-    return next((known for known in (name, flat, nested) if known in expected), name)
+    candidates = (name, canonical_name(name), nested_name(name))
+    return next((known for known in candidates if known in expected), name)
 
 
 def _place(
@@ -222,8 +232,7 @@ def _place(
 
 
 def _gpu_dtype(folder: ModelFolder) -> str:
-    stated = folder.config.get("dtype") or folder.config.get("torch_dtype")
-    return "float16" if stated in ("float16", "torch.float16") else "bfloat16"
+    return "float16" if folder.dtype == "float16" else "bfloat16"
 
 
 def _refuse(folder: ModelFolder, problems: dict[str, list[str]]) -> None:

@@ -38,6 +38,12 @@ class ModelFolder:
     family: Family
     layout: str  # original (the authors') or transformers
 
+    @property
+    def dtype(self) -> str:
+        """The data type of the weights that config.json states, e.g. bfloat16."""
+        stated = self.config.get("dtype") or self.config.get("torch_dtype")
+        return str(stated).removeprefix("torch.")
+
     def processor(self) -> Processor:
         """Tokenizer, chat format and image treatment of this checkpoint; loaded once."""
         return self._processor

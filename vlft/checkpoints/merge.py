@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +14,55 @@ from torch import Tensor
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
-from vlft.checkpoints.load import DTYPES, Placement, load_model, resolve_placement
+from vlft.checkpoints.load import (
+    DTYPES,
+    Placement,
+    file_dtypes,
+    load_model,
+    resolve_placement,
+)
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.quantize import dequantize_linears
+from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
+from vlft.files import digest
 from vlft.settings import check
 
 if TYPE_CHECKING:
+    from vlft.checkpoints.locate import ModelFolder
     from vlft.config import MergeLoraConfig
     from vlft.families.processor import Processor
 
+# A merge that loses a larger share of the adapter's effect is warned of.
+_LOSS_SAID = 0.05
 # Largest relative difference of float32 logits that another order of summation explains.
 _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A merged model, and how much its logits differ from those of base and adapter."""
+    """A merged model, and how close it is to base and adapter.
+
+    Attributes:
+        folder: of the model.
+        difference: of its logits from those of base and adapter, relative.
+        lost: that difference as a share of what the adapter changes.
+    """
 
     folder: Path
-    difference: float  # relative
+    difference: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A batch, and its logits of the base alone and with the adapter."""
+
+    inputs: dict[str, Tensor]
+    base: Tensor
+    tuned: Tensor
 
 
 def merge_lora(config: MergeLoraConfig) -> MergeResult:
@@ -46,9 +74,9 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     config = check(config)
     if config.ckpt_dir is None:
         raise ConfigError("no adapter given", place="--ckpt-dir")
-    tuned = open_tuned(
-        config.ckpt_dir, model=config.model, revision=config.revision, hub=config.hub
-    )
+    hub: Any = {"revision": config.revision, "hub": config.hub}
+    accept = config.accept_changes
+    tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
     base, checkpoint = tuned.base, tuned.checkpoint
     if tuned.adapter is None:
         raise CheckpointError(
@@ -61,26 +89,57 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     placement = resolve_placement(base, dtype="float32", device=config.device, quantize="none")
     layout = base.layout if config.format == "auto" else config.format
     check_layout(base, layout)
-    dtype = DTYPES[tuned.settings.dtype if config.dtype == "auto" else config.dtype]
     console.info(f"merging {checkpoint} into {base.path}")
-    model, inputs, before = _merge(tuned, placement, config.base)
+    model, sample = _merge(tuned, placement, config.base)
+    # Rounded as in the files, so that what is written can be compared with it.
+    written = _round(model, base, config.dtype)
+    rounded = _logits(model, sample.inputs, placement)
     for name, parameter in model.named_parameters():
-        # Rounded as in the files, so that what is written can be compared with it.
-        if not keeps_dtype(name, base.family):
-            parameter.data = parameter.data.to(dtype).float()
-    rounded = _logits(model, inputs, placement)
-    size = config.max_shard_size
+        parameter.data = parameter.data.to(written[name])
+    options: dict[str, Any] = {
+        "layout": layout,
+        "dtype": None if config.dtype == "auto" else DTYPES[config.dtype],
+        "max_shard_size": config.max_shard_size,
+        "merged": digest(checkpoint / ADAPTER_WEIGHTS),
+    }
     with temporary_folder(target) as part:
-        export_model(model, base, part, layout=layout, dtype=dtype, max_shard_size=size)
+        export_model(model, base, part, **options)
         del model
-        after = _logits(load_model(describe(part), placement), inputs, placement)
+        gc.collect()  # Modules are in cycles, and would stay beside the model that is loaded now.
+        after = _logits(load_model(describe(part), placement), sample.inputs, placement)
         _compare(after, rounded, f"the files in {shown(part)}")
-    difference = _relative(after, before)
+    return _report(target, layout, after, sample)
+
+
+def _report(target: Path, layout: str, after: Tensor, sample: _Sample) -> MergeResult:
+    """Says how close the merged model is to base and adapter."""
+    dtype = describe(target).dtype
+    effect = float((sample.tuned - sample.base).norm())
+    lost = float((after - sample.tuned).norm()) / effect if effect else 0.0
+    difference = _relative(after, sample.tuned)
     console.info(
-        f"merged model: {shown(target)} ({layout} layout, {str(dtype).removeprefix('torch.')}); "
-        f"its logits differ by {difference:.1e} from those of base and adapter"
+        f"merged model: {shown(target)} ({layout} layout, {dtype}); its logits differ by "
+        f"{difference:.1e} from those of base and adapter, {100 * max(0, 1 - lost):.0f} % of the "
+        "adapter's effect is left"
     )
-    return MergeResult(target, difference)
+    if lost > _LOSS_SAID:
+        share = f"{100 * min(1, lost):.0f} % of the adapter's effect"
+        console.warn(
+            f"rounding to {dtype} loses {share}; use --dtype float32, or the adapter by itself"
+        )
+    return MergeResult(target, difference, lost)
+
+
+def _round(model: Any, base: ModelFolder, dtype: str) -> dict[str, torch.dtype]:
+    """Rounds the weights to what they are written in, and returns that; they stay float32."""
+    dtypes = file_dtypes(base, model)
+    for name, parameter in model.named_parameters():
+        if dtype != "auto" and not keeps_dtype(name, base.family):
+            dtypes[name] = DTYPES[dtype]
+        # A tied head is in no file.
+        dtypes.setdefault(name, parameter.dtype)
+        parameter.data = parameter.data.to(dtypes[name]).float()
+    return dtypes
 
 
 def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
@@ -91,27 +150,30 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
         return load_model(tuned.base, placement)
-    dtype = DTYPES[tuned.settings.dtype]
-    trained = Placement(placement.device, dtype, quantize, placement.attn)
+    device, dtype = placement.device.type, tuned.settings.dtype
+    trained = resolve_placement(tuned.base, dtype=dtype, device=device, quantize=quantize)
     model = load_model(tuned.base, trained)
     dequantize_linears(model)
     return model.float()
 
 
-def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, dict[str, Tensor], Tensor]:
-    """The merged model, a sample batch, and the batch's logits before merging."""
+def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]:
+    """The merged model, and the logits of a sample before merging."""
     adapter = tuned.checkpoint
-    peft_model = load_adapter(load_full_precision(tuned, placement, base), adapter)
+    model = load_full_precision(tuned, placement, base)
     with tempfile.TemporaryDirectory() as folder:
         inputs = _sample(tuned.base.processor(), Path(folder))
-    before = _logits(peft_model, inputs, placement)
+    # Not with the adapter switched off: some adapters start by changing the base.
+    alone = _logits(model, inputs, placement)
+    peft_model = load_adapter(model, adapter)
+    sample = _Sample(inputs, alone, _logits(peft_model, inputs, placement))
     try:
         merged = peft_model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         reason = f"the adapter cannot be merged: {error}"
         raise CheckpointError(reason, place=str(adapter)) from None
-    _compare(_logits(merged, inputs, placement), before, "the merged weights")
-    return merged, inputs, before
+    _compare(_logits(merged, inputs, placement), sample.tuned, "the merged weights")
+    return merged, sample
 
 
 def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:

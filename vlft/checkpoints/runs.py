@@ -35,6 +35,9 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _warn_once = functools.cache(warn)
 
 
@@ -66,8 +69,22 @@ def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def find_checkpoint(path: Path) -> Path:
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint stands in; None if it was moved out of it or made elsewhere."""
+    run = checkpoint.parent
+    is_there = _CHECKPOINT.fullmatch(checkpoint.name) and (run / RUN_CONFIG).is_file()
+    return run if is_there else None
+
+
+def find_checkpoint(path: Path, *, anywhere: bool = False) -> Path:
     """The checkpoint that a path means: itself, what ``best`` or ``last`` name, or a run's last.
+
+    ``anywhere`` also takes a checkpoint out of its run, under any name, or an adapter of others.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -77,16 +94,18 @@ def find_checkpoint(path: Path) -> Path:
             "no such folder", place=str(path), hint="name a run or one of its checkpoint-N"
         )
     folder = _named_by(path) if path.is_file() else path.resolve()
-    if _CHECKPOINT.fullmatch(folder.name) and (folder / RUN_CONFIG).is_file():
+    is_named = _CHECKPOINT.fullmatch(folder.name) or (anywhere and (folder / CONFIG).is_file())
+    if (is_named and (folder / RUN_CONFIG).is_file()) or (anywhere and is_adapter(folder)):
         return folder
     found = checkpoints_in(folder) if folder.is_dir() else []
     if found:
         return found[-1][1]
     names = ", ".join(sorted(item.name for item in folder.iterdir())[:6]) if folder.is_dir() else ""
+    other = "a folder with an adapter" if anywhere else "in its run and under this name"
     raise CheckpointError(
         f"no checkpoint here; found {names or 'nothing'}",
         place=str(path),
-        hint="name a run or one of its checkpoint-N folders",
+        hint=f"name a run or one of its checkpoint-N folders, {'or ' if anywhere else ''}{other}",
     )
 
 

@@ -1,43 +1,69 @@
-"""A checkpoint of ``vlft sft`` -> its settings, base model and adapter."""
+"""A checkpoint of ``vlft sft``, or an adapter of others -> its settings, base model and adapter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlft.checkpoints.adapter import is_adapter
+from vlft.checkpoints.identity import BASE, is_other
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
-from vlft.checkpoints.runs import find_checkpoint, read_run_config
-from vlft.errors import CheckpointError
+from vlft.checkpoints.runs import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RUN_CONFIG,
+    find_checkpoint,
+    is_adapter,
+    read_run_config,
+    run_of,
+)
+from vlft.checkpoints.weights import merged_adapters, read_metadata
+from vlft.config import SftConfig
+from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.files import digest, read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlft.config import SftConfig
-
 
 @dataclass(frozen=True)
 class Tuned:
-    """A checkpoint, the settings of its run, and its base."""
+    """A checkpoint, the settings of its run, and its base.
+
+    Attributes:
+        checkpoint: its folder.
+        settings: of its run; for an adapter of others, the defaults and its base.
+        base: for a full run the checkpoint itself.
+        adapter: the checkpoint; None for a full run.
+        run: the run that the checkpoint stands in, if it does.
+    """
 
     checkpoint: Path
     settings: SftConfig
-    base: ModelFolder  # for a full run the checkpoint itself
-    adapter: Path | None  # the checkpoint; None for a full run
+    base: ModelFolder
+    adapter: Path | None
+    run: Path | None
 
 
 def open_tuned(
-    ckpt_dir: Path, *, model: str | None = None, revision: str | None = None, hub: str | None = None
+    ckpt_dir: Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    hub: str | None = None,
+    accept_changes: bool = False,
 ) -> Tuned:
-    """The checkpoint of a folder, or the last one of a run.
+    """The checkpoint of a folder, the last one of a run, or an adapter of others.
 
-    ``model``, with its revision and hub, replaces the run's base, e.g. because it has moved.
+    ``model``, with its revision and hub, replaces the adapter's own base, e.g. because it has
+    moved. Other weights than those of the adapter's training are refused unless accepted.
 
     Raises:
         UsageError: the folder, its settings or its base cannot be used.
     """
-    checkpoint = find_checkpoint(ckpt_dir)
-    settings = read_run_config(checkpoint)
+    checkpoint = find_checkpoint(ckpt_dir, anywhere=True)
+    is_ours = (checkpoint / RUN_CONFIG).is_file()
+    settings = read_run_config(checkpoint) if is_ours else _foreign(checkpoint, model)
+    run = run_of(checkpoint)
     if not is_adapter(checkpoint):
         if model is not None:
             raise CheckpointError(
@@ -45,9 +71,39 @@ def open_tuned(
                 place=str(checkpoint),
                 hint="leave --model out",
             )
-        return Tuned(checkpoint, settings, describe(checkpoint), None)
+        return Tuned(checkpoint, settings, describe(checkpoint), None, run)
     if model is not None:
         base = locate_model(model, revision=revision, hub=hub or "huggingface")
     else:
         base = locate_model(settings.model, revision=settings.revision, hub=settings.hub)
-    return Tuned(checkpoint, settings, base, checkpoint)
+    problem = other_base(checkpoint, base)
+    if problem and not accept_changes:
+        raise problem
+    return Tuned(checkpoint, settings, base, checkpoint, run)
+
+
+def other_base(adapter: Path, base: ModelFolder) -> CheckpointError | None:
+    """The error of a base that the adapter was not trained on; adapters of others do not say."""
+    weights = adapter / ADAPTER_WEIGHTS
+    found = ""
+    if weights.is_file() and digest(weights) in merged_adapters(base.path):
+        found, hint = "holds this adapter already", "use the model as it is, without the adapter"
+    elif is_other(read_metadata(weights).get(BASE, ""), base.weights_digest):
+        found, hint = "its weights are not those that the adapter was trained on", "use those"
+    if not found:
+        return None
+    hint += ", or add --accept-changes to use it all the same"
+    return CheckpointError(found, place=shown(base.path), hint=hint)
+
+
+def _foreign(adapter: Path, model: str | None) -> SftConfig:
+    """Settings of an adapter that was not made by vlft, of which its base alone is known.
+
+    Raises:
+        ConfigError: it does not name its base, and the user does not either.
+    """
+    base = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if model is None and not (isinstance(base, str) and base):
+        hint = "name the model that it was trained on"
+        raise ConfigError(f"{shown(adapter)} does not name its base", place="--model", hint=hint)
+    return SftConfig(model=model or base)

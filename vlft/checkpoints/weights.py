@@ -17,6 +17,8 @@ from vlft.files import read_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# In the metadata of weights that vlft writes: digests of the adapters that were merged into them.
+MERGED = "vlft_adapters"
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -60,6 +62,22 @@ def read_tensors(
     for path in _weight_files(folder):
         read = _read_bin if path.suffix == ".bin" else _read_safetensors
         yield from read(path, wanted)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file; none if there is no whole header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+    return found
+
+
+def merged_adapters(folder: Path) -> list[str]:
+    """SHA-256 of the files of the adapters that vlft has merged into a model."""
+    file = _weight_files(folder)[0]
+    return read_metadata(file).get(MERGED, "").split() if file.suffix != ".bin" else []
 
 
 def count_numbers(folder: Path) -> int:

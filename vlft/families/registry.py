@@ -20,6 +20,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def family_of(model: Any) -> Family:
+    """The family of a model in memory."""
+    name = type(model).__name__
+    return next(family for family in FAMILIES if family.class_name.endswith(f":{name}"))
+
+
 def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
     """The family of a config.json, and the layout of its folder, original or transformers.
 

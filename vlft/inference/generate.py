@@ -11,7 +11,9 @@ import torch
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model, resolve_placement
 from vlft.checkpoints.locate import locate_model
+from vlft.checkpoints.tuned import other_base
 from vlft.config import InferConfig, SftConfig
+from vlft.console import warn
 from vlft.errors import DataError
 from vlft.inference.decoding import RowLimits, score_changes
 from vlft.settings import build
@@ -85,7 +87,11 @@ def load(
     processor = folder.processor()
     placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
     model: Any = load_model(folder, placement)
-    return (model if adapter is None else load_adapter(model, Path(adapter))), processor
+    if adapter is None:
+        return model, processor
+    if problem := other_base(Path(adapter), folder):
+        warn(f"{problem.place}: {problem.message}")
+    return load_adapter(model, Path(adapter)), processor
 
 
 def generate(

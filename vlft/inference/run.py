@@ -58,7 +58,8 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if config.ckpt_dir is None:
         tuned, folder = None, locate_model(config.model, **hub)
     else:
-        tuned = open_tuned(config.ckpt_dir, model=config.model, **hub)
+        accept = config.accept_changes
+        tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
         folder = tuned.base
     processor = folder.processor()
     _check_for_checkpoint(config, tuned, processor)
@@ -195,7 +196,6 @@ def _answer(
 
 def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
     """The records to answer; None for a chat."""
-    encode = processor.encode_conversation
     options = DataOptions(
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
@@ -206,7 +206,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
         seed=config.seed,
     )
     if config.dataset:
-        return load_dataset(config.dataset, encode, options)
+        return load_dataset(config.dataset, processor.encode_conversation, options)
     if not config.load_dataset_config or tuned is None:
         if sys.stdin is None:
             raise ConfigError(
@@ -215,7 +215,20 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
                 hint="add --dataset",
             )
         return None
-    run = tuned.settings
+    return _validation_set(config, tuned, processor, options)
+
+
+def _validation_set(
+    config: InferConfig, tuned: Tuned, processor: Processor, options: DataOptions
+) -> Dataset:
+    """The records that the run of a checkpoint was validated on."""
+    run, encode = tuned.settings, processor.encode_conversation
+    if not run.dataset or (tuned.run is None and not run.val_dataset):
+        raise ConfigError(
+            f"{tuned.checkpoint} is not in its run, which knows its validation records",
+            place="--load-dataset-config",
+            hint="name a checkpoint-N of the run, or a file with --dataset",
+        )
     if tuned.checkpoint.with_name("provenance.json").is_file():
         check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
     options = replace(

@@ -96,7 +96,7 @@ class Checkpointer:
     def _write_weights(self, target: Path, snapshot: Snapshot) -> None:
         if self.config.tuner == "lora":
             peft: Any = self.model.peft
-            save_adapter(peft, target, snapshot.adapter)
+            save_adapter(peft, target, snapshot.adapter, self.folder.weights_digest)
             return
         layout = self.folder.layout
         export_model(self.model.module, self.folder, target, layout=layout, dtype=None)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft.checkpoints.adapter import is_adapter, load_adapter
+from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.runs import is_adapter
 from vlft.errors import CheckpointError
 from vlft.families.base import keeps_dtype
 from vlft.training.lora import LoraOptions, add_lora, train_fully

@@ -63,7 +63,7 @@ def changes(
     names = before.keys() | now.keys() if "model_files" in record else before.keys()
     found = [(folder.path / n, "the file is") for n in names if before.get(n) != now.get(n)]
     # Full tuning resumes from weights of its own.
-    if config.tuner == "lora" and is_other(record.get("base_weights"), folder.weights_digest):
+    if config.tuner == "lora" and is_other(record.get("base_weights", ""), folder.weights_digest):
         found.append((folder.path, "its weights are"))
     path, images = run / IMAGE_DIGESTS, _images(data)
     if path.is_file():
