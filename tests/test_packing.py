@@ -238,6 +238,20 @@ class TestAttention:
             plain, ours = (float((part - three[0]).norm()) for part in three[1:])
             assert ours <= 1.5 * plain, name
 
+    def test_autocast_computes_in_its_dtype(self):
+        """As SDPA does; gradients have the dtypes of what was given."""
+        row = random_row(7)
+        given = [
+            torch.randn(1, 2, len(row), 16, dtype=dtype, requires_grad=True)
+            for dtype in (torch.float32, torch.float32, torch.bfloat16)
+        ]
+        blocks = row_attention(row.segments, row.exit, torch.bfloat16, fused=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            output, _ = tree_attention(torch.nn.Module(), *given, None, row=blocks)
+        gradients = torch.autograd.grad(output.float().square().sum(), given)
+        assert output.dtype == torch.bfloat16
+        assert [part.dtype for part in gradients] == [part.dtype for part in given]
+
     def test_rows_do_attend_by_segments(self, model, folder, processor, monkeypatch):
         """So that TestSameAsOneAtATime compares this attention."""
         calls = []

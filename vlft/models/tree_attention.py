@@ -173,6 +173,10 @@ def tree_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if has_fused_attention(query.device):
         return fused_attention(row, query, key, value, scaling), None
+    if torch.is_autocast_enabled("cpu"):
+        # As autocast does for SDPA; it would not act in the backward pass.
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (part.to(dtype) for part in (query, key, value))
     grouped = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
     output: Tensor = _Products.apply(row, grouped, key[0], value[0])
     return output.unsqueeze(0), None
