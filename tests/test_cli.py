@@ -24,7 +24,7 @@ FLAGS = {
     "sft": """
         --model --revision --hub --dtype --device --quantize --attn
         --dataset --val-dataset --val-ratio --image-root --max-length --on-long --on-bad-sample
-        --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
+        --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing

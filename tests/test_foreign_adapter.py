@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, MATRIX, ONE_EACH, VL2_NOAUX, only_siglip
+from conftest import GOLDEN, MATRIX, ONE_EACH, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 
@@ -18,7 +19,7 @@ from vlft.checkpoints.export import export_model, nested_name
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.weights import read_tensors
-from vlft.errors import CheckpointError, ConfigError
+from vlft.errors import CheckpointError, ConfigError, UsageError
 from vlft.training.lora import LoraOptions, add_lora
 
 CPU = Placement(torch.device("cpu"), torch.float32)
@@ -71,9 +72,9 @@ TARGETS = {
 
 @pytest.mark.parametrize("case", MATRIX, indirect=True, ids=str, scope="session")
 @pytest.mark.parametrize("what", TARGETS)
-@pytest.mark.parametrize("rslora", [False, True])
-def test_on_the_authors_class(case, folder, inputs, tmp_path, what, rslora):
+def test_on_the_authors_class(case, folder, inputs, tmp_path, what):
     """The reference is the authors' own weights plus the product of B and A."""
+    rslora = what in ("aligner", "some experts")
     torch.manual_seed(0)
     base = dict(read_tensors(case.folder))
     keys = folder.family.keys
@@ -315,3 +316,89 @@ class TestFolders:
         with pytest.raises(ConfigError, match=r"--model: .*a does not name its base"):
             self.infer(adapter, tmp_path, dataset=data)
         assert self.infer(adapter, tmp_path, dataset=data, model=str(case.folder)).rows
+
+
+class TestStartingFromOne:
+    """``vlft sft --adapter``: its weights and its layers, on new data."""
+
+    def config(self, tmp_path, **settings):
+        rows = make_rows(8)
+        data = write_jsonl(tmp_path / "new.jsonl", rows[:6])
+        val = write_jsonl(tmp_path / "val.jsonl", rows[6:])
+        return vlft.SftConfig(
+            dataset=(str(data),), val_dataset=(str(val),), image_root=GOLDEN / "images",
+            output_dir=tmp_path / "out", batch_size=2, save_steps=1, learning_rate=1e-2,
+            show_sample=False, **{"max_steps": 2, **settings},
+        )  # fmt: skip
+
+    def losses(self, run):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return [row.get("loss", row.get("val_loss")) for row in map(json.loads, lines)]
+
+    @only_siglip
+    def test_of_a_run(self, case, tmp_path):
+        """It goes on where the first run ended, and can be resumed without it."""
+        own = {"lora_rank": 4, "lora_target_modules": "o_proj", "train_aligner": True}
+        first = vlft.sft(self.config(tmp_path, model=str(case.folder), **own)).run
+        second = vlft.sft(self.config(tmp_path, adapter=first)).run
+        assert_close(self.losses(second)[0], self.losses(first)[-1], "loss")
+        configs = [
+            json.loads((run / "last" / "adapter_config.json").read_text())
+            for run in (first, second)
+        ]
+        assert configs[0] == configs[1]
+        assert json.loads((second / "provenance.json").read_text())["adapter"]
+        # The aligner trains, so that features of before it are cached.
+        live = vlft.sft(self.config(tmp_path, adapter=first, vision_cache="off")).run
+        assert_close(self.losses(live), self.losses(second), "run losses")
+        expected = load_file(second / "last" / "adapter_model.safetensors")
+        shutil.rmtree(first)
+        again = vlft.sft(vlft.SftConfig(resume=second / "checkpoint-1", overwrite=True)).run
+        found = load_file(again / "last" / "adapter_model.safetensors")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    @pytest.mark.parametrize("case", [VL2_NOAUX], indirect=True, ids=str, scope="session")
+    def test_of_others(self, case, folder, inputs, tmp_path):
+        """What is read from the authors' names is trained, and saved under the model's."""
+        torch.manual_seed(0)
+        base, tensors = dict(read_tensors(case.folder)), {}
+        for name, weight in base.items():
+            if re.fullmatch(r"language.*(q_proj|mlp\.experts\.\d+\.up_proj)\.weight", name):
+                module = f"{PREFIX}{name.removesuffix('.weight')}"
+                tensors[f"{module}.lora_A.weight"] = torch.randn(2, weight.shape[1]) / 9
+                tensors[f"{module}.lora_B.weight"] = torch.randn(len(weight), 2) / 9
+        theirs = {"target_modules": ["q_proj", "up_proj"], "lora_dropout": 0}
+        edits = {"exclude_modules": r".*(shared_experts|layers\.0\.mlp).*"}
+        adapter = write_adapter(tmp_path / "a", tensors, **theirs, **edits)
+        run = vlft.sft(self.config(tmp_path, model=str(case.folder), adapter=adapter)).run
+        before, after = (
+            logits(load_adapter(load_model(folder, CPU), path), inputs)
+            for path in (adapter, run / "last")
+        )
+        assert not torch.equal(before, after)
+        assert len(load_file(run / "last" / "adapter_model.safetensors")) < len(tensors)
+
+    @only_siglip
+    @pytest.mark.parametrize(
+        ("settings", "found"),
+        [
+            ({"lora_rank": 4, "train_aligner": True}, "--lora-rank, --train-aligner: the adapter"),
+            ({"tuner": "full"}, "--adapter: only with --tuner lora"),
+            ({"adapter": "nothing"}, "nothing: no such folder"),
+        ],
+    )
+    def test_what_does_not_go_with_it(self, run, tmp_path, settings, found):
+        with pytest.raises(UsageError, match=re.escape(found)):
+            vlft.sft(self.config(tmp_path, **{"adapter": run.checkpoint, **settings}))
+
+    @only_siglip
+    def test_another_base(self, run, case, tmp_path):
+        other = tmp_path / "other"
+        shutil.copytree(case.folder, other)
+        weights = load_file(other / "model.safetensors")
+        weights["language_model.lm_head.weight"] += 1
+        save_file(weights, other / "model.safetensors")
+        with pytest.raises(CheckpointError, match="not those that the adapter was trained on"):
+            vlft.sft(self.config(tmp_path, adapter=run.checkpoint, model=str(other)))
+        accepted = {"model": str(other), "accept_changes": True}
+        assert vlft.sft(self.config(tmp_path, adapter=run.checkpoint, **accepted)).finished

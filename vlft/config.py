@@ -98,6 +98,9 @@ class SftConfig(Settings):
                          choices=("error", "skip", "truncate-history"))
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
 
+    adapter: Path | None = _tuning(
+        None, "Start from this adapter, a run, a checkpoint or a folder of peft's, on new data. It "
+        "says what has LoRA, and --model is its own if not given.", default_text="a new one")
     tuner: str = _tuning("lora", "Train LoRA adapters or all weights.", choices=("lora", "full"))
     lora_target_modules: str = _tuning(
         "qkv", "Layers with LoRA: qkv, ALL, names with commas between, or a regular expression.")
@@ -153,14 +156,15 @@ class SftConfig(Settings):
     resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
     overwrite: bool = _run(False, "With --resume: remove the run's checkpoints after the resumed "
                            "one.", scope="flag")
-    accept_changes: bool = _run(False, "With --resume: go on although images or the base model "
-                                "have changed; the run records it.", scope="flag")
+    accept_changes: bool = _run(False, "With --resume or --adapter: go on although images or the "
+                                "base model have changed; a resumed run records it.", scope="flag")
     show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
     def rules(self) -> Sequence[Rule]:
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
         full, quantized = self.tuner == "full", self.quantize != "none"
         start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
+        of_adapter = changed(self, *LORA_ONLY, "train_aligner", "train_vision")
         return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
@@ -169,6 +173,9 @@ class SftConfig(Settings):
              "use --tuner lora, or --quantize none"),
             (full and lora, lora, "only with --tuner lora, found full",
              "leave it out, or use --tuner lora"),
+            (full and self.adapter, "--adapter", "only with --tuner lora, found full",
+             "merge it first, with vlft merge-lora"),
+            (self.adapter and of_adapter, of_adapter, "the adapter says it", "leave it out"),
             (start == "orthogonal" and self.lora_rank % 2, "--lora-rank",
              f"found {self.lora_rank} with --init-lora-weights orthogonal; it takes an even rank",
              ""),
@@ -182,8 +189,10 @@ class SftConfig(Settings):
             (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
-            (self.resume is None, changed(self, "overwrite", "accept_changes"),
-             "only --resume meets what a run has left; a new run gets a folder of its own", None),
+            (self.resume is None, changed(self, "overwrite"),
+             "only --resume meets checkpoints; a new run gets a folder of its own", None),
+            (self.resume is None and self.adapter is None, changed(self, "accept_changes"),
+             "a new run has nothing that could have changed", None),
         )
 
     def lacks_validation(self, found: object) -> Rule:
@@ -208,6 +217,8 @@ class PlanConfig(SftConfig):
         """Those of a run, for which data is optional, and those of a plan."""
         return (
             *(rule for rule in super().rules() if rule[1] != "--dataset"),
+            (self.adapter, "--adapter", "only for vlft sft; a plan is of a new adapter",
+             "give its settings: --lora-rank, --lora-target-modules"),
             (self.resume, "--resume", "only for vlft sft; a plan is of a new run",
              "give the settings of the run: --config RUN/run_config.json"),
             (self.val_dataset and not self.dataset, "--val-dataset", "needs training data",

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 # A setting -> its other names, for the commands that have it.
 ALIASES = {
+    "adapter": "adapters",
     "attn": "attn_impl",
     "ckpt_dir": "adapters",
     # vlft infer answers one data set, whichever part of the data it is.
@@ -62,7 +63,6 @@ _INSTEAD = {
     "freeze_aligner": "write --train-aligner for --freeze_aligner false; frozen is the default",
     "aligner_lr vit_lr": "leave it out: all parts have the one --learning-rate",
     "vit_gradient_checkpointing": "leave it out: --gradient-checkpointing is for all parts",
-    "adapters": "write --resume with a run or checkpoint folder to continue its training",
     "gradient_accumulation_steps per_device_train_batch_size":
         "write --batch-size, the samples of an optimiser step: those per device x accumulation "
         "steps x GPUs; --tokens-per-microbatch bounds the memory",

@@ -57,16 +57,16 @@ def prepare_model(
         CheckpointError: the weights do not fit.
     """
     if config.tuner == "full":
-        source = folder if checkpoint is None else describe(checkpoint)
-        model = TunedModel(_load_for_full_tuning(config, source, placement))
+        base = folder if checkpoint is None else describe(checkpoint)
+        model = TunedModel(_load_for_full_tuning(config, base, placement))
     else:
-        module = load_model(folder, placement)
-        if checkpoint is None:
+        module, source = load_model(folder, placement), checkpoint or config.adapter
+        if source is None:
             peft = add_lora(module, folder.family, _lora_options(config))
-        elif is_adapter(checkpoint):
-            peft = load_adapter(module, checkpoint, trainable=True)
+        elif is_adapter(source):
+            peft = load_adapter(module, source, trainable=True)
         else:
-            raise CheckpointError("holds no adapter", place=str(checkpoint))
+            raise CheckpointError("holds no adapter", place=str(source))
         model = TunedModel(module, peft)
     if uses_checkpointing(config, placement.device):
         set_checkpointing(model.module, on=True)

@@ -13,9 +13,9 @@ import torch
 
 from vlft import __version__
 from vlft.checkpoints.identity import is_other, small_files
-from vlft.checkpoints.runs import data_digests
+from vlft.checkpoints.runs import ADAPTER_WEIGHTS, data_digests
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object
+from vlft.files import digest, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,8 @@ def write_provenance(
         "threads": torch.get_num_threads(),
         "data": data_digests([*config.dataset, *config.val_dataset]),
     }
+    if config.adapter is not None:
+        record["adapter"] = digest(config.adapter / ADAPTER_WEIGHTS)
     _write(run, record, folder, data)
 
 

@@ -28,6 +28,7 @@ from vlft.checkpoints.runs import (
 )
 from vlft.data.split import write_split
 from vlft.errors import VlftError, raise_all
+from vlft.families.base import is_in
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
@@ -162,10 +163,13 @@ def _prepare_images(
 ) -> Images:
     """Where rows get their images from: cached features, unless the vision tower trains."""
     config, processor = setup.config, setup.processor
-    if config.train_vision:
+    parts = processor.family.parts
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    if any(is_in(name, parts.vision) for name in trained):
         return Images(processor)
     images = distinct_images(data)
-    stage: Stage = "vision" if config.train_aligner else "aligned"
+    trains_aligner = any(is_in(name, parts.aligner) for name in trained)
+    stage: Stage = "vision" if trains_aligner else "aligned"
     plan = plan_cache(config.vision_cache, model, processor, images, stage)
     plan = backend.world.broadcast(plan)
     if images:

@@ -7,10 +7,11 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
+from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.errors import ConfigError
 from vlft.settings import check
@@ -65,6 +66,8 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     config = check(config)
     if config.resume is not None:
         config, resumed = resumed_config(config, explicit)
+    elif config.adapter is not None:
+        config = _with_base(config, config.adapter)
     config = _absolute(config)
     _check_tracker(config.report_to)
     folder = locate_model(config.model, revision=config.revision, hub=config.hub)
@@ -76,6 +79,23 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
         attn=config.attn,
     )
     return Setup(_resolved(config, placement), folder, folder.processor(), placement, resumed)
+
+
+def _with_base(config: SftConfig, adapter: Path) -> SftConfig:
+    """The settings with the checkpoint and the base of the adapter that a run starts from.
+
+    Raises:
+        UsageError: there is no adapter, or the base is not the one that it was trained on.
+    """
+    hub: dict[str, Any] = {"revision": config.revision, "hub": config.hub}
+    accept = config.accept_changes
+    tuned = open_tuned(adapter, model=config.model, **hub, accept_changes=accept)
+    if tuned.adapter is None:
+        hint = f"start from it with --model {tuned.checkpoint}"
+        raise ConfigError("holds a whole model", place=f"--adapter {adapter}", hint=hint)
+    if config.model is None:
+        hub = {"revision": tuned.settings.revision, "hub": tuned.settings.hub}
+    return dataclasses.replace(config, adapter=tuned.adapter, model=tuned.base.name, **hub)
 
 
 def _check_tracker(name: str) -> None:
@@ -114,4 +134,5 @@ def _absolute(config: SftConfig) -> SftConfig:
         dataset=tuple(map(absolute, config.dataset)),
         val_dataset=tuple(map(absolute, config.val_dataset)),
         image_root=None if config.image_root is None else config.image_root.absolute(),
+        adapter=None if config.adapter is None else config.adapter.absolute(),
     )
