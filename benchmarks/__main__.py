@@ -7,7 +7,8 @@ import sys
 
 # Name of a module here, which has a main(arguments) -> what it measures.
 BENCHMARKS = {
-    "training": "a LoRA job: transformers and peft with padded batches, against vlft",
+    "training": "a LoRA job: an expert's loop over transformers and peft, against vlft",
+    "peers": "the same job by TRL's trainer too, in float32 and bfloat16",
     "arithmetic": "the floating point operations of such a job, counted",
     "plan": "the peak memory that vlft plan predicts, against the measured peak",
     "attention": "attention of a packed row: segments, a dense mask, FlexAttention",

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "model": "{model}", "workload": "{workload}", "side": "{side}",
-    "TFLOP of the job": "{teraflop:.3g}", "plain's over it": "{ratio:.2f}",
+    "TFLOP of the job": "{teraflop:.3g}", "strong's over it": "{ratio:.2f}",
 }  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
     """Counts, writes the files, prints the table."""
     parser = new_parser("arithmetic", __doc__, repeats=1)
-    add_job_options(parser, workloads=["q1", "q2", "q5", "q10"], dtype="float32")
+    add_job_options(parser, workloads=["q1", "q2", "q5", "caption"], dtype="float32")
     parser.add_argument("--epochs", type=int, default=3, help="of a job; default: 3")
     options = parser.parse_args(arguments)
     _, content = prepare(options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accelerate.state import AcceleratorState
+
 from vlft.checkpoints.load import Placement
 from vlft.config import LEARNING_RATES, SftConfig
 from vlft.data.encode import outline
@@ -34,6 +36,8 @@ def make_job(built: RandomModel, samples: Samples, *, share_prefix: bool = True)
 
     A step takes all samples.
     """
+    # A process has one accelerator at a time, of one precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     device, processor = built.weight.device, samples.processor
     config = SftConfig(device=device.type, share_prefix=share_prefix)
     data: Any = _Data(samples.samples)

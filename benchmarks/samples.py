@@ -44,6 +44,7 @@ class Workload:
 WORKLOADS = {
     **{f"q{n}": Workload(samples=(n, n)) for n in (1, 2, 5, 10)},
     **{f"long{n}": Workload(samples=(n, n), reply=(256, 256)) for n in (1, 5)},
+    "caption": Workload(reply=(280, 280)),
     "text": Workload(images=(0, 0), question=(100, 600), reply=(24, 256)),
     "mixed": Workload((0, 2), (1, 3), (1, 3), question=(20, 300), reply=(8, 300)),
     **{f"size224-q{n}": Workload(samples=(n, n), image_size=224) for n in (1, 5)},

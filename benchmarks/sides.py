@@ -1,16 +1,18 @@
 """The ways to train that are compared; all compute the same gradient of the same samples.
 
-plain                         padded batches, the tower for every sample, logits at all positions
-plain, checkpointing          the same with gradient checkpointing
+strong                        an expert's loop over transformers and peft: padded batches of samples
+                              of similar length, the tower for every sample, logits at targets only
+strong, features kept         the same, with the features of each image computed once
+all logits                    strong, but with logits at all positions
 vlft, no sharing, no cache    --no-share-prefix --vision-cache off
 vlft                          its defaults
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,8 +24,8 @@ from benchmarks.job import encode_images, make_job, rows_of
 from benchmarks.models import MODELS, SCALES, native_config, random_model
 from benchmarks.samples import WORKLOADS, random_samples
 from vlft.data.encode import IGNORE
+from vlft.families.base import encode_images as encode_features
 from vlft.training.loop import take_gradients
-from vlft.training.model import set_checkpointing
 
 if TYPE_CHECKING:
     import argparse
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 
     from benchmarks.models import RandomModel
     from benchmarks.samples import Samples
-    from vlft.data.encode import EncodedSample
+    from vlft.data.encode import EncodedImage, EncodedSample
     from vlft.training.job import Job
+
+
+OtherSide: TypeAlias = "Callable[[argparse.Namespace], Side]"
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,28 @@ def add_job_options(
 
 def cases_of(options: argparse.Namespace, model: str) -> list[argparse.Namespace]:
     """The options with the name of a model and of each of its workloads."""
-    names = options.workloads or (WORKLOADS if model == "deepseek-vl" else ("q1", "q5", "mixed"))
+    names = options.workloads or (
+        WORKLOADS if model == "deepseek-vl" else ("q1", "q5", "caption", "mixed")
+    )
     return [changed(options, model=model, workload=name) for name in names]
 
 
-def make_sides(case: argparse.Namespace, batches: Sequence[int]) -> tuple[Samples, list[Side]]:
-    """Random samples and all sides on them, plain ones with padded batches of these sizes."""
+def make_sides(
+    case: argparse.Namespace, batches: Sequence[int], other: OtherSide | None = None
+) -> tuple[Samples, list[Side]]:
+    """Random samples and all sides on them, the strong loop with padded batches of these sizes.
+
+    ``other`` makes one more side; vlft's own is the last.
+    """
     plain, _ = make_samples(case, plain=True)
     built, samples = make_samples(case)
     job = make_job(built, samples)
     unshared = make_job(built, samples, share_prefix=False)
     return samples, [
-        *(plain_side(plain, samples, size, checkpointing=False) for size in batches),
-        plain_side(plain, samples, batches[0], checkpointing=True),
+        *(Loop(plain, samples, size).side("strong") for size in batches),
+        Loop(plain, samples, 1, keeps_features=True).side("strong, features kept"),
+        Loop(plain, samples, 1, all_logits=True).side("all logits"),
+        *([other(case)] if other else []),
         vlft_side("vlft, no sharing, no cache", built, unshared, samples),
         vlft_side("vlft", built, job, samples, cache=True),
     ]
@@ -115,47 +129,93 @@ def vlft_side(
     return Side(name, built, len(rows), tokens, epoch, encode)
 
 
-def plain_side(built: RandomModel, samples: Samples, size: int, *, checkpointing: bool) -> Side:
-    """Transformers and peft, as an experienced user writes it."""
-    device, dtype = built.weight.device, built.weight.dtype
-    # Samples of similar length together, so that little is padded; the longest first.
-    ordered = sorted(samples.samples, key=len, reverse=True)
-    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+@dataclass
+class Loop:
+    """A loop over transformers and peft.
 
-    def epoch() -> float:
-        set_checkpointing(built.model, on=checkpointing)
+    Attributes:
+        built: a plain model.
+        size: samples of a padded batch.
+        keeps_features: whether the tower runs once for each distinct image.
+        all_logits: whether logits are computed where there is no target too.
+    """
+
+    built: RandomModel
+    samples: Samples
+    size: int
+    keeps_features: bool = False
+    all_logits: bool = False
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def side(self, name: str) -> Side:
+        """The loop as a side."""
+        batches = self.batches()
+        name += f", batches of {self.size}" * (self.size > 1)
+        tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
+        encode = self.encode if self.keeps_features else None
+        return Side(name, self.built, len(batches), tokens, self.epoch, encode)
+
+    def batches(self) -> list[list[EncodedSample]]:
+        """Samples of similar length together, so that little is padded; the longest first."""
+        ordered = sorted(self.samples.samples, key=len, reverse=True)
+        return [ordered[i : i + self.size] for i in range(0, len(ordered), self.size)]
+
+    def encode(self) -> int:
+        """Keeps the features of every image."""
+        built = self.built
+        with torch.no_grad():
+            for image in self.samples.images:
+                inputs = self.samples.processor.image_inputs([image])
+                found = encode_features(built.family, built.model, inputs, [built.tiles])
+                self.features[image.key] = found
+        return len(self.features)
+
+    def epoch(self) -> float:
+        """Leaves the gradient in the model, returns the loss in nats per trained token."""
         total = 0.0
-        for batch in batches:
-            # As Accelerate computes with a model in 16 bit.
-            with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16):
-                loss = padded_loss(built, samples, batch) / samples.targets
+        for batch in self.batches():
+            with self.autocast():
+                loss = self.loss(batch) / self.samples.targets
             torch.autograd.backward(loss)
             total += loss.item()
         return total
 
-    name = f"plain{f', batches of {size}' * (size > 1)}{', checkpointing' * checkpointing}"
-    tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
-    return Side(name, built, len(batches), tokens, epoch)
+    def autocast(self) -> torch.autocast:
+        """As Accelerate computes with a model in 16 bit."""
+        weight = self.built.weight
+        half = weight.dtype is torch.bfloat16
+        return torch.autocast(weight.device.type, weight.dtype, enabled=half)
 
+    def padded(self, batch: list[EncodedSample]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T) ids, mask and labels. Padding is on the right, so positions are the samples'."""
+        device = self.built.weight.device
+        ids = pad_sequence([sample.input_ids for sample in batch], batch_first=True)
+        mask = pad_sequence([torch.ones_like(s.input_ids) for s in batch], batch_first=True)
+        labels = pad_sequence([s.labels for s in batch], batch_first=True, padding_value=IGNORE)
+        return ids.to(device), mask.to(device), labels.to(device)
 
-def padded_loss(built: RandomModel, samples: Samples, batch: list[EncodedSample]) -> Tensor:
-    """Sum of the losses of a batch, in nats, from logits at all of its positions."""
-    device = built.weight.device
-    ids = pad_sequence([sample.input_ids for sample in batch], batch_first=True)
-    mask = pad_sequence([torch.ones_like(s.input_ids) for s in batch], batch_first=True)
-    labels = pad_sequence([s.labels for s in batch], batch_first=True, padding_value=IGNORE)
-    # Padding is on the right: positions, which the model counts from the left, are the samples'.
-    logits = built.tuned(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        use_cache=False,
-        **samples.processor.image_inputs([image for s in batch for image in s.images]),
-    ).logits
-    # As transformers shifts: the labels move, so that the logits need not be copied.
-    following = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(device)
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), following.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    def loss(self, batch: list[EncodedSample]) -> Tensor:
+        """Sum of the losses of a batch, in nats."""
+        ids, mask, labels = self.padded(batch)
+        images = [image for sample in batch for image in sample.images]
+        hidden: Tensor = self.built.model.model(
+            **self.inputs(ids, images), attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        # As transformers shifts: the labels move, so that hidden states need not be copied.
+        following = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+        if not self.all_logits:
+            hidden, following = hidden[following != IGNORE], following[following != IGNORE]
+        logits = self.built.model.lm_head(hidden).flatten(0, -2).float()
+        return F.cross_entropy(logits, following.flatten(), ignore_index=IGNORE, reduction="sum")
+
+    def inputs(self, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        """Ids and pixels of a batch, or embeddings with the kept features."""
+        if not self.keeps_features or not images:
+            return {"input_ids": ids, **self.samples.processor.image_inputs(images)}
+        embeddings: Tensor = self.built.model.get_input_embeddings()(ids)
+        found = torch.cat([self.features[image.key] for image in images])
+        places = (ids == self.built.native["image_token_id"]).unsqueeze(-1)
+        return {"inputs_embeds": embeddings.masked_scatter(places, found.to(embeddings.dtype))}
 
 
 def clear_gradient(side: Side) -> Tensor:
