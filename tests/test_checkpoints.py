@@ -29,6 +29,7 @@ from vlft.checkpoints.locate import describe, locate_model
 from vlft.checkpoints.quantize import (
     _quantized_like,
     dequantize_linears,
+    int8_overflows,
     is_quantized,
     keep_scales,
     quantized_weight,
@@ -322,6 +323,8 @@ class TestQuantised:
     @pytest.mark.parametrize("times", [1, 15, 80])
     def test_int8_computes_outliers_in_full_precision(self, times):
         """A few large features of many, as large models have them."""
+        if int8_overflows():
+            pytest.skip("this CPU adds products of 8 bits in 16, which overflow")
         torch.manual_seed(0)
         plain = torch.nn.Linear(1024, 256, bias=False)
         inputs = torch.randn(2, 3, 8, 1024)
