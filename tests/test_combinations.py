@@ -57,7 +57,7 @@ class TestWhatBelongsToTheCommand:
         saved = vlft.sft(again).run / "checkpoint-3" / "run_config.json"
         names = {field.name for field in dataclasses.fields(vlft.SftConfig)}
         assert names - json.loads(saved.read_text()).keys() == {
-            "resume", "overwrite", "show_sample",
+            "resume", "overwrite", "accept_changes", "show_sample",
         }  # fmt: skip
 
     @pytest.mark.parametrize("name", ["run_config.json", "mine.yaml"])
@@ -383,16 +383,18 @@ class TestWhatOnlyTheFilesSay:
         run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
         seen = []
 
-        def answer(model, *_):
+        original = infer_run._answer
+
+        def answer(model, *rest):
             seen.append(model.config._attn_implementation)
+            original(model, *rest)
 
         monkeypatch.setattr(infer_run, "_answer", answer)
-        monkeypatch.setattr(infer_run.ResultFile, "rows", lambda self: [])
         for attn in ("eager", "auto"):
             settings = {"attn": attn, "merge_lora": True, "image_root": config.image_root}
             output = tmp_path / f"{attn}.jsonl"
             data = {"ckpt_dir": run, "dataset": config.dataset, "device": "cpu", "output": output}
-            vlft.infer(vlft.InferConfig(**data, **settings))
+            vlft.infer(vlft.InferConfig(**data, **settings, max_new_tokens=1))
         assert seen == ["eager", "sdpa"]
 
 
