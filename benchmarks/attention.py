@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from vlft.packing.prefix_tree import PackedBatch
 
-# Tokens of the system prompt, of an image, of a question and its reply; questions on an image.
+# Lengths in tokens of the system prompt, of an image, and of a question with its reply, and the
+# number of questions that are asked about each image.
 SYSTEM, IMAGE, BRANCH, QUESTIONS = 45, 577, 44, 5
 HEADS, HEAD_DIM = 8, 64
 COLUMNS = {
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
 
 
 def score_ratio(workload: str) -> float:
-    """Scores that a row's blocks compute, over those of tokens that attend to each other."""
+    """The number of attention scores that are computed, divided by the number that is needed."""
     case = argparse.Namespace(
         model="deepseek-vl", workload=workload, scale="middle", dtype="float32", device="cpu",
         samples=10,

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
 
 def table_of(content: dict[str, Any]) -> str:
-    """All results so far."""
+    """The table of all results so far."""
     rows = [{**one, **result} for one in content["comparisons"] for result in one["results"]]
     return markdown({"dtype": "{dtype}", **COLUMNS}, rows)
 
@@ -92,7 +92,7 @@ class TrlLoop(Loop):
         from trl.trainer import utils
 
         utils._use_triton = lambda _device: True
-        # Neither is used: batches are made here, as those of the other loops.
+        # The trainer asks for a tokenizer and data, but its batches are those of the other loops.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>")),
             pad_token="<pad>", eos_token="<pad>",

@@ -90,7 +90,7 @@ def make_sides(
 ) -> tuple[Samples, list[Side]]:
     """Random samples and all sides on them, the strong loop with padded batches of these sizes.
 
-    ``other`` makes one more side; vlft's own is the last.
+    ``other`` makes an additional side. vlft with its defaults is the last one.
     """
     plain, _ = make_samples(case, plain=True)
     built, samples = make_samples(case)
@@ -148,7 +148,7 @@ class Loop:
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def side(self, name: str) -> Side:
-        """The loop as a side."""
+        """The loop as one of the sides that are compared."""
         batches = self.batches()
         name += f", batches of {self.size}" * (self.size > 1)
         tokens = sum(len(batch) * max(map(len, batch)) for batch in batches)
@@ -161,7 +161,7 @@ class Loop:
         return [ordered[i : i + self.size] for i in range(0, len(ordered), self.size)]
 
     def encode(self) -> int:
-        """Keeps the features of every image."""
+        """Computes and stores the features of every image; returns how many."""
         built = self.built
         with torch.no_grad():
             for image in self.samples.images:
@@ -181,7 +181,7 @@ class Loop:
         return total
 
     def autocast(self) -> torch.autocast:
-        """As Accelerate computes with a model in 16 bit."""
+        """Autocast as Accelerate uses it for a model in 16 bit."""
         weight = self.built.weight
         half = weight.dtype is torch.bfloat16
         return torch.autocast(weight.device.type, weight.dtype, enabled=half)
@@ -209,7 +209,7 @@ class Loop:
         return F.cross_entropy(logits, following.flatten(), ignore_index=IGNORE, reduction="sum")
 
     def inputs(self, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
-        """Ids and pixels of a batch, or embeddings with the kept features."""
+        """The model's inputs: ids and pixels, or embeddings that hold the stored image features."""
         if not self.keeps_features or not images:
             return {"input_ids": ids, **self.samples.processor.image_inputs(images)}
         embeddings: Tensor = self.built.model.get_input_embeddings()(ids)

@@ -91,12 +91,12 @@ def compare(case: argparse.Namespace, other: OtherSide | None = None) -> dict[st
             "gradient_difference": difference.item(),
         }  # fmt: skip
         results.append(result)
-    # Compared with is the faster strong loop.
+    # All sides are compared with the faster of the strong loops.
     strong = min(results[: len(case.batch)], key=lambda result: result["job_seconds"])
     weights = sum(p.nbytes for p in sides[0].built.model.parameters()) / GIB
     for result in results:
         once, base = (r["encode_seconds"] + r["epoch_seconds"] for r in (result, strong))
-        # A side that computes another loss is compared with nothing.
+        # The speed of a side with another loss means nothing, so it is shown as nan.
         valid = 1.0 if math.isclose(result["loss"], strong["loss"], rel_tol=1e-3) else math.nan
         result["once_speedup"] = valid * base / once
         result["speedup"] = valid * strong["job_seconds"] / result["job_seconds"]

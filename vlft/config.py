@@ -42,7 +42,7 @@ GPUS = {
 LARGEST_GPU = 256
 _GPU_HINT = f"a size like 24GB, or {', '.join(GPUS)}"
 
-# Scores divided by a lower temperature may be infinite.
+# Dividing scores by a lower temperature may overflow.
 LOWEST_TEMPERATURE = 1e-4
 
 # Why an initialisation of LoRA needs weights that are not quantised.

@@ -1,4 +1,4 @@
-"""Files of model and run folders: JSON read with an error that names the file, tensors written."""
+"""Reading JSON with errors that name the file, hashing files and writing tensors."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def digest(path: Path) -> str:
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file with the rights that any new file has, by the user's umask."""
+    """Writes a safetensors file whose permissions follow the user's umask."""
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
-    # It replaces the file by one that only the user can read.
+    # save_file puts a new file in its place, which only the user can read.
     save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
     path.chmod(mode & 0o777)

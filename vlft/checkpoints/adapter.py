@@ -1,4 +1,4 @@
-"""Adapter folders in peft's format, vlft's own and those of others, read by an allow-list.
+"""Reads adapter folders in peft's format by an allow-list, vlft's own and those of other tools.
 
 An adapter_config.json may name modules to import and files to load. Only the fields below are
 read, all others must have peft's default; weights are safetensors, and only those that the
@@ -39,7 +39,7 @@ _READ_FIELDS = (
     "base_model_name_or_path",
 )  # fmt: skip
 
-# They do not change what the adapter computes and are not read. auto_mapping: the base's class.
+# Not read, because they do not change what the adapter computes; modules_to_save is read apart.
 _IGNORED_FIELDS = (
     "peft_type", "peft_version", "inference_mode", "revision", "runtime_config", "auto_mapping",
     "modules_to_save",
@@ -117,7 +117,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 def _replace(
     model: nn.Module, tensors: dict[str, Tensor], folder: Path, *, trainable: bool
 ) -> None:
-    """Puts parts that were trained fully into the place of the base's."""
+    """Replaces the base's weights in the parts that the adapter trained fully."""
     if not tensors:
         return
     owners = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
@@ -138,8 +138,8 @@ def _replace(
 
 
 def _state(peft_model: Any, lora: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The LoRA tensors under peft's names."""
-    # peft nests the layers of several weights of a module, in an order of its own.
+    """Gives the LoRA tensors the names that peft's state dict has for them."""
+    # If several weights of a module have LoRA, peft nests their layers in an order of its own.
     stacked = {
         f"{name.replace('.base_layer', '')}.{module.parameter_name}": name
         for name, module in peft_model.named_modules()
@@ -171,7 +171,7 @@ def register_experts_layer(config: Any) -> None:
 
 
 def _read_config(folder: Path) -> tuple[Any, tuple[str, ...]]:
-    """The LoraConfig of a folder, if it uses no field that vlft does not read; modules_to_save."""
+    """Reads the LoraConfig and modules_to_save; fields that vlft does not read are refused."""
     path = folder / ADAPTER_CONFIG
     fields = read_object(path)
     if (kind := fields.get("peft_type")) != "LORA":

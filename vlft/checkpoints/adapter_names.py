@@ -1,4 +1,4 @@
-"""The names of an adapter's file -> those of the model, and what its configuration calls for.
+"""Renames the tensors of an adapter to the names of the model, and checks that all are called for.
 
 An adapter may be trained on transformers' class, under the names of any release, or on the authors'
 class, whose names the family's key map translates:
@@ -39,7 +39,7 @@ PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+?(?:\.base_layer)*)\.(lora_\w+(?:\.\w+)?)")
 # A parameter's name in the file -> the parameters of the model that it corresponds to.
 Names = dict[str, Match]
-# By the name of a module, or of a stacked weight: its LoRA tensors by their names.
+# The name of a module or of a stacked weight -> its LoRA tensors by their names.
 Lora = dict[str, dict[str, "Tensor"]]
 
 
@@ -65,7 +65,7 @@ def adapt(
     saved: Collection[str],
     tensors: Mapping[str, Tensor],
 ) -> Adapted:
-    """The adapter under the names of the model.
+    """Translates an adapter to the names of the model.
 
     Args:
         model: without LoRA layers.
@@ -75,7 +75,7 @@ def adapt(
         tensors: of the file.
 
     Raises:
-        CheckpointError: the configuration does not call for a tensor, or the model has no such one.
+        CheckpointError: the configuration does not call for a tensor, or the model lacks its place.
     """
     lora: Lora = {}
     other: dict[str, Tensor] = {}
@@ -86,7 +86,7 @@ def adapt(
         else:
             other[inner.replace(".base_layer.bias", ".bias")] = tensor
     names = _find_names(model, family, lora or [name.rpartition(".")[0] for name in other])
-    # peft keeps LoRA out of the modules that are trained fully.
+    # As in training, peft's matching must leave out the modules that were trained fully.
     stated = dataclasses.replace(config, modules_to_save=list(saved) or None)
     weights = {name: match for name, match in names.items() if name.endswith(".weight")}
     modules = {name.removesuffix(".weight"): match for name, match in weights.items()}
@@ -101,7 +101,7 @@ def adapt(
 
 
 def refuse(unexpected: Iterable[str], missing: Iterable[str]) -> None:
-    """Raises CheckpointError if an adapter's tensors are not those that its configuration names."""
+    """Raises CheckpointError if a file holds other tensors than its configuration calls for."""
     for names, verb, what, hint in (
         (unexpected, "holds", "does not call for", "take those tensors out, if they may be left"),
         (missing, "lacks", "calls for", "write or download the adapter again"),
@@ -113,7 +113,10 @@ def refuse(unexpected: Iterable[str], missing: Iterable[str]) -> None:
 
 
 def _find_names(model: nn.Module, family: Family, modules: Collection[str]) -> Names:
-    """The names of the model's parameters in the naming in which the model has these modules."""
+    """The model's parameters by their names in the one scheme that has all these modules.
+
+    The schemes are those of transformers' releases and of the authors' class.
+    """
     unknown: list[str] = []
     for names in (
         _native_names(model, str),
@@ -173,7 +176,7 @@ def _full(
 
 
 def _config(config: Any, called: Names) -> Any:
-    """The configuration for the model's names of these modules."""
+    """The configuration rewritten for the model's own module names."""
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for name, match in called.items():
@@ -183,7 +186,7 @@ def _config(config: Any, called: Names) -> Any:
         for native in match.native:
             native = native.removesuffix(".weight")
             ranks[native] = rank * count
-            # The scaling of the product stays what it was.
+            # Peft divides alpha by the rank, so a larger rank needs a larger alpha.
             factor = math.sqrt(count) if config.use_rslora else count
             alphas[native] = config.alpha_pattern.get(key, config.lora_alpha) * factor
     stacked = {m.native[0] for m in called.values() if m.change == "stack"}
@@ -201,7 +204,7 @@ def _config(config: Any, called: Names) -> Any:
 
 
 def _rename(model: nn.Module, called: Names, lora: Lora) -> Lora:
-    """The tensors under the names of the model."""
+    """Gives the LoRA tensors the model's names; fused layers are split, single experts stacked."""
     renamed: Lora = {}
     stacks: dict[str, list[tuple[Match, dict[str, Tensor]]]] = {}
     for name, tensors in lora.items():
@@ -221,7 +224,7 @@ def _rename(model: nn.Module, called: Names, lora: Lora) -> Lora:
 
 
 def _stack(parts: list[tuple[Match, dict[str, Tensor]]], experts: int) -> dict[str, Tensor]:
-    """A and B of a stacked weight, from those of single experts; see experts.ParamWrapper."""
+    """Joins A and B of single experts to those of a stacked weight, see experts.ParamWrapper."""
     match, first = parts[0]
     count = match.part[1]
     for key in first.keys() - {"lora_A.weight", "lora_B.weight"}:

@@ -1,4 +1,4 @@
-"""What tells a model from another one of the same sizes: digests of its weights and small files."""
+"""Digests of a model's weights and small files, which tell it from others of the same sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BASE = "vlft_base"
 # Raised whenever the same weights would get another digest.
 _VERSION = "1"
-# How many numbers are read: all of a small model, of a larger one some of every tensor.
+# Most numbers that are hashed: a smaller model is read whole, of a larger one parts of each tensor.
 _NUMBERS = 2**24
 
 
@@ -47,18 +47,18 @@ def weights_digest(folder: ModelFolder) -> str:
 
 
 def is_other(recorded: str, found: str) -> bool:
-    """Whether two digests of weights are of different ones; False if they cannot be compared."""
+    """Whether two digests are of different weights; False if a version makes them incomparable."""
     return recorded.startswith(f"{_VERSION}:") and recorded != found
 
 
 def small_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file besides the weights that text, images or the model depend on."""
+    """SHA-256 of each small file that the output depends on, by file name."""
     names = ("config.json", *TOKENIZER_FILES, *PROCESSOR_FILES)
     return {name: digest(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _pieces(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor, mapped from the files, in pieces that both layouts have.
+    """Names and tensors, memory-mapped, in pieces that are the same for both layouts.
 
     These are the tensors of transformers' layout, but each expert for itself.
     """

@@ -166,7 +166,7 @@ def native_tensors(folder: ModelFolder, model: nn.Module) -> Iterator[tuple[str,
 
 
 def file_dtypes(folder: ModelFolder, model: nn.Module) -> dict[str, torch.dtype]:
-    """The data type in the files of a folder, by the name of a parameter of the model."""
+    """The data type that each parameter of the model has in the files of a folder."""
     keys, shapes = folder.family.keys, _shapes(model)
     found: dict[str, torch.dtype] = {}
     for name, tensor in read_tensors(folder.path):

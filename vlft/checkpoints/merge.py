@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vlft.config import MergeLoraConfig
     from vlft.families.processor import Processor
 
-# A merge that loses a larger share of the adapter's effect is warned of.
+# The share of the adapter's effect that rounding may remove before a warning is printed.
 _LOSS_SAID = 0.05
 # Largest relative difference of float32 logits that another order of summation explains.
 _TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A batch, and its logits of the base alone and with the adapter."""
+    """A test batch, its logits from the base alone, and its logits with the adapter."""
 
     inputs: dict[str, Tensor]
     base: Tensor
@@ -91,7 +91,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     check_layout(base, layout)
     console.info(f"merging {checkpoint} into {base.path}")
     model, sample = _merge(tuned, placement, config.base)
-    # Rounded as in the files, so that what is written can be compared with it.
+    # The weights are rounded first, so that the logits of the files must equal these.
     written = _round(model, base, config.dtype)
     rounded = _logits(model, sample.inputs, placement)
     for name, parameter in model.named_parameters():
@@ -131,12 +131,12 @@ def _report(target: Path, layout: str, after: Tensor, sample: _Sample) -> MergeR
 
 
 def _round(model: Any, base: ModelFolder, dtype: str) -> dict[str, torch.dtype]:
-    """Rounds the weights to what they are written in, and returns that; they stay float32."""
+    """Rounds the weights to the data types of the files, in float32; returns those data types."""
     dtypes = file_dtypes(base, model)
     for name, parameter in model.named_parameters():
         if dtype != "auto" and not keeps_dtype(name, base.family):
             dtypes[name] = DTYPES[dtype]
-        # A tied head is in no file.
+        # A tied lm_head is not stored in the files.
         dtypes.setdefault(name, parameter.dtype)
         parameter.data = parameter.data.to(dtypes[name]).float()
     return dtypes
@@ -158,12 +158,12 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
 
 
 def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]:
-    """The merged model, and the logits of a sample before merging."""
+    """Merges the adapter; returns the model, and the logits of a test batch from before merging."""
     adapter = tuned.checkpoint
     model = load_full_precision(tuned, placement, base)
     with tempfile.TemporaryDirectory() as folder:
         inputs = _sample(tuned.base.processor(), Path(folder))
-    # Not with the adapter switched off: some adapters start by changing the base.
+    # Computed before the adapter is loaded: pissa and olora change the base when they are loaded.
     alone = _logits(model, inputs, placement)
     peft_model = load_adapter(model, adapter)
     sample = _Sample(inputs, alone, _logits(peft_model, inputs, placement))

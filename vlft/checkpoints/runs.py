@@ -75,7 +75,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint stands in; None if it was moved out of it or made elsewhere."""
+    """The run folder that contains a checkpoint; None for one that stands alone."""
     run = checkpoint.parent
     is_there = _CHECKPOINT.fullmatch(checkpoint.name) and (run / RUN_CONFIG).is_file()
     return run if is_there else None
@@ -254,7 +254,7 @@ def check_same_data(run: Path, data_files: Iterable[str]) -> None:
 
 
 def data_digests(data_files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each data file by its path, without the ``#N`` of a specification.
+    """SHA-256 of each data file by its path; a ``#N`` that draws N records is left out.
 
     Raises:
         DataError: a file is missing.

@@ -1,4 +1,4 @@
-"""A checkpoint of ``vlft sft``, or an adapter of others -> its settings, base model and adapter."""
+"""Opens a checkpoint of ``vlft sft``, or an adapter that another tool has written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tuned:
         settings: of its run; for an adapter of others, the defaults and its base.
         base: for a full run the checkpoint itself.
         adapter: the checkpoint; None for a full run.
-        run: the run that the checkpoint stands in, if it does.
+        run: the run folder that contains the checkpoint; None if there is none.
     """
 
     checkpoint: Path
@@ -83,7 +83,7 @@ def open_tuned(
 
 
 def other_base(adapter: Path, base: ModelFolder) -> CheckpointError | None:
-    """The error of a base that the adapter was not trained on; adapters of others do not say."""
+    """The error if the base is not that of the training; None if it is or nothing is recorded."""
     weights = adapter / ADAPTER_WEIGHTS
     found = ""
     if weights.is_file() and digest(weights) in merged_adapters(base.path):
@@ -97,10 +97,10 @@ def other_base(adapter: Path, base: ModelFolder) -> CheckpointError | None:
 
 
 def _foreign(adapter: Path, model: str | None) -> SftConfig:
-    """Settings of an adapter that was not made by vlft, of which its base alone is known.
+    """Settings of an adapter that was not made by vlft; only its base model is known.
 
     Raises:
-        ConfigError: it does not name its base, and the user does not either.
+        ConfigError: neither the adapter nor the user names a base model.
     """
     base = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if model is None and not (isinstance(base, str) and base):

@@ -53,12 +53,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record was read, and what it has beside its text: for results.
+    """Where a record was read, and its fields that only results need.
 
     Attributes:
         path: the data file.
-        line: in it, from 1.
-        id: of any type, as ``meta``.
+        line: number of its line, from 1.
+        id: the record's own, of any type; so is ``meta``.
     """
 
     path: Path

@@ -36,7 +36,7 @@ class Dataset(Sequence["EncodedSample"]):
         items: checked conversations with their outlines and positions.
         encode: of the processor.
         drawn: positions of all records, skipped ones too.
-        skipped: the problems of those that were skipped.
+        skipped: why records were skipped, an error for each.
     """
 
     def __init__(

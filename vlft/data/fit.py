@@ -18,7 +18,7 @@ def fit(
 ) -> tuple[Conversation, Outline] | None:
     """The conversation, cut to max_length if allowed, and its outline; None to skip it.
 
-    Where no reply is trained, what is measured is the prompt: a reply is only compared with.
+    For inference only the prompt is measured, because the reply is a label and no input.
     """
     needed = conversation if options.need_response else conversation.without_reply()
     limit, sample = options.max_length, encode(needed)

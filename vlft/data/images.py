@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-# Of the images that are checked at the same time; a larger one is checked alone. A pixel takes up
-# to four bytes.
+# Most pixels of the images that are checked at the same time, four bytes each; a larger image is
+# checked alone.
 PIXELS_IN_FLIGHT = 2**27
-# In bytes. glibc gives blocks of this size back when they are freed; of Pillow's own 16 MiB blocks
-# every thread keeps those of the largest image that it has decoded.
+# Pillow allocates images in blocks. glibc returns freed blocks of 64 MiB to the system, but keeps
+# Pillow's default blocks of 16 MiB for the thread, as many as its largest image needed.
 if "PILLOW_BLOCK_SIZE" not in os.environ:
     Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 
 class _Budget:
-    """Lets threads in while their shares of a total are free."""
+    """Bounds the sum of what threads hold at the same time."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
@@ -40,7 +40,7 @@ class _Budget:
 
     @contextmanager
     def share(self, size: int) -> Iterator[None]:
-        """Waits until ``size`` is free, or all of a total that is less, and holds it."""
+        """Waits until ``size`` is free and holds it; a size above the total waits for all of it."""
         size = min(size, self._total)
         with self._freed:
             self._freed.wait_for(lambda: self._free >= size)

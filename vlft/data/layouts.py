@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIELDS = ("query", "response", "history", "images", "system")
-# What lines of a result file of vlft infer have besides; older versions wrote generation.
+# Further fields of the lines that vlft infer writes; older versions wrote generation.
 RESULT_FIELDS = ("label", "finish", "image_keys", "file", "line", "generation")
 IGNORED = ("id", "meta")
 COMMON_TAG = "<image>"
@@ -40,7 +40,8 @@ def native(
     Args:
         fields: ``query`` and, as needed, ``response``, ``history``, ``images``, ``system``.
             ``id``, ``meta`` and names with a leading underscore are ignored; null counts as absent.
-            Of a line of a result file the response is trained on, or the label compared with.
+            A line of a result file is taken too: for training its response is the reply, for
+            inference its label.
         place: of the record, for messages.
         folder: where relative image paths start.
         image_tag: the family's own tag, which means the same as ``<image>``.
@@ -71,7 +72,7 @@ def native(
 
 
 def result_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A result line whose lists are lists, also where its file has them as JSON text."""
+    """A result line with lists that were written as JSON text turned into lists again."""
     found = dict(fields)
     for name in ("images", "image_keys", "history"):
         if isinstance(found.get(name), str) and found[name].startswith("["):
@@ -81,7 +82,7 @@ def result_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_result(fields: Mapping[str, Any], *, need_response: bool) -> Mapping[str, Any]:
-    """The fields of the record that a result line answers; those of other records as they are."""
+    """The record's fields without those that vlft infer adds; other records are unchanged."""
     if "image_keys" not in fields and not {"label", "generation"} <= fields.keys():
         return fields
     found = {k: v for k, v in result_lists(fields).items() if k not in RESULT_FIELDS}

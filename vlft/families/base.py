@@ -73,8 +73,8 @@ class Family:
         name: of the family and its file.
         title: name shown to the user.
         model_types: ``model_type`` in config.json -> layout, original or transformers.
-        matches: whether a config.json of the authors' layout with one of these model_types has the
-            marks of this family; those of exactly one are found.
+        matches: whether a config.json of the authors' layout with one of these model_types is of
+            this family. It must be true of no other family's.
         class_name: of the model, as ``module:class``.
         template: chat template, a file name under ``templates/``.
         image_tag: stands for an image in the chat text.

@@ -75,7 +75,7 @@ KEYS = KeyMap(
 
 
 def _matches(config: Config) -> bool:
-    """Whether the class is VL2's or the tower SigLIP; DeepSeek-OCR has the same model_type."""
+    """Tells DeepSeek-VL2 from DeepSeek-OCR, which has the same model_type."""
     tower = (config.get("vision_config") or {}).get("model_name", TOWER)
     return ARCHITECTURE in (config.get("architectures") or ()) or tower.startswith("siglip")
 

@@ -75,7 +75,7 @@ class _Dialogue:
         return True
 
     def message(self, text: str) -> Turn:
-        """The user's next turn: images are where their tags are, or else first."""
+        """The user's next turn, with images at their tags, or at the start if there are no tags."""
         try:
             return Turn("user", place_images([text], self.images, self.image_tag)[0])
         except DataError:
@@ -86,7 +86,7 @@ class _Dialogue:
             ) from None
 
     def remember(self, turn: Turn, reply: str) -> None:
-        """Adds a turn and its reply, in which an image tag would ask for an image."""
+        """Adds a turn and its reply without image tags, for which there would be no images."""
         while self.image_tag in reply:
             reply = reply.replace(self.image_tag, "")
         self.turns += [turn, Turn("assistant", (reply,))]
@@ -253,7 +253,7 @@ def _stream_reply(
 
 
 def _text(line: str | bytes) -> str:
-    """A line without its ends and a byte order mark.
+    """The text of a line, without surrounding white space and byte order mark.
 
     Raises:
         DataError: it is not UTF-8.

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from vlft.data.conversation import Conversation
 
-# From so many lines polars takes the types; the others take theirs from more.
+# polars infers the types from this many lines, the other libraries from more.
 FIRST_LINES = 100
-# What stands in every row; other columns only if a record has a value.
+# These columns are always written, others only if a record has a value.
 ALWAYS = ("query", "label", "images", "image_keys")
-# How a column is written: as it is, a text or "" for none, or JSON text.
+# How the values of a column are written: unchanged, as text ("" for none), or as JSON text.
 AS_IS, TEXT, JSON_TEXT = "as it is", "text", "JSON text"
 
 
 class Columns:
-    """The columns of a result file, from the records that it answers.
+    """The columns of a result file, chosen from all the records that it answers.
 
     Args:
         conversations: all of them.
-        system_prompt: what a record without one of its own is asked with.
+        system_prompt: the default, which stands in for a record's own.
     """
 
     def __init__(self, conversations: Sequence[Conversation], system_prompt: str) -> None:
@@ -52,7 +52,7 @@ class Columns:
         self.kinds = {n: kind or AS_IS for n, kind in kinds.items() if kind or n in ALWAYS}
 
     def row(self, conversation: Conversation) -> dict[str, Any]:
-        """What a line says of its record."""
+        """The columns of a record, as a result line holds them."""
         values = _values(conversation)
         if values["system"] is None and self.kinds.get("system") == TEXT:
             values["system"] = self._system_prompt

@@ -1,4 +1,4 @@
-"""How the next token is chosen and when a reply ends: by each record alone, whatever its batch."""
+"""Chooses the next token and ends replies, for each record independently of its batch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
-    """Adds Gumbel noise, so that the greatest score is a sample; each row has its generator.
+    """Samples by the Gumbel-max trick: the argmax of scores plus Gumbel noise is a sample.
 
-    Draws of a row are those of its seed alone, whatever rows are beside it.
+    Each row has a generator of its own, so that its draws do not depend on the other rows.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -39,12 +39,12 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         waits = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(waits, self._generators, strict=True):
             row.exponential_(generator=generator)
-        # A wait of 0 would be infinite noise, also for tokens that are excluded.
+        # -log(0) is infinite: it would select even a token whose score is minus infinity.
         return scores - waits.clamp_min_(torch.finfo(torch.float32).tiny).log()
 
 
 class RowLimits(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at its own number of new tokens.
+    """Stops each row at its own limit of new tokens.
 
     Args:
         prompt: length of the padded prompts, in tokens.
@@ -63,7 +63,7 @@ class RowLimits(StoppingCriteria):  # type: ignore[misc]
 def score_changes(
     sampling: Sampling, lengths: Sequence[int], seeds: Sequence[int], device: torch.device
 ) -> LogitsProcessorList:
-    """What is done to the scores before the greatest is taken, in the order of transformers.
+    """The processors of the scores before the argmax, in transformers' order.
 
     Args:
         sampling: settings of the replies.
@@ -89,7 +89,7 @@ def score_changes(
 
 
 def record_seed(seed: int, position: Position) -> int:
-    """The seed of the draws of a record, from the command's and its place in the data files."""
+    """The seed of a record's draws, made from the command's seed and the record's position."""
     number, record = position
     text = f"{seed}/{number}/{record}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())

@@ -163,7 +163,7 @@ def generate_replies(
         output = model.generate(
             **moved(inputs, embeddings),
             generation_config=_generation_config(processor, max(limits)),
-            # Sampling is part of these, so that for transformers every reply is greedy.
+            # These processors also sample, so transformers only has to take the argmax.
             logits_processor=score_changes(sampling, lengths, seeds, embeddings.device),
             stopping_criteria=[RowLimits(longest, torch.tensor(limits))],
             streamer=streamer,

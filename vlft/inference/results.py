@@ -79,7 +79,7 @@ class ResultFile:
                 raise self._other(f"it has more lines than the data has records, {number - 1}")
             expected = self._columns.row(self._conversations[number - 1])
             found = {name: value for name, value in line.items() if name in expected}
-            # Where a record or an image file stands does not matter.
+            # The same record in another file, or the same image in another folder, is no change.
             other = set(differences(expected, found)) - {"images", "file", "line", *changed}
             if other:
                 names = ", ".join(name for name in expected if name in other)
@@ -107,7 +107,7 @@ class ResultFile:
                 self.done += 1
 
     def _check_header(self, before: Mapping[str, Any]) -> None:
-        """Raises CheckpointError if the answers come from elsewhere than those to be added."""
+        """Raises CheckpointError if the file was made with another model or other settings."""
         if not before:
             raise CheckpointError(
                 f"line 1 is no result line that can be continued: without {self.header_path.name} "
@@ -150,7 +150,7 @@ def read_results(path: Path, count: int | None = None) -> list[dict[str, Any]]:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The result lines of the file and their lengths in bytes, without one that a kill cut off.
+    """The complete result lines with their lengths in bytes; a line cut off by a kill is skipped.
 
     Raises:
         CheckpointError: a line is no result line.

@@ -42,7 +42,7 @@ class InferResult:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All lines, read by this call."""
+        """All lines; each call reads the file."""
         return read_results(self.output)
 
 
@@ -100,7 +100,7 @@ def _header(
     data: Dataset,
     placement: Placement,
 ) -> dict[str, Any]:
-    """What the answers come from; that of another file tells that it cannot be continued."""
+    """Settings, model and data of the answers; only a file with an equal header is continued."""
     adapter = tuned.adapter if tuned else None
     files = sorted(adapter.glob("adapter_*")) if adapter else []
     return {
@@ -140,7 +140,7 @@ def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: P
 
 
 def _placement(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Placement:
-    """Device, and unless the settings say otherwise dtype and quantisation of the training."""
+    """Device, dtype and quantisation; where the user is silent, the last two are the training's."""
     dtype, quantize = config.dtype, config.quantize
     if tuned is not None:
         dtype = tuned.settings.dtype if dtype == "auto" else dtype

@@ -40,7 +40,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that attend to the same context and, segment by segment, causally to themselves.
+    """Queries with a common context; within its own segment each attends causally.
 
     Attributes:
         context: (first, end) of runs of tokens of the row, in order.
@@ -56,13 +56,13 @@ class Block:
 
     @property
     def scores(self) -> int:
-        """Scores that the matrix products on a CPU compute for each head."""
+        """Number of scores that the matrix products on a CPU compute for each head."""
         context = sum(end - first for first, end in self.context)
         return (self.end - self.first) * context + len(self.lengths) * max(self.lengths) ** 2
 
 
 def extended(ranges: Ranges, first: int, end: int) -> Ranges:
-    """Ranges with another one behind them, joined to the last where they touch."""
+    """Appends a range to ranges; if it starts where the last one ends, the two are joined."""
     if ranges and ranges[-1][1] == first:
         return (*ranges[:-1], (ranges[-1][0], end))
     return (*ranges, (first, end))
@@ -70,7 +70,7 @@ def extended(ranges: Ranges, first: int, end: int) -> Ranges:
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """A block with what all layers need of it.
+    """A block with the masks and indices that all layers share.
 
     Products of a block have c + w columns: the context, then the tokens of a query's own segment.
 
@@ -127,7 +127,7 @@ class BlockAttention:
         return total
 
     def spread(self, weights: Tensor, rows: Tensor, into: Tensor) -> None:
-        """Adds rows (K, G, n, x), weighted by (K, G, n, c + w), to those of their columns."""
+        """Adds weights (K, G, n, c + w), transposed, @ rows (K, G, n, x) to ``into`` (K, N, x)."""
         *context, own = self._columns(weights)
         for columns, (first, end) in zip(context, self.ranges, strict=True):
             into[:, first:end] += columns.flatten(1, 2).mT @ rows.flatten(1, 2)
@@ -138,12 +138,12 @@ class BlockAttention:
             self.own(into).add_(made.index_select(1, self.places))
 
     def _columns(self, weights: Tensor) -> tuple[Tensor, ...]:
-        """The columns of each range, then those of the queries' own segments, none of one."""
+        """Splits weights into the columns of each range and, last, those of the own segments."""
         sizes = [end - first for first, end in self.ranges]
         return torch.split(weights, [*sizes, weights.shape[-1] - sum(sizes)], -1)
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """(..., r, w, x): the segments of (..., n, x), padded with any row."""
+        """(..., r, w, x): the segments of (..., n, x); padding repeats the first row."""
         assert self.slots is not None
         padded = rows.index_select(-2, self.slots)
         return torch.unflatten(padded, -2, (len(self.block.lengths), -1))
@@ -174,7 +174,7 @@ def tree_attention(
     if has_fused_attention(query.device):
         return fused_attention(row, query, key, value, scaling), None
     if torch.is_autocast_enabled("cpu"):
-        # As autocast does for SDPA; it would not act in the backward pass.
+        # Autocast casts the inputs of SDPA too, and is not active in the backward pass.
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = (part.to(dtype) for part in (query, key, value))
     grouped = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
@@ -187,7 +187,7 @@ AttentionMaskInterface.register(TREE, sdpa_mask)
 
 
 def has_fused_attention(device: torch.device) -> bool:
-    """Whether fused kernels are used there: everywhere but on a CPU."""
+    """Whether the device uses torch's fused kernels; a CPU does not."""
     return device.type != "cpu"
 
 
@@ -212,9 +212,9 @@ def fused_attention(
 
 
 class _Products(torch.autograd.Function):
-    """Matrix products and a softmax for each block; the backward pass repeats them.
+    """Attention by matrix products and a softmax for each block; the backward pass repeats them.
 
-    On a CPU this takes the time of torch's fused kernel in float32, and about half of it in 16 bit.
+    On a CPU this takes the time of torch's fused kernel in float32, and two thirds of it in 16 bit.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A row's exits -> its blocks and masks: token j attends to token i iff i <= j < exit[i]."""
+"""Plans the attention of a row from its exits: token j attends to token i iff i <= j < exit[i]."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from vlft.models.tree_attention import Ranges
 
-# Queries of a block on the CPU. More make larger matrix products, and more scores that the mask
-# discards: in float32 64 lose nothing, in 16 bit 128 are a sixth faster.
+# Most queries of a block on the CPU. Larger blocks make larger matrix products, but also compute
+# more scores that the causal mask discards. In float32 64 is as fast as any size; in 16 bit 128 is
+# a sixth faster than 64.
 QUERIES = {torch.float32: 64}
 QUERIES_16_BIT = 128
-# Tokens of short siblings that fused kernels compute together, with a mask.
+# Most tokens of sibling segments that are computed together as one block.
 SIBLINGS = 256
 # Fused kernels copy a mask whose rows do not start at a multiple of this many elements.
 ALIGNMENT = 16
@@ -30,7 +31,7 @@ BLOCK = 128
 
 
 def find_segments(exits: Sequence[int]) -> tuple[Block, ...]:
-    """The segments of a row, in order: its unbranched runs of tokens.
+    """Cuts a row into its segments, the unbranched runs of its tokens, in order.
 
     Args:
         exits: see packing.prefix_tree.
@@ -54,18 +55,18 @@ def find_segments(exits: Sequence[int]) -> tuple[Block, ...]:
 
 
 def find_blocks(segments: Sequence[Block], queries: int, siblings: int) -> Iterator[Block]:
-    """The blocks of a row's segments, in order.
+    """Groups and cuts the segments of a row into blocks, in order.
 
     Args:
         segments: as find_segments returns them.
-        queries: longer segments are cut into pieces of so many tokens.
-        siblings: most tokens of several segments that are one block.
+        queries: longest piece of a segment, in tokens.
+        siblings: most tokens of a block of several segments.
     """
     for _, group in groupby(segments, key=lambda segment: segment.context):
         short: list[Block] = []
         for segment in group:
             lengths = [block.lengths[0] for block in (*short, segment)]
-            # Padded segments may have no more scores than as many tokens in pieces.
+            # Padding must not add more scores than the causal mask discards in a long segment.
             padded = len(lengths) * max(lengths) ** 2 > sum(lengths) * queries
             if short and (sum(lengths) > siblings or padded):
                 yield _joined(short)
@@ -94,13 +95,13 @@ def _pieces(segment: Block, queries: int) -> Iterator[Block]:
 def row_attention(
     segments: Sequence[Block], exit: Tensor, dtype: torch.dtype, *, fused: bool
 ) -> tuple[BlockAttention, ...]:
-    """The blocks of a row with their tensors, for all layers.
+    """The blocks of a row with the masks and indices that all layers share.
 
     Args:
         segments: of the row, as find_segments returns them.
         exit: (N,), see packing.prefix_tree.
         dtype: of the scores.
-        fused: for tree_attention.fused_attention.
+        fused: whether they are for tree_attention.fused_attention.
     """
     if fused:
         blocks = find_blocks(segments, len(exit), SIBLINGS)

@@ -1,4 +1,4 @@
-"""What a run was made from, so that it can be repeated, and that a resumed run is the same one."""
+"""Records what a run was made from, to repeat it and to notice changes when it is resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
 PROVENANCE = "provenance.json"
-# The start of the SHA-256 of every image file, a line each, in the order of the data.
+# A file with 16 hex digits of the SHA-256 of every image, one line each, in the order of the data.
 IMAGE_DIGESTS = "image_digests.txt"
 
 
@@ -57,14 +57,14 @@ def changes(
 ) -> list[CheckpointError]:
     """What has changed of a run's base and images since it was started.
 
-    What the release that started it did not record is not compared.
+    A run of an older release is compared only as far as that release recorded it.
     """
     record = read_object(run / PROVENANCE)
     before = record.get("model_files", {"config.json": record.get("model_config")})
     now = small_files(folder.path)
     names = before.keys() | now.keys() if "model_files" in record else before.keys()
     found = [(folder.path / n, "the file is") for n in names if before.get(n) != now.get(n)]
-    # Full tuning resumes from weights of its own.
+    # With full tuning the checkpoint holds all weights, so the base's do not matter.
     if config.tuner == "lora" and is_other(record.get("base_weights", ""), folder.weights_digest):
         found.append((folder.path, "its weights are"))
     path, images = run / IMAGE_DIGESTS, _images(data)
@@ -87,7 +87,7 @@ def changes(
 def record_changes(
     run: Path, found: Sequence[CheckpointError], folder: ModelFolder, data: tuple[Dataset, Dataset]
 ) -> None:
-    """Adds accepted changes to the record of a run, from which later ones are counted."""
+    """Adds accepted changes to a run's record; the next resume compares with what is there now."""
     record = read_object(run / PROVENANCE)
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     change = {"resumed": when, "command": sys.argv, "changed": [error.place for error in found]}
@@ -105,6 +105,6 @@ def _write(
 
 
 def _images(data: tuple[Dataset, Dataset]) -> dict[Path, str]:
-    """The start of the SHA-256 of every image file, in the order of the data."""
+    """16 hex digits of the SHA-256 of every image file, in the order of the data."""
     outlines = (outline for part in data for outline in part.outlines)
     return {image.path: image.digest[:16] for outline in outlines for image in outline.images}

@@ -109,7 +109,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
 
 
 def _checked_unchanged(setup: Setup, data: tuple[Dataset, Dataset]) -> Setup:
-    """The setup with the changes that the user accepts since a resumed run was started.
+    """The setup with the accepted changes of base and images since a resumed run was started.
 
     Raises:
         UsageError: something has changed, and that is not accepted.

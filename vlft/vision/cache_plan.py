@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
-# Raised whenever vlft opens, resizes or normalises an image in another way than before.
+# To be raised with every change to how vlft opens, resizes or normalises an image.
 TREATMENT = 1
 
 
@@ -87,7 +87,7 @@ def plan_cache(
 
 
 def _free_disk(name: str) -> tuple[Path, int, str]:
-    """The folder of a cache, the bytes free there, and what to say if they do not suffice."""
+    """The folder of a cache, the free bytes there, and the reason if there are too few."""
     try:
         root = cache_root()
         root.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def clear_cache() -> tuple[int, list[str]]:
     removed, problems = 0, []
     for folder in _folders():
         try:
-            # .tmp*: what a kill leaves of a file that safetensors was writing.
+            # A kill while safetensors writes leaves a file .tmp*.
             ours = (folder.glob(pattern) for pattern in (f"*{SUFFIX}", "*.part", ".tmp*"))
             for path in chain.from_iterable(ours):
                 size = path.lstat().st_size

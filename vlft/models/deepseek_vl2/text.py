@@ -51,7 +51,7 @@ class Router(DeepseekV2TopkRouter):
         if config.topk_method == "noaux_tc":
             ranked = self._mask_groups(scores + self.e_score_correction_bias.float(), largest=2)
         elif config.topk_method == "group_limited_greedy":
-            # With fewer experts in these groups than top_k, those outside get no weight.
+            # If these groups hold fewer than top_k experts, others are picked but get weight 0.
             ranked = scores = self._mask_groups(scores, largest=1)
         top_k = cast(int, config.num_experts_per_tok)
         top_k_index = ranked.topk(top_k, dim=-1, sorted=False).indices
