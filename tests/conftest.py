@@ -207,3 +207,18 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture
 def train_file(tmp_path) -> Path:
     return write_jsonl(tmp_path / "train.jsonl", make_rows())
+
+
+@pytest.fixture
+def inputs(processor):
+    """A batch of a question about an image, as the model takes it."""
+    row = {"query": "<image>What is it?", "images": ["images/photo_a.jpg"]}
+    batch = processor.collate([processor.encode(row, GOLDEN)])
+    del batch["labels"]
+    return batch
+
+
+def logits(model, inputs):
+    """(1, T, V) of a model in evaluation mode."""
+    with torch.no_grad():
+        return model.eval()(**inputs).logits

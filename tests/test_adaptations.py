@@ -46,14 +46,6 @@ def state(model: nn.Module) -> dict[str, tuple[object, ...]]:
 
 
 @pytest.fixture
-def inputs(processor):
-    row = {"query": "<image>What is it?", "images": ["images/photo_a.jpg"]}
-    batch = processor.collate([processor.encode(row, GOLDEN)])
-    del batch["labels"]
-    return batch
-
-
-@pytest.fixture
 def language(folder) -> str:
     return folder.family.parts.language
 

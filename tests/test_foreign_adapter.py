@@ -9,7 +9,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, MATRIX, ONE_EACH, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import (
+    GOLDEN,
+    MATRIX,
+    ONE_EACH,
+    VL2_NOAUX,
+    logits,
+    make_rows,
+    only_siglip,
+    write_jsonl,
+)
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 
@@ -24,19 +33,6 @@ from vlft.training.lora import LoraOptions, add_lora
 
 CPU = Placement(torch.device("cpu"), torch.float32)
 PREFIX = "base_model.model."
-
-
-@pytest.fixture
-def inputs(processor):
-    row = {"query": "<image>What is it?", "images": ["images/photo_a.jpg"]}
-    batch = processor.collate([processor.encode(row, GOLDEN)])
-    del batch["labels"]
-    return batch
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
 
 
 def write_adapter(path, tensors, **config):

@@ -17,7 +17,7 @@ LAYERS = [
     {"families"},
     {"models", "data"},
     {"config", "settings", "distributed"},
-    {"files"},
+    {"files", "gpus"},
     {"errors", "console"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

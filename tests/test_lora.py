@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import GOLDEN, ONE_EACH, SIGLIP, VL2_NOAUX, only_siglip
+from conftest import ONE_EACH, SIGLIP, VL2_NOAUX, logits, only_siglip
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 from torch import nn
@@ -44,19 +44,6 @@ ways = pytest.mark.parametrize(
     indirect=["case"],
     ids=str,
 )
-
-
-@pytest.fixture
-def inputs(processor):
-    row = {"query": "<image>What is it?", "images": ["images/photo_a.jpg"]}
-    batch = processor.collate([processor.encode(row, GOLDEN)])
-    del batch["labels"]
-    return batch
-
-
-def logits(model, inputs):
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
 
 
 def shake(model):

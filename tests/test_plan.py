@@ -16,10 +16,11 @@ from torch import nn
 import vlft
 from vlft.checkpoints.load import empty_model
 from vlft.checkpoints.locate import ModelFolder, describe
-from vlft.config import PlanConfig, gpu_gib
+from vlft.config import PlanConfig
 from vlft.errors import ConfigError
 from vlft.families.base import is_in
 from vlft.families.registry import find_family
+from vlft.gpus import gpu_gib
 from vlft.models.experts import PLAIN_EXPERTS
 from vlft.planning.estimate import (
     DataPlan,

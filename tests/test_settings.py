@@ -16,15 +16,14 @@ from huggingface_hub.serialization._base import parse_size_to_int
 import vlft
 from vlft.cli.options import read_settings
 from vlft.config import (
-    GPUS,
     ConvertConfig,
     InferConfig,
     MergeLoraConfig,
     PlanConfig,
     SftConfig,
-    gpu_gib,
 )
 from vlft.errors import CollectedError, ConfigError, UsageError, raise_all
+from vlft.gpus import GPUS, gpu_gib
 from vlft.inference.generate import Sampling
 from vlft.settings import (
     Settings,

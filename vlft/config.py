@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import ConfigError
+from vlft.errors import LONE_SURROGATE
+from vlft.gpus import GPU_HINT, find_gib
 from vlft.settings import Rule, Settings, changed, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -32,15 +33,6 @@ JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
 # The default of --learning-rate, by --tuner.
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
-
-# Memory in GiB of a GPU, by its name without the maker and the series.
-GPUS = {
-    "t4": 15, "l4": 22.5, "a10": 22.5, "a10g": 22.5, "v100": 32, "3090": 24, "4090": 24, "5090": 32,
-    "a6000": 48, "l40s": 45, "a100": 80, "h100": 80, "h200": 140, "b200": 180,
-}  # fmt: skip
-# A number above this is a mistyped name, not a size in GiB.
-LARGEST_GPU = 256
-_GPU_HINT = f"a size like 24GB, or {', '.join(GPUS)}"
 
 # Dividing scores by a lower temperature may overflow.
 LOWEST_TEMPERATURE = 1e-4
@@ -223,7 +215,7 @@ class PlanConfig(SftConfig):
              "give the settings of the run: --config RUN/run_config.json"),
             (self.val_dataset and not self.dataset, "--val-dataset", "needs training data",
              "add --dataset"),
-            (not _find_gib(self.gpu), "--gpu", f"found {self.gpu!r}", _GPU_HINT),
+            (not find_gib(self.gpu), "--gpu", f"found {self.gpu!r}", GPU_HINT),
             (self.device == "cpu", changed(self, "gpu"), "--device cpu is given", None),
             (self.is_overview and self.tuner == "full", "--tuner",
              "found full; the table of all models is of LoRA", "name one with --model"),
@@ -304,7 +296,7 @@ class InferConfig(Settings):
             (self.system is not None and not is_chat, "--system",
              "belongs to a chat; each record has its own system prompt",
              'write "system" into the records'),
-            (self.system and re.search("[\ud800-\udfff]", self.system), "--system",
+            (self.system and LONE_SURROGATE.search(self.system), "--system",
              "not UTF-8", "type the text as UTF-8, or set the terminal to it"),
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
              "leave it out, or add --dataset or --load-dataset-config"),
@@ -394,30 +386,6 @@ class CacheConfig(Settings):
     action: str = setting("info", "info lists what is kept, clear removes all of it.",
                           panel="Action", argument=True, choices=("info", "clear"))
 # fmt: on
-
-
-def gpu_gib(gpu: str) -> float:
-    """Memory of a GPU in GiB, from its size or a name like ``NVIDIA A100-SXM4-40GB``.
-
-    Raises:
-        ConfigError: neither a size nor a name in ``GPUS``.
-    """
-    found = _find_gib(gpu)
-    if not found:
-        raise ConfigError(f"found {gpu!r}", place="--gpu", hint=_GPU_HINT)
-    return found
-
-
-def _find_gib(gpu: str) -> float:
-    """Memory of a GPU in GiB; 0 if the text is neither a size nor a name."""
-    text = gpu.lower().strip()
-    sized = re.fullmatch(r"(.*[\s_-])?(\d+(?:\.\d+)?)\s*gi?b", text)
-    before_size = sized[1] or "" if sized else text
-    name = re.sub(r"nvidia|geforce|rtx|tesla|sxm\d?|pcie|[\s_-]", "", before_size)
-    if sized:
-        return float(sized[2]) if name in GPUS or not before_size else 0
-    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0
-    return GPUS.get(name, number if number <= LARGEST_GPU else 0)
 
 
 def _hub_rules(config: Any, model: str | None) -> tuple[Rule, Rule]:

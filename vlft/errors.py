@@ -13,6 +13,7 @@ Every message has four parts: the place, what was found there, what is allowed, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROBLEMS_SHOWN = 20
+# JSON and terminals can give a lone surrogate, which neither tokenizers nor file systems accept.
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class VlftError(Exception):

@@ -35,6 +35,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
+PROVENANCE = "provenance.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -243,7 +244,7 @@ def _flush(path: Path) -> None:
 
 def check_same_data(run: Path, data_files: Iterable[str]) -> None:
     """Raises CheckpointError if a data file has changed since the run was started."""
-    before = read_object(run / "provenance.json").get("data", {})
+    before = read_object(run / PROVENANCE).get("data", {})
     for path, value in data_digests(data_files).items():
         if before.get(path) != value:
             raise CheckpointError(

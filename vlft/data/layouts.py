@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
 from vlft.data.records import kind_of
-from vlft.errors import DataError
+from vlft.errors import LONE_SURROGATE, DataError
 from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ LISTS = {
     "history": ('a list of ["question", "reply"] pairs', '[["question", "reply"]]'),
 }
 URL = re.compile(r"(https?|file|data):")
-# JSON can hold a lone surrogate, which neither tokenizers nor file systems accept.
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def native(

@@ -22,9 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.images import inspect_image
-from vlft.data.layouts import COMMON_TAG, LONE_SURROGATE, place_images
+from vlft.data.layouts import COMMON_TAG, place_images
 from vlft.data.records import BOM
-from vlft.errors import DataError, VlftError, shown
+from vlft.errors import LONE_SURROGATE, DataError, VlftError, shown
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.settings import expand_home
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import jsonlines
 
 from vlft.checkpoints.identity import is_other
-from vlft.data.layouts import LONE_SURROGATE, result_lists
-from vlft.errors import CheckpointError, shown
+from vlft.data.layouts import result_lists
+from vlft.errors import LONE_SURROGATE, CheckpointError, shown
 from vlft.files import read_object_if_there
 from vlft.inference.columns import Columns, differences
 

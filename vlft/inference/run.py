@@ -15,7 +15,7 @@ from vlft.checkpoints.identity import small_files
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
-from vlft.checkpoints.runs import check_same_data
+from vlft.checkpoints.runs import PROVENANCE, check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val, parse_spec
 from vlft.data.options import DataOptions
@@ -229,7 +229,7 @@ def _validation_set(
             place="--load-dataset-config",
             hint="name a checkpoint-N of the run, or a file with --dataset",
         )
-    if tuned.checkpoint.with_name("provenance.json").is_file():
+    if tuned.checkpoint.with_name(PROVENANCE).is_file():
         check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
     options = replace(
         options,

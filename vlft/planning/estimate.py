@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft import console
-from vlft.config import TOKENS_PER_ROW, gpu_gib
+from vlft.config import TOKENS_PER_ROW
 from vlft.errors import CheckpointError
+from vlft.gpus import gpu_gib
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, MemorySpec, estimate_memory
 from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
 from vlft.planning.sizes import ModelSizes, language_params, lm_head_params, model_sizes

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlft import console
-from vlft.config import gpu_gib
+from vlft.gpus import gpu_gib
 from vlft.planning.estimate import (
     GIB,
     find_model,

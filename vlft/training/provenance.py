@@ -13,7 +13,7 @@ import torch
 
 from vlft import __version__
 from vlft.checkpoints.identity import is_other, small_files
-from vlft.checkpoints.runs import ADAPTER_WEIGHTS, data_digests
+from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, data_digests
 from vlft.errors import CheckpointError, shown
 from vlft.files import digest, read_object
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from vlft.data.dataset import Dataset
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
-PROVENANCE = "provenance.json"
 # A file with 16 hex digits of the SHA-256 of every image, one line each, in the order of the data.
 IMAGE_DIGESTS = "image_digests.txt"
 
