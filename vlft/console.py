@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from vlft.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -20,7 +22,12 @@ err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
 
 def reply(text: str) -> None:
-    """Writes a model's reply to stdout unchanged: no wrapping, no markup, tabs kept."""
+    """Writes a model's reply to stdout: no wrapping, no markup, tabs kept.
+
+    Only at a terminal control characters are escaped.
+    """
+    if out.is_terminal:
+        text = printable(text, keep="\n\t")
     try:
         out.file.write(text)
     except UnicodeEncodeError as error:
@@ -31,14 +38,14 @@ def reply(text: str) -> None:
 
 def info(message: str) -> None:
     """Prints a line about what the command is doing."""
-    err.print(message, markup=False)
+    err.print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Prints a warning, on the first rank: the command goes on, but the user should know."""
     if _is_first_rank():
         err.print("warning: ", style="yellow", end="")
-        err.print(message, markup=False)
+        err.print(printable(message), markup=False)
 
 
 def _is_first_rank() -> bool:
@@ -75,7 +82,7 @@ def _spinner(what: str, after: float) -> Iterator[None]:
     from rich.spinner import Spinner
     from rich.text import Text
 
-    text = Text(what)
+    text = Text(printable(what))
     # A line that wraps could not be erased.
     text.truncate(err.width - 4, overflow="ellipsis")
     spinner = Spinner("dots", text)

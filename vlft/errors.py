@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 PROBLEMS_SHOWN = 20
 # JSON and terminals can give a lone surrogate, which neither tokenizers nor file systems accept.
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# What would steer a terminal or begin a line: C0, C1, separators of lines, directions of writing.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Most characters of a message, and of its place or hint.
+LONGEST = 1500
 
 
 class VlftError(Exception):
@@ -32,9 +36,10 @@ class VlftError(Exception):
 
     def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
         super().__init__(message, place, hint)
-        self.message = message  # what was found, and what is allowed
-        self.place = place  # e.g. ``train.jsonl:17`` or ``--lora-rank``
-        self.hint = hint  # what to do next
+        # All three may hold text of a file.
+        self.message = _short(printable(message))  # what was found, and what is allowed
+        self.place = _short(printable(place))  # e.g. ``train.jsonl:17`` or ``--lora-rank``
+        self.hint = _short(printable(hint))  # what to do next
 
     def __str__(self) -> str:
         head = f"{self.place}: {self.message}" if self.place else self.message
@@ -52,6 +57,14 @@ class StoppedError(VlftError):
 
     def __init__(self) -> None:
         super().__init__("stopped; what was saved before is whole")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or on the CPU."""
+    # torch has no class for that of the CPU; its OutOfMemoryError is not imported for it here.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or text
 
 
 class UsageError(VlftError):
@@ -85,11 +98,26 @@ class CollectedError(UsageError):
         return "\n".join([*lines, f"... and {rest} more"] if rest > 0 else lines)
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters as Python writes them in a string, but for ``keep``."""
+
+    def escape(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()
+
+    return CONTROL.sub(escape, text)
+
+
 def shown(path: str | Path) -> str:
     """The path for a message: relative to the working folder if inside it, shortened if long."""
     whole, here = Path(path), Path.cwd()
     text = str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
-    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
+    return _short(text, 160)
+
+
+def _short(text: str, longest: int = LONGEST) -> str:
+    """The text without its middle if it is longer."""
+    cut = longest * 3 // 8
+    return text if len(text) <= longest + 40 else f"{text[: longest - cut]}...{text[-cut:]}"
 
 
 def raise_all(problems: Sequence[UsageError]) -> None:

@@ -1,18 +1,27 @@
-"""Reading JSON with errors that name the file, hashing files and writing tensors."""
+"""Reading and writing JSON, hashing files and writing tensors, with errors that name the file."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import CheckpointError, shown
+from vlft.errors import LONE_SURROGATE, CheckpointError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
+
+
+# A full disk, a used-up quota, a file that is too large.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The system's error number, as Rust ends the text of an error.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def read_object_if_there(path: Path) -> dict[str, Any]:
@@ -51,14 +60,42 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path without symbolic links; links in a circle stay, as they lead nowhere."""
+    # Path.resolve raises RuntimeError for a circle.
+    return Path(os.path.realpath(path))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """The value as JSON; escaped if a path in it has bytes that are not UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, indent=indent) if LONE_SURROGATE.search(text) else text
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a disk, a quota or the size of a file is the reason of an error."""
+    return error.errno in DISK_FULL
+
+
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file whose permissions follow the user's umask."""
+    """Writes a safetensors file whose permissions follow the user's umask.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
-    # save_file puts a new file in its place, which only the user can read.
-    save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    try:
+        # It puts a new file in its place, which only the user can read.
+        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:
+        if (found := _SYSTEM_ERROR.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
     path.chmod(mode & 0o777)

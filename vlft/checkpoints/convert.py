@@ -12,6 +12,7 @@ from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
+from vlft.files import real_path
 from vlft.settings import check
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def convert(config: ConvertConfig) -> Path:
         raise ConfigError("no folders given", place="SRC DST")
     base = locate_model(config.src, revision=config.revision, hub=config.hub)
     check_layout(base, config.format)
-    target = config.dst.resolve()
+    target = real_path(config.dst)
     check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
     console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")

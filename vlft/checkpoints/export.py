@@ -22,7 +22,7 @@ from vlft.config import MergeLoraConfig
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import template_source
-from vlft.files import read_object, save_tensors
+from vlft.files import json_text, read_object, real_path, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,13 +111,15 @@ def check_target(
         overwrite: whether other content may be replaced.
         flag: names the target in messages.
     """
-    for kept in (*(path.resolve() for path in needed), Path.cwd()):
+    for kept in (*(real_path(path) for path in needed), Path.cwd()):
         if kept.is_relative_to(target):
             raise ConfigError(
                 f"would replace {shown(kept)}", place=flag, hint="name another folder"
             )
-    if target.exists() and not target.is_dir():
-        raise CheckpointError("is a file", place=shown(target), hint=f"name a folder with {flag}")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError(
+            "not a folder", place=shown(target), hint=f"name a folder with {flag}"
+        )
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise CheckpointError(
             "the output folder is in use",
@@ -233,4 +235,4 @@ def _copy(base: ModelFolder, folder: Path, names: Sequence[str]) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(json_text(value, indent=2) + "\n", "utf-8")

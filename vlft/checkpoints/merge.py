@@ -27,7 +27,7 @@ from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
-from vlft.files import digest
+from vlft.files import digest, real_path
 from vlft.settings import check
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
             place=str(checkpoint),
             hint=f"use the folder as it is, e.g. vlft infer --model {checkpoint}",
         )
-    target = (config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged")).resolve()
+    target = real_path(config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged"))
     check_target(target, [base.path, checkpoint], overwrite=config.overwrite)
     placement = resolve_placement(base, dtype="float32", device=config.device, quantize="none")
     layout = base.layout if config.format == "auto" else config.format

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import re
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from vlft.config import SftConfig
 from vlft.console import warn
 from vlft.data.dataset import parse_spec
 from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
-from vlft.files import digest, read_object
+from vlft.files import digest, is_disk_full, json_text, read_object, real_path
 from vlft.settings import convert
 
 if TYPE_CHECKING:
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# A full disk, a used-up quota, a file that is too large.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
 PROVENANCE = "provenance.json"
@@ -94,7 +89,7 @@ def find_checkpoint(path: Path, *, anywhere: bool = False) -> Path:
         raise CheckpointError(
             "no such folder", place=str(path), hint="name a run or one of its checkpoint-N"
         )
-    folder = _named_by(path) if path.is_file() else path.resolve()
+    folder = _named_by(path) if path.is_file() else real_path(path)
     is_named = _CHECKPOINT.fullmatch(folder.name) or (anywhere and (folder / CONFIG).is_file())
     if (is_named and (folder / RUN_CONFIG).is_file()) or (anywhere and is_adapter(folder)):
         return folder
@@ -136,7 +131,7 @@ def save_checkpoint(
         point(run / "last", final.name)
         if best_step is not None and (run / f"checkpoint-{best_step}").exists():
             point(run / "best", f"checkpoint-{best_step}")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise _failed_save(final, error) from error
     if keep is not None:
@@ -146,10 +141,10 @@ def save_checkpoint(
     return final
 
 
-def _failed_save(final: Path, error: OSError | SafetensorError) -> VlftError:
+def _failed_save(final: Path, error: OSError) -> VlftError:
     """What a user needs to know of a checkpoint that could not be written."""
     run = final.parent
-    reason = getattr(error, "strerror", None) or error
+    reason = error.strerror or error
     message = f"the first checkpoint could not be written ({reason})"
     next_step = "start again"
     if checkpoints_in(run):
@@ -157,12 +152,6 @@ def _failed_save(final: Path, error: OSError | SafetensorError) -> VlftError:
         next_step = f"go on with: vlft sft --resume {run}"
     remedy = "make room" if is_disk_full(error) else "correct that"
     return VlftError(message, place=str(final), hint=f"{remedy}, then {next_step}")
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or the size of a file is the reason of an error."""
-    # safetensors reports the system's error as text.
-    return getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error)
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -187,7 +176,7 @@ def point(link: Path, target: str) -> None:
     try:
         part.symlink_to(target)
     except (OSError, NotImplementedError) as error:
-        if is_disk_full(error):
+        if isinstance(error, OSError) and is_disk_full(error):
             raise
         _warn_once(
             f"{link.parent}: no symbolic links on this file system; best and last are text files"
@@ -200,13 +189,12 @@ def _named_by(file: Path) -> Path:
     """The checkpoint that a text file in the place of a link names; the file itself if none."""
     with file.open("rb") as text:
         name = text.read(100).decode("utf-8", "replace").strip()
-    return (file.parent / name).resolve() if _CHECKPOINT.fullmatch(name) else file.resolve()
+    return real_path(file.parent / name if _CHECKPOINT.fullmatch(name) else file)
 
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a run into its folder, or into that of a checkpoint."""
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (folder / RUN_CONFIG).write_text(text + "\n", "utf-8")
+    (folder / RUN_CONFIG).write_text(json_text(settings, indent=2) + "\n", "utf-8")
 
 
 def read_run_config(folder: Path) -> SftConfig:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated, Any
+from io import TextIOWrapper
+from pathlib import Path
+from traceback import extract_tb, format_exception
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -15,13 +20,25 @@ from vlft import __version__
 from vlft.cli.commands import COMMANDS
 from vlft.cli.help import print_command, print_overview
 from vlft.cli.options import read_settings
-from vlft.console import err, show_error
-from vlft.errors import ConfigError, StoppedError, UsageError, VlftError, shown
+from vlft.console import err, show_error, warn
+from vlft.errors import (
+    ConfigError,
+    StoppedError,
+    UsageError,
+    VlftError,
+    is_out_of_memory,
+    printable,
+    shown,
+)
+from vlft.files import is_disk_full
 from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
+# What a launcher such as torchrun sets for each process that it starts.
+RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 PURPOSE = "Fine-tune, run and merge DeepSeek's vision-language models."
 
 
@@ -53,11 +70,7 @@ def _run(ctx: typer.Context) -> None:
     if "--help" in ctx.args or "-h" in ctx.args:
         print_command(name, COMMANDS[name])
         return
-    try:
-        COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, ctx.args))
-    except KeyboardInterrupt as error:
-        # Typer would end without a word.
-        raise StoppedError from error
+    COMMANDS[name].run(*read_settings(COMMANDS[name].config, name, ctx.args))
 
 
 # Typer finds the command; cli/options.py reads its words, in all the spellings that are allowed.
@@ -82,19 +95,36 @@ def options(
         print_overview(PURPOSE, COMMANDS)
 
 
-def _as_ours(error: VlftError | OSError | KeyboardInterrupt) -> VlftError:
-    """The error to show: of the system's own, what is wrong with a file or a disk."""
+def _as_ours(error: BaseException) -> VlftError:
+    """The error to show: what is wrong with a file, a disk or the memory, or a fault of vlft."""
     if isinstance(error, VlftError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return StoppedError()
+    if is_out_of_memory(error):
+        hint = "close other programs, or use a smaller model, --dtype bfloat16 or shorter rows"
+        return VlftError("out of memory", place="vlft", hint=hint)
+    if isinstance(error, OSError):
+        return _of_system(error)
+    here = str(Path(__file__).parents[1])
+    frames = [f for f in extract_tb(error.__traceback__) if f.filename.startswith(here)]
+    place = f"vlft{frames[-1].filename.removeprefix(here)}:{frames[-1].lineno}" if frames else ""
+    found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    hint = "a fault of vlft: please report it, with what --debug shows, where you got vlft"
+    return VlftError(found, place=place, hint=hint)
+
+
+def _of_system(error: OSError) -> VlftError:
+    """What is wrong with a file or a disk."""
     reason = str(error.strerror or error).split("\n")[0]
-    place = shown(error.filename) if isinstance(error.filename, str) else ""
+    place = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
     wrong_path = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-    if isinstance(error, (*wrong_path, PermissionError)):
+    unusable = isinstance(error, (*wrong_path, PermissionError))
+    if unusable or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         hint = "name another path; --debug shows what it is needed for"
         return UsageError(f"cannot be used ({reason})", place=place, hint=hint)
-    return VlftError(reason, place=place, hint="--debug shows the traceback")
+    hint = "make room, then run the command again" if is_disk_full(error) else ""
+    return VlftError(reason, place=place, hint=hint or "--debug shows the traceback")
 
 
 def _is_shown_by_another_rank(error: VlftError) -> bool:
@@ -110,19 +140,49 @@ def _pass_on(dropped: UnraisableHookArgs) -> None:
         sys.__unraisablehook__(dropped)
 
 
+def _forget_stray_ranks() -> None:
+    """Removes what an environment holds of a launcher that has not started this process.
+
+    Accelerate would wait for ranks that nobody starts, and only rank 0 shows messages.
+    """
+    found = {name: os.environ.get(name, "") for name in RANKS}
+    numbers = [int(value) for value in found.values() if re.fullmatch(r"\d{1,9}", value)]
+    is_launched = len(numbers) == len(RANKS) and numbers[0] <= numbers[1] < numbers[2]
+    if any(found.values()) and not (is_launched and {*ADDRESS} <= os.environ.keys()):
+        given = [f"{name}={os.environ.pop(name)}" for name in RANKS if name in os.environ]
+        words = f"{', '.join(given)} ignored: no launcher has set all of"
+        warn(f"{words} {', '.join((*RANKS, *ADDRESS))}, so this is a run of one process")
+
+
+def _fail(error: BaseException) -> NoReturn:
+    """Ends the process with the message and the exit code of an error."""
+    if "--debug" in sys.argv:
+        err.print(printable("".join(format_exception(error)), keep="\n"), markup=False)
+    ours = _as_ours(error)
+    if not _is_shown_by_another_rank(ours):
+        show_error(str(ours))
+    sys.exit(ours.exit_code)
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     sys.unraisablehook = _pass_on
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A path or a reply may hold characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _forget_stray_ranks()
         app()
     except BrokenPipeError:
         # The reader of a pipe, e.g. head, has left. Python would fail to flush stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (VlftError, OSError, KeyboardInterrupt) as error:
-        if "--debug" in sys.argv:
-            err.print_exception()
-        ours = _as_ours(error)
-        if not _is_shown_by_another_rank(ours):
-            show_error(str(ours))
-        sys.exit(ours.exit_code)
+    except SystemExit as end:
+        # What Typer makes of these two, without a word.
+        cause = getattr(end.__context__, "__cause__", None)
+        if isinstance(cause, EOFError | KeyboardInterrupt):
+            _fail(cause)
+        raise
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (what nothing else has caught)
+        _fail(error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vlft.console import warn
 from vlft.data.options import History
 from vlft.errors import DataError, shown
-from vlft.files import read_object
+from vlft.files import read_object, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -56,7 +56,7 @@ class Draws:
         Raises:
             DataError: fewer are left.
         """
-        taken = self.taken.setdefault(path.resolve(), set())
+        taken = self.taken.setdefault(real_path(path), set())
         if count is None:
             if taken and not self.independent:
                 warn(f"{shown(spec)}: {len(taken)} of its records are taken already, and once more")

@@ -55,14 +55,15 @@ class _Dialogue:
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
 
-    def run_command(self, line: str) -> bool:
+    def run_command(self, typed: str) -> bool:
         """Carries out a /command; returns whether the chat goes on."""
-        name, _, argument = line.partition(" ")
+        name, _, argument = typed.partition(" ")
         argument = argument.strip()
         if name == "/exit":
             return False
         if name == "/help":
-            console.info(HELP)
+            for line in HELP.splitlines():
+                console.info(line)
         elif name == "/clear":
             self.turns, self.images = [], []
         elif name == "/system":

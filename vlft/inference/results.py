@@ -17,8 +17,8 @@ import jsonlines
 
 from vlft.checkpoints.identity import is_other
 from vlft.data.layouts import result_lists
-from vlft.errors import LONE_SURROGATE, CheckpointError, shown
-from vlft.files import read_object_if_there
+from vlft.errors import CheckpointError, shown
+from vlft.files import json_text, read_object_if_there
 from vlft.inference.columns import Columns, differences
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ResultFile:
         if not self.done:
             text = json.dumps(self._header, indent=2)
             self.header_path.write_text(text + "\n", "utf-8")
-        with jsonlines.open(self.path, "a", dumps=_dumps, flush=True) as file:
+        with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
             for reply in replies:
                 row = self._columns.row(self._conversations[self.done])
                 answer = {"response": reply.text, "finish": reply.finish}
@@ -132,12 +132,6 @@ class ResultFile:
             place=shown(self.path),
             hint="name another --output, or add --overwrite to start it anew",
         )
-
-
-def _dumps(row: dict[str, Any]) -> str:
-    """The row as JSON; escaped if a path has bytes that are not UTF-8."""
-    text = json.dumps(row, ensure_ascii=False)
-    return text if text.isascii() or not LONE_SURROGATE.search(text) else json.dumps(row)
 
 
 def read_results(path: Path, count: int | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlft import console
+from vlft.errors import printable
 from vlft.gpus import gpu_gib
 from vlft.planning.estimate import (
     GIB,
@@ -55,7 +56,7 @@ def run_plan(config: PlanConfig) -> None:
         lines += _memory_lines(config, model, data)
         lines.append(verdict(config, model, data))
     for line in lines:
-        console.out.print(line, markup=False)
+        console.out.print(printable(line), markup=False)
 
 
 def overview(config: PlanConfig) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlft import console
-from vlft.errors import VlftError
+from vlft.errors import VlftError, is_out_of_memory
 from vlft.packing.schedule import divide, row_cost
 from vlft.training.interrupt import Interrupt
 from vlft.training.progress import RunLog, Window
@@ -243,7 +243,9 @@ def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
     """Turns running out of memory into an error that says what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         limit = job.planner.packer.tokens_per_row
         lower = f"lower --tokens-per-microbatch (now {limit})"
         if len(row) > limit:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vlft import console
 from vlft.data.encode import IGNORE, EncodedSample
+from vlft.errors import printable
 from vlft.families.base import is_in
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = F
     for (image, trained), group in itertools.groupby(kinds):
         end = start + len(list(group))
         ids = sample.input_ids[start:end].tolist()
-        piece = processor.text(ids)
+        piece = printable(processor.text(ids), keep="\n\t")
         if image:
             text.append(f"{chat.image_tag}x{len(ids)}", style="magenta")
         elif trained:

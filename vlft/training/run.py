@@ -21,7 +21,6 @@ from vlft import console
 from vlft.checkpoints.runs import (
     check_same_data,
     checkpoints_in,
-    is_disk_full,
     new_run_folder,
     sweep,
     write_run_config,
@@ -29,6 +28,7 @@ from vlft.checkpoints.runs import (
 from vlft.data.split import write_split
 from vlft.errors import VlftError, raise_all
 from vlft.families.base import is_in
+from vlft.files import is_disk_full
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend

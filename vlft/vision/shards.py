@@ -67,9 +67,9 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.rename(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise VlftError(
-            f"features could not be written ({getattr(error, 'strerror', None) or error})",
+            f"features could not be written ({error.strerror or error})",
             place=str(folder),
             hint="make room (vlft cache clear), or use --vision-cache memory",
         ) from error
