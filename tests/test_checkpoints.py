@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import bitsandbytes as bnb
 import pytest
@@ -17,12 +18,14 @@ from conftest import (
     VL2_MHA,
     VL2_MLA,
     VL2_NOAUX,
+    WORDS,
     only_siglip,
 )
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from vlft.checkpoints.convert import convert
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import describe, locate_model
@@ -35,6 +38,7 @@ from vlft.checkpoints.quantize import (
     quantized_weight,
 )
 from vlft.checkpoints.weights import read_tensors
+from vlft.config import ConvertConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import janus
 
@@ -402,45 +406,74 @@ class TestJanusRoles:
     @pytest.mark.parametrize(
         ("config", "files", "roles"),
         [
-            ({"transformers_version": "4.38.2"}, {}, ("User", "Assistant")),
-            ({}, {}, ("User", "Assistant")),
-            ({"transformers_version": "4.33.1"}, {}, ("<|User|>", "<|Assistant|>")),
-            ({}, {"pytorch_model.bin": ""}, ("<|User|>", "<|Assistant|>")),
-            ({}, {"training_args.bin": ""}, ("User", "Assistant")),
-            ({"model_type": "janus"}, {}, ("<|User|>", "<|Assistant|>")),
-            (
-                {},
-                {"chat_template.jinja": "<|User|>: <|Assistant|>:"},
-                ("<|User|>", "<|Assistant|>"),
-            ),
-            (
-                {},
-                {"pytorch_model.bin": "", "chat_template.jinja": "{{ neither }}"},
-                ("<|User|>", "<|Assistant|>"),
-            ),
+            ({"transformers_version": "4.38.2"}, {}, WORDS),
+            ({"transformers_version": "4.38.2"}, {"pytorch_model.bin": ""}, WORDS),
+            ({"transformers_version": "4.33.1"}, {}, TOKENS),
+            ({"language_config": {}}, {}, TOKENS),
+            ({"model_type": "janus"}, {}, TOKENS),
+            ({}, {"chat_template.jinja": "<|User|>: <|Assistant|>:"}, TOKENS),
             (
                 {"transformers_version": "4.33.1"},
                 {"chat_template.json": '{"chat_template": "User: Assistant:"}'},
-                ("User", "Assistant"),
+                WORDS,
             ),
             (
                 {},
                 {"tokenizer_config.json": '{"chat_template": "<|User|> <|Assistant|>"}'},
-                ("<|User|>", "<|Assistant|>"),
+                TOKENS,
             ),
+            ({}, {}, None),
+            ({}, {"pytorch_model.bin": "", "chat_template.jinja": "{{ neither }}"}, None),
+            ({"transformers_version": "4.50.0"}, {}, None),
+            ({"transformers_version": "4.38.2", "language_config": {}}, {}, None),
         ],
     )
     def test_signs(self, tmp_path, config, files, roles):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        assert janus.roles(tmp_path, config) == roles
+        small = {"language_config": {"hidden_size": 64}}
+        names, source = janus.roles(tmp_path, {**small, **config})
+        assert names == roles
+        stated = any("User" in text for text in files.values())
+        assert source.startswith("no chat template; ") != stated
+
+    @pytest.mark.parametrize("case", [JANUS_PRO], indirect=True, scope="session", ids=str)
+    def test_they_are_asked_and_stated(self, copy, processor, tmp_path, capsys):
+        """A Janus-Pro that another tool has saved again looks like Janus-1.3B."""
+        weights = dict(read_tensors(copy))
+        (copy / "pytorch_model.bin").unlink()
+        save_file({k: v.contiguous() for k, v in weights.items()}, copy / "model.safetensors")
+        edit_json(copy / "config.json", transformers_version="4.51.3")
+        with pytest.raises(CheckpointError, match="not known: no chat template; no sign") as error:
+            locate_model(str(copy)).processor()
+        assert "--model-roles words" in str(error.value)
+        for kind, roles in (("tokens", TOKENS), ("words", WORDS)):
+            convert(ConvertConfig(src=str(copy), dst=tmp_path / kind, model_roles=kind))
+            assert locate_model(str(tmp_path / kind)).processor().chat.roles == roles
+        assert "roles:" not in capsys.readouterr().err
+        row = {"query": "<image>What is it?", "images": ["images/chart.png"]}
+        stated = locate_model(str(tmp_path / "tokens")).processor()
+        assert torch.equal(
+            stated.encode(row, GOLDEN).input_ids, processor.encode(row, GOLDEN).input_ids
+        )
+
+    @pytest.mark.parametrize("case", [JANUS], indirect=True, scope="session", ids=str)
+    def test_signs_are_said_in_a_line(self, copy, capsys):
+        locate_model(str(copy))
+        line = "roles: User, Assistant (no chat template; transformers_version 4.38.2)"
+        assert line in capsys.readouterr().err
+
+    @only_siglip
+    def test_other_families_have_one_pair(self, copy, tmp_path):
+        with pytest.raises(ConfigError, match="has one pair of roles"):
+            convert(ConvertConfig(src=str(copy), dst=tmp_path / "new", model_roles="words"))
 
     @pytest.mark.parametrize("case", [JANUS_PRO], indirect=True, scope="session", ids=str)
     @pytest.mark.parametrize("version", ["4.33.1", "4.38.2"])
     def test_they_are_kept_in_whatever_is_written(self, case, copy, tmp_path, version):
-        """Roles survive an export to safetensors, which hides that the base had .bin weights."""
+        """Whether the base's config.json says the roles, or the user."""
         edit_json(copy / "config.json", transformers_version=version)
-        base = describe(copy)
+        base = replace(describe(copy), roles=None if version == "4.33.1" else TOKENS)
         assert base.processor().chat.roles == TOKENS
         model = load_model(base, CPU)
         for number, layout in enumerate(("original", "transformers", "original")):

@@ -44,7 +44,7 @@ FLAGS = {
         --output-dir --format --dtype --max-shard-size --overwrite
     """,
     "convert": """
-        SRC DST --revision --hub
+        SRC DST --revision --hub --model-roles
         --format --dtype --max-shard-size --overwrite
     """,
     "models": "",

@@ -357,6 +357,11 @@ class ConvertConfig(Settings):
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
     hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
 
+    model_roles: str = _model(
+        "auto", "Names of user and assistant in Janus' chat text. words: User, Assistant, as "
+        "Janus-1.3B; tokens: <|User|>, <|Assistant|>, as Janus-Pro; auto: what the files say.",
+        choices=("auto", "words", "tokens"))
+
     format: str = _output("original", "Layout of the files. original: the authors'.",
                           choices=("original", "transformers"))
     dtype: str = _output(

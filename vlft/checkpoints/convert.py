@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ def convert(config: ConvertConfig) -> Path:
     if config.src is None or config.dst is None:
         raise ConfigError("no folders given", place="SRC DST")
     base = locate_model(config.src, revision=config.revision, hub=config.hub)
+    if config.model_roles != "auto":
+        base = _with_roles(base, config.model_roles)
     check_layout(base, config.format)
     target = real_path(config.dst)
     check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
@@ -46,6 +49,16 @@ def convert(config: ConvertConfig) -> Path:
         _compare(model, describe(part), dtype)
     console.info(f"written and compared: {shown(target)} ({config.format} layout)")
     return target
+
+
+def _with_roles(base: ModelFolder, kind: str) -> ModelFolder:
+    if kind not in base.family.roles_by_kind:
+        raise ConfigError(
+            f"{base.family.title} has one pair of roles",
+            place=f"--model-roles {kind}",
+            hint="leave it out",
+        )
+    return replace(base, roles=base.family.roles_by_kind[kind])
 
 
 def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | None) -> None:

@@ -196,8 +196,8 @@ def _write_small_files(
     else:
         _write_other_layout(model, base, folder, layout, dtype)
     written, chat = read_object(folder / "config.json"), base.processor().chat
-    if base.family.roles(folder, written) != chat.roles:
-        # Only files of the base implied these roles; a chat template states them.
+    if base.family.roles(folder, written).names != chat.roles:
+        # The files that are written do not imply these roles; a chat template states them.
         (folder / "chat_template.jinja").write_text(_janus_chat_template(chat), "utf-8")
 
 
@@ -216,7 +216,7 @@ def _write_other_layout(
     if original_config is None:
         raise ValueError(f"{base.family.title} has one layout")
     if layout == "original":
-        _write_json(folder / "config.json", original_config(base.native_config(), dtype))
+        _write_json(folder / "config.json", original_config(_native_config(model, base), dtype))
     else:
         stated = {"dtype": dtype, "architectures": [type(model).__name__]}
         _write_json(folder / "config.json", {**model.config.to_dict(), **stated})
@@ -226,6 +226,12 @@ def _write_other_layout(
     pixels, processor = base.processor().pixels.files[layout]
     _write_json(folder / "preprocessor_config.json", pixels)
     _write_json(folder / "processor_config.json", processor)
+
+
+def _native_config(model: PreTrainedModel, base: ModelFolder) -> dict[str, Any]:
+    """The base's configuration, tied as the loaded model is."""
+    config, tied = base.native_config(), {"tie_word_embeddings": model.config.tie_word_embeddings}
+    return {**config, **tied, "text_config": {**config["text_config"], **tied}}
 
 
 def _copy(base: ModelFolder, folder: Path, names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from vlft import console
 from vlft.checkpoints.export import canonical_name, nested_name
 from vlft.checkpoints.quantize import (
     finish_quantized,
@@ -22,7 +23,7 @@ from vlft.checkpoints.quantize import (
     quantize_language,
     quantized_weight,
 )
-from vlft.checkpoints.weights import read_tensors
+from vlft.checkpoints.weights import read_tensors, warn_of_other_weights
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import config_errors
@@ -87,6 +88,7 @@ def load_model(
     Raises:
         CheckpointError: the files do not fit the class.
     """
+    warn_of_other_weights(folder.path)
     # FlexAttention is for the LLM only: the towers have no mask.
     flex = placement.attn == "flex"
     model = empty_model(folder, "sdpa" if flex else placement.attn)
@@ -107,9 +109,7 @@ def load_model(
             kept = keep_dtypes or keeps_dtype(name, folder.family)
             _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
             filled.add(name)
-    if model.config.tie_word_embeddings:
-        model.tie_weights()
-        filled.add(f"{folder.family.parts.head}.weight")
+    _tie(model, folder, filled)
     missing = [name for name in shapes if name not in filled]
     unfit = {"that the model does not have": unexpected, "of the wrong shape": wrong}
     _refuse(folder, {"missing": missing, **unfit})
@@ -121,6 +121,28 @@ def load_model(
     model.requires_grad_(False)
     model.name_or_path = folder.name
     return model.eval()
+
+
+def _tie(model: PreTrainedModel, folder: ModelFolder, filled: set[str]) -> None:
+    """Ties lm_head to the embedding if the configuration says so and the files do not differ.
+
+    Files that hold two different tensors decide, as in transformers.
+    """
+    config, name = model.config, f"{folder.family.parts.head}.weight"
+    if not config.tie_word_embeddings:
+        return
+    embedding = model.get_input_embeddings().weight
+    head = model.get_parameter(name)
+    if name in filled and not embedding.is_meta and not torch.equal(head, embedding):
+        place = shown(folder.path / "config.json")
+        console.warn(
+            f"{place}: tie_word_embeddings is true, but the files hold an lm_head that differs "
+            "from the embedding; both are used as they are"
+        )
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        return
+    model.tie_weights()
+    filled.add(name)
 
 
 def empty_model(

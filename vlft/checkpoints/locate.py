@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft import console
 from vlft.checkpoints.identity import weights_digest
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
@@ -37,6 +38,7 @@ class ModelFolder:
     config: dict[str, Any]  # config.json
     family: Family
     layout: str  # original (the authors') or transformers
+    roles: tuple[str, str] | None = None  # of user and assistant, if not those that the files state
 
     @property
     def dtype(self) -> str:
@@ -50,7 +52,7 @@ class ModelFolder:
 
     @cached_property
     def _processor(self) -> Processor:
-        return load_processor(self.path, self.family, self.config)
+        return load_processor(self.path, self.family, self.config, self.roles)
 
     @cached_property
     def weights_digest(self) -> str:
@@ -87,7 +89,11 @@ def locate_model(
     if not path.is_dir():
         patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())]
         path = _download(name, revision, hub, patterns)
-    return describe(path, name)
+    folder = describe(path, name)
+    roles, source = folder.family.roles(path, folder.config)
+    if roles and source:
+        console.info(f"roles: {', '.join(roles)} ({source})")
+    return folder
 
 
 def describe(path: Path, name: str = "") -> ModelFolder:

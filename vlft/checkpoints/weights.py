@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlft.errors import CheckpointError
+from vlft import console
+from vlft.errors import CheckpointError, shown
 from vlft.files import read_object
 
 if TYPE_CHECKING:
@@ -19,40 +20,60 @@ if TYPE_CHECKING:
 
 # In the metadata of weights that vlft writes: digests of the adapters that were merged into them.
 MERGED = "vlft_adapters"
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Files that hold, or list, a whole set of weights. The first that is there is read, as transformers
+# does.
+_WHOLE_SETS = (
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, by its index if it has one."""
-    for name in _INDEX_FILES:
-        if (folder / name).is_file():
-            table = read_object(folder / name).get("weight_map")
-            if not isinstance(table, dict):
-                raise CheckpointError("holds no weight_map", place=str(folder / name))
-            names = dict.fromkeys(table.values())
-            outside = [file for file in names if Path(file).name != file]
-            if outside:
-                raise CheckpointError(
-                    f"the index names {outside[0]!r}, outside of the folder", place=str(folder)
-                )
-            files = [folder / file for file in names]
-            missing = [file.name for file in files if not file.is_file()]
-            if missing:
-                raise CheckpointError(
-                    f"{name} names {', '.join(missing[:3])}, which is missing",
-                    place=str(folder),
-                    hint="download the model again",
-                )
-            return files
-    for name in _SINGLE_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-    raise CheckpointError(
-        f"no weights; looked for {', '.join(_SINGLE_FILES)} and their indices",
-        place=str(folder),
-        hint="download the whole model",
-    )
+    """The weight files of a model folder."""
+    sets = _weight_sets(folder)
+    if not sets:
+        raise CheckpointError(
+            f"no weights; looked for {', '.join(_WHOLE_SETS)}",
+            place=str(folder),
+            hint="download the whole model",
+        )
+    return _listed(sets[0]) if sets[0].suffix == ".json" else [sets[0]]
+
+
+def _weight_sets(folder: Path) -> list[Path]:
+    return [folder / name for name in _WHOLE_SETS if (folder / name).is_file()]
+
+
+def _listed(index: Path) -> list[Path]:
+    """The files that an index names."""
+    table = read_object(index).get("weight_map")
+    if not isinstance(table, dict):
+        raise CheckpointError("holds no weight_map", place=str(index))
+    names = dict.fromkeys(table.values())
+    outside = [file for file in names if Path(file).name != file]
+    if outside:
+        raise CheckpointError(
+            f"the index names {outside[0]!r}, outside of the folder", place=str(index.parent)
+        )
+    files = [index.with_name(file) for file in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.name} names {', '.join(missing[:3])}, which is missing",
+            place=str(index.parent),
+            hint="download the model again",
+        )
+    return files
+
+
+def warn_of_other_weights(folder: Path) -> None:
+    """Warns if a folder has a second set of weights, which is not read."""
+    sets = [path.name for path in _weight_sets(folder)]
+    if len(sets) > 1:
+        console.warn(
+            f"{shown(folder)}: several sets of weights; {sets[0]} is read, "
+            f"{', '.join(sets[1:])} is left aside"
+        )
 
 
 def read_tensors(

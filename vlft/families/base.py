@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlft.errors import CheckpointError
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from vlft.families.keymap import KeyMap
 
 Config = Mapping[str, Any]
+
+
+class Roles(NamedTuple):
+    """How the chat text names user and assistant.
+
+    Attributes:
+        names: None if the files do not say.
+        source: where the names were found, unless a chat template states them; without names, what
+            was found.
+    """
+
+    names: tuple[str, str] | None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class Family:
         original_config: (keyword arguments of the config, dtype) -> config.json of the authors'
             layout; None if transformers has no class, so that this layout is the only one.
         roles: (model folder, its config.json) -> names of user and assistant in the chat text.
+        roles_by_kind: the names that ``vlft convert --model-roles`` may state; empty if fixed.
         attention_inputs: leaf names of the LLM's attention inputs, the LoRA target ``qkv``.
         added_tokens: special tokens added, in this order, to a tokenizer without them.
         image_border: tokens before and after the tokens of each image.
@@ -114,7 +128,8 @@ class Family:
     vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     original_config: Callable[[Config, str], dict[str, Any]] | None = None
-    roles: Callable[[Path, Config], tuple[str, str]] = lambda *_: ("User", "Assistant")
+    roles: Callable[[Path, Config], Roles] = lambda *_: Roles(("User", "Assistant"))
+    roles_by_kind: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None

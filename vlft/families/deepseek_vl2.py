@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import siglip
-from vlft.families.base import Config, Family, Parts, Pixels
+from vlft.families.base import Config, Family, Parts, Pixels, Roles
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import HALF
 from vlft.families.tiles import Tiling, tiled_pixels
@@ -139,6 +139,9 @@ def _text_config(config: Config) -> dict[str, Any]:
     text = {**TEXT_DEFAULTS, **{k: v for k, v in stated.items() if v is not None or k in NULLABLE}}
     _check("topk_method", text["topk_method"], ("greedy", "group_limited_greedy", "noaux_tc"))
     _check("scoring_func", text["scoring_func"], ("softmax", "sigmoid"))
+    if text["use_mla"]:
+        # Latent attention has keys and values for each head; the authors' code ignores the field.
+        text["num_key_value_heads"] = text["num_attention_heads"]
     return {key: value for key, value in text.items() if value is not None or key in NULLABLE}
 
 
@@ -170,7 +173,7 @@ FAMILY = Family(
     keep_special_tokens=True,
     # The router bias: rounding it can change which experts are chosen.
     keep_dtype_suffixes=("e_score_correction_bias",),
-    roles=lambda *_: ROLES,
+    roles=lambda *_: Roles(ROLES),
     system_prompt="",
     parts=Parts(
         vision=("model.vision_model",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import deepseek_vl, multi_modality, siglip
-from vlft.families.base import Config, Parts, Pixels, known_fields
+from vlft.families.base import Config, Parts, Pixels, Roles, known_fields
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.multi_modality import LLAMA_KEYS, aligner_config, module_config
 from vlft.families.pixels import read_settings, square_pixels
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 PLAIN_ROLES = ("User", "Assistant")
 TOKEN_ROLES = ("<|User|>", "<|Assistant|>")
+# transformers_version in the published config.json of Janus-1.3B and of Janus-Pro -> their roles.
+VERSIONS: Mapping[str, tuple[str, str]] = {"4.38.2": PLAIN_ROLES, "4.33.1": TOKEN_ROLES}
+# Janus-1.3B and Janus-Pro-1B are of the same sizes.
+PRO_7B_WIDTH = 4096
 
 # Defaults of JanusVisionConfig and JanusVQVAEConfig, which a config.json may leave out.
 VISION_FIELDS: Mapping[str, Any] = {
@@ -100,23 +104,35 @@ def _matches(config: Config) -> bool:
     return any(key.startswith("gen_") for key in config)
 
 
-def roles(folder: Path, config: Config) -> tuple[str, str]:
+def roles(folder: Path, config: Config) -> Roles:
     """How the chat text names user and assistant: Janus-1.3B in words, Janus-Pro in tokens.
 
-    A chat template in the folder decides. Without one, transformers' layout means Janus-Pro. In the
-    authors' layout no field says it, so that differences between the published checkpoints decide:
-    Janus-Pro has .bin weights, and its config.json was written by transformers 4.33.1.
+    A chat template in the folder decides. Without one, no field says it: signs are what differs
+    between the published checkpoints and survives when their weights are saved again.
     """
     template = _chat_template(folder) or ""
     for names in (TOKEN_ROLES, PLAIN_ROLES):
         if all(name in template for name in names):
-            return names
-    is_pro = (
-        config.get("model_type") == "janus"
-        or any(folder.glob("pytorch_model*.bin"))
-        or config.get("transformers_version") == "4.33.1"
-    )
-    return TOKEN_ROLES if is_pro else PLAIN_ROLES
+            return Roles(names)
+    signs = _signs(config)
+    found = "no chat template; " + (", ".join(signs) or "no sign of Janus-1.3B or Janus-Pro")
+    kinds = set(signs.values())
+    return Roles(kinds.pop() if len(kinds) == 1 else None, found)
+
+
+def _signs(config: Config) -> dict[str, tuple[str, str]]:
+    """What in config.json is true of Janus-1.3B or of Janus-Pro alone -> the roles of these."""
+    signs = {}
+    if config.get("model_type") == "janus":
+        signs["model_type janus"] = TOKEN_ROLES
+        return signs
+    version = str(config.get("transformers_version"))
+    if version in VERSIONS:
+        signs[f"transformers_version {version}"] = VERSIONS[version]
+    text = known_fields(config.get("language_config") or {}, multi_modality.LLAMA_FIELDS)
+    if text["hidden_size"] == PRO_7B_WIDTH:
+        signs[f"hidden_size {PRO_7B_WIDTH}"] = TOKEN_ROLES
+    return signs
 
 
 def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
@@ -243,6 +259,7 @@ FAMILY = replace(
     added_tokens=("<｜▁pad▁｜>",),
     image_border=("<begin_of_image>", "<end_of_image>"),
     roles=roles,
+    roles_by_kind={"words": PLAIN_ROLES, "tokens": TOKEN_ROLES},
     parts=Parts(
         vision=("model.vision_model",),
         aligner=("model.aligner",),

@@ -135,8 +135,12 @@ class Processor:
         return {token_id: token.content for token_id, token in added if not token.special}
 
 
-def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> Processor:
+def load_processor(
+    folder: Path, family: Family, config: Mapping[str, Any], roles: tuple[str, str] | None = None
+) -> Processor:
     """The processor of a model folder, which holds the tokenizer and this config.json.
+
+    ``roles``, if given, are used in place of those of the folder.
 
     Raises:
         CheckpointError: a file is missing or contradicts another.
@@ -155,7 +159,7 @@ def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> P
     chat = ChatFormat(
         template=template_source(family.template),
         tokenizer=tokenizer,
-        roles=family.roles(folder, config),
+        roles=roles or _roles(folder, family, config),
         system_prompt=family.system_prompt,
         image_tag=family.image_tag,
         image_token_id=image_token_id,
@@ -169,6 +173,18 @@ def load_processor(folder: Path, family: Family, config: Mapping[str, Any]) -> P
     )
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)
+
+
+def _roles(folder: Path, family: Family, config: Mapping[str, Any]) -> tuple[str, str]:
+    names, found = family.roles(folder, config)
+    if names is None:
+        raise CheckpointError(
+            f"the names of user and assistant in the chat text are not known: {found}",
+            place=shown(folder),
+            hint=f"vlft convert {shown(folder)} NEW --model-roles words (User, Assistant, as "
+            "Janus-1.3B) or tokens (<|User|>, <|Assistant|>, as Janus-Pro) states them in NEW",
+        )
+    return names
 
 
 @contextmanager
