@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
@@ -134,6 +136,28 @@ class TestRoundTrip:
         for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
             shutil.copy(case.folder / name, tmp_path)
         assert torch.equal(logits(load(tmp_path), inputs), logits(model, inputs))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+class TestMapped:
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+    def test_weights_that_need_no_change_stay_in_their_file(self, copy, name):
+        if name.endswith(".bin"):
+            torch.save(dict(read_tensors(copy)), copy / name)
+            (copy / "model.safetensors").unlink()
+        model = load_model(describe(copy), CPU, keep_dtypes=True)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        lines = [line.split() for line in maps if str(copy / name) in line]
+        ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+        head = model.get_output_embeddings().weight
+        assert any(first <= head.data_ptr() < end for first, end in ranges)
+
+    def test_training_them_does_not_change_the_file(self, copy):
+        before = (copy / "model.safetensors").read_bytes()
+        with torch.no_grad():
+            for parameter in load_model(describe(copy), CPU, keep_dtypes=True).parameters():
+                parameter.add_(1)
+        assert (copy / "model.safetensors").read_bytes() == before
 
 
 class TestBinFiles:

@@ -1,7 +1,7 @@
 """Model folder -> model in memory, tensor by tensor: the peak is about the size of the model.
 
 The module is built on the meta device; each tensor of the files is renamed, cast, moved, quantised
-if asked, and put in place. Tensors that are missing, unexpected or of the wrong shape are an error
+if asked, and put in place, or mapped from its file if nothing changes. Tensors that are missing, unexpected or of the wrong shape are an error
 that names them.
 """
 
@@ -247,9 +247,9 @@ def _place(
     if holds_quantized(owner, leaf):
         parameter = quantized_weight(owner, tensor.to(dtype), device)
     else:
-        # A copy: the tensor may be a view of a memory-mapped file.
-        data = tensor.to(device, dtype, copy=True)
-        parameter = nn.Parameter(data.contiguous(), requires_grad=False)
+        # Of the right dtype and device it stays mapped from its file: pages are read when they are
+        # used, and one that is written to becomes private.
+        parameter = nn.Parameter(tensor.to(device, dtype).contiguous(), requires_grad=False)
     owner.register_parameter(leaf, parameter)
 
 
