@@ -23,7 +23,8 @@ from vlft.settings import flag
 FLAGS = {
     "sft": """
         --model --revision --hub --dtype --device --quantize --attn
-        --dataset --val-dataset --val-ratio --image-root --max-length --on-long --on-bad-sample
+        --dataset --val-dataset --val-ratio --image-root --exif --max-length --on-long
+        --on-bad-sample
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
@@ -34,7 +35,8 @@ FLAGS = {
     """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --load-dataset-config --dataset --image-root --on-bad-sample --system
+        --accept-changes --load-dataset-config --dataset --image-root --exif --on-bad-sample
+        --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --batch-size --seed
         --output --overwrite --show-samples

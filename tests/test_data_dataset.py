@@ -400,8 +400,8 @@ class TestBadRecords:
         write("a.jsonl", [rows[0], "{", rows[1], {"query": ""}, rows[2], {}, rows[3]])
         assert queries(load("a.jsonl", on_bad_sample="skip")) == ["0", "1", "2", "3"]
         assert capsys.readouterr().err == (
-            "warning: skipped 3 bad records, the first: a.jsonl:2: not JSON: Expecting property "
-            "name enclosed in double quotes at column 2\n hint: write one JSON object per line\n"
+            'warning: skipped 3 bad records (1 not JSON, 1 no "response", 1 no "query"), '
+            "the first: a.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2\n"
         )
 
     def test_skipping_one(self, capsys):

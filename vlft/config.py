@@ -22,6 +22,7 @@ DEVICES = ("auto", "cpu", "cuda")
 QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
 HUBS = ("huggingface", "modelscope")
+EXIF = ("auto", "rotate")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
 
 # The default of --tokens-per-microbatch. On a GPU it is only where training starts to look for the
@@ -84,6 +85,8 @@ class SftConfig(Settings):
                              "given.", minimum=0, maximum=0.9)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
+    exif: str = _data("auto", "Turn images as their EXIF orientation says. auto: only where the "
+                      "authors' code does.", choices=EXIF)
     max_length: int | None = _data(
         None, "Longest sample, in tokens.", minimum=8, default_text="the model's")
     on_long: str = _data("error", "What to do with a longer sample.",
@@ -253,6 +256,8 @@ class InferConfig(Settings):
         (), "Answer the records of these files. Repeatable.", path=True)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
+    exif: str | None = _data(None, "Turn images as their EXIF orientation says.", choices=EXIF,
+                             default_text="as in training")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
     system: str | None = _data(
         None, "System prompt of a chat; empty for none.", default_text="the family's")

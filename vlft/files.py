@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from vlft.errors import LONE_SURROGATE, CheckpointError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
 
     from torch import Tensor
 
@@ -99,3 +101,21 @@ def save_tensors(
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
     path.chmod(mode & 0o777)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The file, open for reading bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file: a folder, a pipe, a device.
+    """
+
+    def regular(name: str, flags: int) -> int:
+        # Without O_NONBLOCK the call would wait for the writer of a pipe.
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return descriptor
+
+    return open(path, "rb", opener=regular)

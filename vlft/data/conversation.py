@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from vlft.data.image_notes import Note
+
 Role = Literal["user", "assistant"]
 
 
@@ -18,11 +20,13 @@ class ImageFacts:
 
     Attributes:
         digest: SHA-256 of its bytes; equal digests are the same image.
-        size: (width, height) in pixels, EXIF orientation ignored.
+        size: (width, height) in pixels, as the model gets it.
+        notes: what a user would not expect of it.
     """
 
     digest: str
     size: tuple[int, int]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)

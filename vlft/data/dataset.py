@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, overload
 from vlft.console import tracked, warn
 from vlft.data.conversation import Origin
 from vlft.data.fit import fit
+from vlft.data.image_notes import warn_of_images
 from vlft.data.images import inspect_images
 from vlft.data.layouts import IGNORED, native
 from vlft.data.records import FORMATS, Record, read_records
+from vlft.data.skipped import in_one_line
 from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
@@ -113,8 +115,7 @@ def load_dataset(
         problems, long = problems + wrong, long + too_long
     raise_all(problems if options.on_bad_sample == "error" else unusable)
     if problems:
-        bad = f"{len(problems)} bad records, the first" if len(problems) > 1 else "1 bad record"
-        warn(f"skipped {bad}: {problems[0]}")
+        warn(in_one_line(problems))
     if not items:
         raise DataError(
             "no usable sample is left",
@@ -159,6 +160,7 @@ def load_train_and_val(
             problems.append(error)
     raise_all(problems)
     train, val = loaded
+    warn_of_images(train.conversations + val.conversations)
     if not val_files and len(train) > 1 and val_ratio > 0:
         return _split(train, val_ratio, options)
     trained = set(map(identity, train.outlines))
@@ -210,7 +212,9 @@ def _check_records(
     images = (
         image for _, item in parsed if not isinstance(item, UsageError) for image in item.images
     )
-    inspected |= inspect_images(ref.path for ref in images if ref.path not in inspected)
+    inspected |= inspect_images(
+        (ref.path for ref in images if ref.path not in inspected), rotate=options.rotate
+    )
     good: list[Item] = []
     problems: list[UsageError] = []
     too_long: list[UsageError] = []

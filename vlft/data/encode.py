@@ -45,6 +45,7 @@ class ChatFormat:
         image_border: ids before and after the tokens of each image; may be empty.
         view: ((width, height) of an image, number of images in the conversation) -> (number of
             its tokens, its tiles).
+        rotate: whether an image is turned by its EXIF orientation.
         tokenize_per_message: whether each message is tokenised on its own, and replies without the
             space before them, instead of the chat text as a whole.
         bos_id: first token of every sample.
@@ -60,6 +61,7 @@ class ChatFormat:
     image_token_id: int
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
     view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
+    rotate: bool
     tokenize_per_message: bool
     bos_id: int
     eos_token: str
@@ -237,7 +239,7 @@ def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedI
     """
     images = []
     for ref in conversation.images:
-        facts = ref.facts or inspect_image(ref.path, place=conversation.place)
+        facts = ref.facts or inspect_image(ref.path, place=conversation.place, rotate=chat.rotate)
         tokens, tiles = chat.view(facts.size, len(conversation.images))
         images.append(EncodedImage(ref.path, facts.digest, tokens, tiles))
     return tuple(images)

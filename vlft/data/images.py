@@ -7,14 +7,18 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from vlft.console import tracked
 from vlft.data.conversation import ImageFacts
+from vlft.data.decoders import FAULTS, heard
+from vlft.data.image_kinds import HEAD, REPLACE, what_it_is
+from vlft.data.image_notes import SWAPPED_FROM, TURNS, Note, notes_of, orientation
 from vlft.errors import DataError, shown
+from vlft.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +29,11 @@ T = TypeVar("T")
 # Most pixels of the images that are checked at the same time, four bytes each; a larger image is
 # checked alone.
 PIXELS_IN_FLIGHT = 2**27
+# Twice what Pillow warns of: it opens no larger image, and neither does the authors' code.
+MOST_PIXELS = 178_956_970
+# Of a longer side a resize would need more memory for its weights than for the image.
+LONGEST_SIDE = 1_000_000
+LARGEST_FILE = 2**31
 # Pillow allocates images in blocks. glibc returns freed blocks of 64 MiB to the system, but keeps
 # Pillow's default blocks of 16 MiB for the thread, as many as its largest image needed.
 if "PILLOW_BLOCK_SIZE" not in os.environ:
@@ -56,35 +65,46 @@ class _Budget:
 _budget = _Budget(PIXELS_IN_FLIGHT)
 
 
-def decode(path: Path, *, digest: str | None = None) -> Image.Image:
-    """The image in RGB: alpha dropped, first frame, EXIF orientation ignored.
+def decode(path: Path, *, digest: str | None = None, rotate: bool = False) -> Image.Image:
+    """The image in RGB: alpha dropped, first frame; EXIF orientation ignored unless ``rotate``.
 
     Raises:
         DataError: the file is missing, is not a whole image, or has another SHA-256 than given.
     """
 
-    def read(file: BufferedReader) -> Image.Image:
+    def read(file: BufferedReader, _lines: list[str]) -> Image.Image:
         if digest is not None and _digest(file) != digest:
             raise DataError(
                 "the image has changed since the data was checked",
-                place=shown(path),
                 hint="start again, and do not write to the images until training has begun",
             )
-        return _decode(file)
+        with Image.open(file, formats=_formats()) as image:
+            image.load()
+            turning = TURNS.get(orientation(image)) if rotate else None
+            # convert() copies an image that is RGB already.
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return rgb if turning is None else rgb.transpose(turning)
 
     return _read(path, read, "")
 
 
-def inspect_image(path: Path, *, place: str = "") -> ImageFacts:
+def inspect_image(path: Path, *, place: str = "", rotate: bool = False) -> ImageFacts:
     """The facts about an image file, which is opened once and decoded whole.
 
+    Args:
+        path: the file.
+        place: of its record, for messages.
+        rotate: whether the image is going to be turned by its EXIF orientation.
+
     Raises:
-        DataError: the file is missing or is not a whole image; ``place`` is that of its record.
+        DataError: the file is missing or is not a whole image.
     """
-    return _read(path, lambda file: ImageFacts(_digest(file), _whole_size(file)), place)
+    return _read(path, lambda file, lines: _facts(file, lines, rotate), place)
 
 
-def inspect_images(paths: Iterable[Path]) -> dict[Path, ImageFacts | DataError]:
+def inspect_images(
+    paths: Iterable[Path], *, rotate: bool = False
+) -> dict[Path, ImageFacts | DataError]:
     """The facts about every file, or its error; each is opened once, several in parallel.
 
     The pixels in memory are bounded, see PIXELS_IN_FLIGHT.
@@ -92,7 +112,7 @@ def inspect_images(paths: Iterable[Path]) -> dict[Path, ImageFacts | DataError]:
 
     def attempt(path: Path) -> ImageFacts | DataError:
         try:
-            return inspect_image(path)
+            return inspect_image(path, rotate=rotate)
         except DataError as error:
             return error
 
@@ -102,21 +122,31 @@ def inspect_images(paths: Iterable[Path]) -> dict[Path, ImageFacts | DataError]:
         return dict(zip(unique, found, strict=True))
 
 
-def _read(path: Path, use: Callable[[BufferedReader], T], place: str) -> T:
+def _read(path: Path, use: Callable[[BufferedReader, list[str]], T], place: str) -> T:
+    """What ``use`` makes of the open file, given what its decoder says meanwhile."""
     where = f"{place}: {shown(path)}" if place else shown(path)
     try:
-        with path.open("rb") as file:
-            return use(file)
+        with heard() as lines, open_regular(path) as file:
+            try:
+                return use(file, lines)
+            except UnidentifiedImageError:
+                file.seek(0)
+                found, hint = what_it_is(file.read(HEAD), os.fstat(file.fileno()).st_size)
+            except Image.DecompressionBombError:
+                found, hint = _stated_size(file), "make the image smaller"
+    except DataError as error:
+        raise DataError(error.message, place=where, hint=error.hint) from None
     except (FileNotFoundError, NotADirectoryError):
         found, hint = "no such image", "paths start at the data file's folder, or at --image-root"
-    except UnidentifiedImageError:
-        found = "not an image of a known format"
-        hint = "name an image, or drop such records with --on-bad-sample skip"
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+    except FAULTS as error:
         reason = getattr(error, "strerror", None)
-        found = f"cannot be read ({reason})" if reason else f"not a whole image ({error})"
-        hint = "replace the file, or drop such records with --on-bad-sample skip"
+        found = f"cannot be read ({reason})" if reason else f"not a whole image ({_said(error)})"
+        hint = REPLACE
     raise DataError(found, place=where, hint=hint)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _digest(file: BufferedReader) -> str:
@@ -125,21 +155,52 @@ def _digest(file: BufferedReader) -> str:
     return digest
 
 
-def _decode(file: BufferedReader) -> Image.Image:
+def _facts(file: BufferedReader, lines: list[str], rotate: bool) -> ImageFacts:
+    """The facts about an image that can be decoded whole and converted to RGB."""
+    _check_bytes(os.fstat(file.fileno()).st_size)
+    digest = _digest(file)
     with Image.open(file, formats=_formats()) as image:
-        return image.convert("RGB")
+        _check_sides(image.size)
+        with _budget.share(image.width * image.height):
+            image.load()
+            # One pixel tells whether the mode can be converted, without a copy of the image.
+            image.crop((0, 0, 1, 1)).convert("RGB")
+            is_swapped = rotate and orientation(image) >= SWAPPED_FROM
+            size = (image.height, image.width) if is_swapped else image.size
+            notes = notes_of(image, rotate=rotate)
+            # The pixels are freed before others take their place.
+            image.close()
+    if lines:
+        notes.append(Note("damaged", lines[0]))
+    return ImageFacts(digest, size, tuple(notes))
 
 
-def _whole_size(file: BufferedReader) -> tuple[int, int]:
-    """(width, height) of an image that can be decoded whole and converted to RGB."""
-    with Image.open(file, formats=_formats()) as image, _budget.share(image.width * image.height):
-        image.load()
-        # One pixel tells whether the mode can be converted, without a second copy of the image.
-        image.crop((0, 0, 1, 1)).convert("RGB")
-        size = image.size
-        # The pixels are freed before others take their place.
-        image.close()
-        return size
+def _check_bytes(size: int) -> None:
+    if size > LARGEST_FILE:
+        gib = f"{size / 2**30:,.0f} GiB, at most {LARGEST_FILE // 2**30} GiB are read"
+        raise DataError(gib, hint="make the image smaller")
+
+
+def _check_sides(size: tuple[int, int]) -> None:
+    if max(size) > LONGEST_SIDE:
+        raise DataError(
+            f"{size[0]:,} x {size[1]:,} pixels, at most {LONGEST_SIDE:,} on a side are read",
+            hint="cut the image into parts",
+        )
+
+
+def _stated_size(file: BufferedReader) -> str:
+    """What is said of an image that Pillow does not open because it has too many pixels."""
+    for name in _formats():
+        make, accepts = Image.OPEN[name]
+        file.seek(0)
+        head = file.read(16)
+        file.seek(0)
+        with suppress(*FAULTS):
+            if accepts is None or accepts(head) is True:
+                width, height = make(file, "").size
+                return f"{width:,} x {height:,} pixels, at most {MOST_PIXELS:,} are read"
+    return f"more than {MOST_PIXELS:,} pixels, which is the most that is read"
 
 
 @functools.cache

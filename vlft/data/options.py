@@ -37,6 +37,8 @@ class DataOptions:
     image_tag: str
     image_token_id: int
     image_root: Path | None = None
+    # Whether images are turned by their EXIF orientation.
+    rotate: bool = False
     need_response: bool = True
     on_bad_sample: str = "error"
     on_long: str = "error"

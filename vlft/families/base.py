@@ -65,6 +65,7 @@ class Pixels:
         inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
             the model.
         fingerprint: text that differs if any setting of the above does.
+        rotate: whether an image is turned by its EXIF orientation when it is opened.
         files: layout -> preprocessor_config.json and processor_config.json; empty for a family with
             one layout, where they are copied.
     """
@@ -76,6 +77,7 @@ class Pixels:
     inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
     fingerprint: str
     files: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+    rotate: bool = False
 
 
 @dataclass(frozen=True)

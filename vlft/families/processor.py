@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,14 @@ class Processor:
         )
         return self.encode_conversation(conversation)
 
+    def with_exif(self, exif: str) -> Processor:
+        """The processor for ``--exif``: as it is for auto, else with images turned by EXIF."""
+        if exif == "auto" or self.pixels.rotate:
+            return self
+        fingerprint = f"{self.pixels.fingerprint} exif {exif}"
+        pixels = replace(self.pixels, rotate=True, fingerprint=fingerprint)
+        return replace(self, pixels=pixels, chat=replace(self.chat, rotate=True))
+
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
         return encode(conversation, self.chat)
@@ -76,7 +84,10 @@ class Processor:
         Raises:
             DataError: a file cannot be decoded or, if ``verify``, changed since it was checked.
         """
-        decoded = (decode(i.path, digest=i.digest if verify else None) for i in images)
+        turned = self.pixels.rotate
+        decoded = (
+            decode(i.path, digest=i.digest if verify else None, rotate=turned) for i in images
+        )
         views = zip(decoded, images, strict=True)
         return torch.cat([self.pixels.transform(rgb, image.tiles) for rgb, image in views])
 
@@ -165,6 +176,7 @@ def load_processor(
         image_token_id=image_token_id,
         image_border=(tuple(border[:1]), tuple(border[1:])),
         view=pixels.view,
+        rotate=pixels.rotate,
         tokenize_per_message=family.tokenize_per_message,
         bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,

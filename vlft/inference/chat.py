@@ -46,11 +46,13 @@ HELP = """\
 class _Dialogue:
     """The state of a chat: system prompt (None: the family's), turns so far, images attached.
 
-    ``folder`` holds a copy of each image, so that it is the same in all turns to come.
+    ``folder`` holds a copy of each image, so that it is the same in all turns to come. ``rotate``
+    says whether images are turned by EXIF.
     """
 
     image_tag: str
     folder: Path
+    rotate: bool
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
@@ -100,7 +102,7 @@ class _Dialogue:
             if path.exists() and not path.is_file():
                 raise DataError("not a file")
             shutil.copyfile(path, copy)
-            facts = inspect_image(copy)
+            facts = inspect_image(copy, rotate=self.rotate)
         except DataError as error:
             raise DataError(error.message, place=shown(path), hint=hint) from None
         except OSError as error:
@@ -192,7 +194,8 @@ def chat(
     """
     tag = processor.family.image_tag
     with tempfile.TemporaryDirectory(prefix="vlft-chat-") as folder:
-        dialogue = _Dialogue(tag, Path(folder), _without_tag(system, tag))
+        rotate = processor.pixels.rotate
+        dialogue = _Dialogue(tag, Path(folder), rotate, _without_tag(system, tag))
         _talk(model, processor, sampling, dialogue, lines)
 
 

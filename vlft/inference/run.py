@@ -18,7 +18,9 @@ from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.runs import PROVENANCE, check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val, parse_spec
+from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions
+from vlft.data.skipped import as_row
 from vlft.data.split import read_history
 from vlft.errors import ConfigError, shown
 from vlft.files import digest
@@ -61,7 +63,8 @@ def run_infer(config: InferConfig) -> InferResult | None:
         accept = config.accept_changes
         tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
         folder = tuned.base
-    processor = folder.processor()
+    exif = config.exif or (tuned.settings.exif if tuned else "auto")
+    processor = folder.processor().with_exif(exif)
     _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
     if config.image_root is not None and data and not any(line.images for line in data.outlines):
@@ -74,7 +77,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
         return None
     results = ResultFile(
         _output(config, folder, tuned),
-        _header(config, sampling, folder, tuned, data, placement),
+        _header(config, sampling, processor, folder, tuned, data, placement),
         data.conversations,
         processor.chat.system_prompt,
         overwrite=config.overwrite,
@@ -95,6 +98,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
 def _header(
     config: InferConfig,
     sampling: Sampling,
+    processor: Processor,
     folder: ModelFolder,
     tuned: Tuned | None,
     data: Dataset,
@@ -111,6 +115,7 @@ def _header(
             "dtype": str(placement.dtype).removeprefix("torch."),
             "quantize": placement.quantize,
             "merge_lora": config.merge_lora,
+            **({"exif": "rotate"} if processor.pixels.rotate else {}),
         },
         "model": {
             "name": folder.name,
@@ -120,7 +125,8 @@ def _header(
         "adapter": {path.name: digest(path) for path in files},
         "checkpoint": str(tuned.checkpoint) if tuned else None,
         "dataset": sorted({str(c.origin.path.absolute()) for c in data.conversations if c.origin}),
-        "skipped": [{"record": e.place, "reason": e.message} for e in data.skipped],
+        "skipped": [as_row(error) for error in data.skipped],
+        "image_notes": list_notes(data.conversations),
     }
 
 
@@ -200,13 +206,16 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
+        rotate=processor.pixels.rotate,
         need_response=False,
         on_bad_sample=config.on_bad_sample,
         max_length=processor.max_length - 1,
         seed=config.seed,
     )
     if config.dataset:
-        return load_dataset(config.dataset, processor.encode_conversation, options)
+        data = load_dataset(config.dataset, processor.encode_conversation, options)
+        warn_of_images(data.conversations)
+        return data
     if not config.load_dataset_config or tuned is None:
         if sys.stdin is None:
             raise ConfigError(

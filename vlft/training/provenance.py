@@ -9,11 +9,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import jsonlines
 import torch
 
-from vlft import __version__
+from vlft import __version__, console
 from vlft.checkpoints.identity import is_other, small_files
 from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, data_digests
+from vlft.data.image_notes import list_notes
+from vlft.data.skipped import as_row
 from vlft.errors import CheckpointError, shown
 from vlft.files import digest, read_object
 
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
 # A file with 16 hex digits of the SHA-256 of every image, one line each, in the order of the data.
+# One JSON object per line.
+SKIPPED = "skipped_records.jsonl"
+IMAGE_NOTES = "image_notes.jsonl"
 IMAGE_DIGESTS = "image_digests.txt"
 
 
@@ -49,6 +55,20 @@ def write_provenance(
     if config.adapter is not None:
         record["adapter"] = digest(config.adapter / ADAPTER_WEIGHTS)
     _write(run, record, folder, data)
+
+
+def write_findings(run: Path, data: tuple[Dataset, Dataset]) -> None:
+    """Writes which records were skipped, and which images have notes, and says where; if any."""
+    skipped = {str(error): error for part in data for error in part.skipped}
+    notes = list_notes(conversation for part in data for conversation in part.conversations)
+    for name, what, rows in (
+        (SKIPPED, "records that were skipped", [as_row(error) for error in skipped.values()]),
+        (IMAGE_NOTES, "notes on images", notes),
+    ):
+        if rows:
+            with jsonlines.open(run / name, "w") as file:
+                file.write_all(rows)
+            console.info(f"{what}: {len(rows)}, see {shown(run / name)}")
 
 
 def changes(

@@ -41,7 +41,12 @@ from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.preview import introduce
 from vlft.training.progress import RunLog, closing_lines
-from vlft.training.provenance import changes, record_changes, write_provenance
+from vlft.training.provenance import (
+    changes,
+    record_changes,
+    write_findings,
+    write_provenance,
+)
 from vlft.training.resume import drop_later_checkpoints
 from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 from vlft.training.setup import check_settings
@@ -216,6 +221,7 @@ def _open_run(
             run = new_run_folder(config.output_dir, setup.model_name)
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
+            write_findings(run, data)
         else:
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)

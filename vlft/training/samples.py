@@ -41,6 +41,7 @@ def load_data(
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
+        rotate=processor.pixels.rotate,
         on_bad_sample=config.on_bad_sample,
         on_long=config.on_long,
         max_length=min(config.max_length or longest, longest),

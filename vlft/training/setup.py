@@ -78,7 +78,8 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
         quantize=config.quantize,
         attn=config.attn,
     )
-    return Setup(_resolved(config, placement), folder, folder.processor(), placement, resumed)
+    processor = folder.processor().with_exif(config.exif)
+    return Setup(_resolved(config, placement), folder, processor, placement, resumed)
 
 
 def _with_base(config: SftConfig, adapter: Path) -> SftConfig:
