@@ -319,6 +319,13 @@ class TestPlan:
         chosen = self.plan(model, processor, images)
         assert (chosen.where, "Permission denied" in chosen.reason) == ("memory", True)
 
+    def test_aligned_features_are_measured_without_encoding_one(
+        self, model, processor, images, monkeypatch
+    ):
+        expected = sum(f.nbytes for f in encode_batch(model, processor, images, "aligned"))
+        monkeypatch.setattr(cache_plan, "encode_batch", None)
+        assert cache_plan._size_of_features(model, processor, images, "aligned") == expected
+
     def test_no_images(self, model, processor):
         assert self.plan(model, processor, []).where == "off"
 

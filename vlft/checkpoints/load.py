@@ -1,8 +1,8 @@
 """Model folder -> model in memory, tensor by tensor: the peak is about the size of the model.
 
 The module is built on the meta device; each tensor of the files is renamed, cast, moved, quantised
-if asked, and put in place, or mapped from its file if nothing changes. Tensors that are missing, unexpected or of the wrong shape are an error
-that names them.
+if asked, and put in place, or mapped from its file if nothing changes. Tensors that are missing,
+unexpected or of the wrong shape are an error that names them.
 """
 
 from __future__ import annotations

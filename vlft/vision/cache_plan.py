@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import PIL
 import torch
+from torch import Tensor
 
 from vlft.errors import ConfigError, shown
 from vlft.families.base import is_in
@@ -104,11 +106,13 @@ def _free_disk(name: str) -> tuple[Path, int, str]:
 def _size_of_features(
     model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> int:
-    """Bytes of the features of these images, extrapolated from the first."""
+    """Bytes of the features of these images; the towers' are extrapolated from one."""
+    if stage == "aligned":
+        row: Tensor = model.get_input_embeddings().weight[0]
+        return sum(image.tokens for image in images) * row.nbytes
     with torch.no_grad():
         first = encode_batch(model, processor, images[:1], stage)[0]
-    rows = sum(image.tokens if stage == "aligned" else image.views for image in images)
-    return rows * first[0].numel() * first.element_size()
+    return sum(image.views for image in images) * first[0].nbytes
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
@@ -126,11 +130,18 @@ def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
     versions = f"{TREATMENT} {PIL.__version__}"
     name, pixels = processor.family.name, processor.pixels.fingerprint
     digest = hashlib.sha256(f"{name} {stage} {pixels} {settings} {versions}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if is_in(name, used):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    tensors = {name: t for name, t in sorted(model.state_dict().items()) if is_in(name, used)}
+    with ThreadPoolExecutor() as threads:  # hashlib works outside of Python's lock.
+        for (name, tensor), found in zip(
+            tensors.items(), threads.map(_digest, tensors.values()), strict=True
+        ):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + found)
     return digest.hexdigest()[:32]
+
+
+def _digest(tensor: Tensor) -> bytes:
+    values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(values).digest()
 
 
 def clear_cache() -> tuple[int, list[str]]:
