@@ -23,8 +23,8 @@ from vlft.settings import flag
 FLAGS = {
     "sft": """
         --model --revision --hub --dtype --device --quantize --attn
-        --dataset --val-dataset --val-ratio --image-root --exif --max-length --on-long
-        --on-bad-sample
+        --dataset --val-dataset --val-ratio --image-root --confine-images
+        --allow-private-urls --exif --max-length --on-long --on-bad-sample
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
@@ -35,8 +35,8 @@ FLAGS = {
     """,
     "infer": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --load-dataset-config --dataset --image-root --exif --on-bad-sample
-        --system
+        --accept-changes --load-dataset-config --dataset --image-root --confine-images
+        --allow-private-urls --exif --on-bad-sample --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --batch-size --seed
         --output --overwrite --show-samples
@@ -163,10 +163,10 @@ def test_cache(monkeypatch, capfd, tmp_path):
     code, text, _ = run(monkeypatch, capfd, "cache", "info")
     assert code == 0
     assert "abc      1 files         3.0 MiB" in text
-    assert "features: 3.0 MiB" in text
+    assert "vlft: 3.0 MiB" in text
     assert "3.0 MiB removed" in run(monkeypatch, capfd, "cache", "clear")[1]
     assert not folder.exists()
-    assert run(monkeypatch, capfd, "cache")[1].endswith("features: 0.0 MiB\n")
+    assert run(monkeypatch, capfd, "cache")[1].endswith("vlft: 0.0 MiB\n")
 
 
 def test_debug_shows_the_traceback(monkeypatch, capfd):

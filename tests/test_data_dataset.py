@@ -401,7 +401,8 @@ class TestBadRecords:
         assert queries(load("a.jsonl", on_bad_sample="skip")) == ["0", "1", "2", "3"]
         assert capsys.readouterr().err == (
             'warning: skipped 3 bad records (1 not JSON, 1 no "response", 1 no "query"), '
-            "the first: a.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2\n"
+            "the first: a.jsonl:2: not JSON: Expecting property name enclosed in double quotes "
+            "at column 2\n"
         )
 
     def test_skipping_one(self, capsys):

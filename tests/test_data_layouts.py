@@ -297,8 +297,8 @@ class TestFields:
         assert flat({"query": "😀𝔸", "response": "\ufffd\ue000"}) == ["😀𝔸", "\ufffd\ue000"]
 
 
-@pytest.mark.parametrize("name", ["https://a.b/c.jpg", "data:image/png;base64,AAAA", "file:/a.jpg"])
+@pytest.mark.parametrize("name", ["s3://a.b/c.jpg", "data:image/png;base64,AAAA", "file:/a.jpg"])
 def test_urls_are_refused_by_name(name):
     row = {"query": "What?", "images": [name]}
-    with pytest.raises(DataError, match="as an image; local files are allowed"):
+    with pytest.raises(DataError, match="as an image; paths and http"):
         native(row, place="t:1", folder=Path(), image_tag="<i>", need_response=False)

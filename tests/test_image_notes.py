@@ -200,7 +200,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("content", "found"),
         [
-            (b"", "the file is empty"),
+            (b"", "an empty file"),
             (b"\n <!doctype HTML><p>503", "an HTML page"),
             (b"\xef\xbb\xbf<html lang=en>", "an HTML page"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
@@ -211,7 +211,7 @@ class TestRefused:
             (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
             (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
             (bytes(128) + b"DICM", "a DICOM file"),
-            (bytes(2000), "the file starts with zeros alone"),
+            (bytes(2000), "zeros alone"),
             (b"\xff\xd8\xff\xe0\0", "not a whole image (its first bytes are cut off or damaged)"),
             (b"hello", "not an image of a known format"),
         ],

@@ -85,6 +85,9 @@ class SftConfig(Settings):
                              "given.", minimum=0, maximum=0.9)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
+    confine_images: Path | None = _data(None, "The only folder that images are read from.",
+                                        default_text="any")
+    allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str = _data("auto", "Turn images as their EXIF orientation says. auto: only where the "
                       "authors' code does.", choices=EXIF)
     max_length: int | None = _data(
@@ -256,6 +259,9 @@ class InferConfig(Settings):
         (), "Answer the records of these files. Repeatable.", path=True)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
+    confine_images: Path | None = _data(None, "The only folder that images are read from.",
+                                        default_text="any")
+    allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str | None = _data(None, "Turn images as their EXIF orientation says.", choices=EXIF,
                              default_text="as in training")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
@@ -284,8 +290,8 @@ class InferConfig(Settings):
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         is_chat = not (answers_run or self.dataset)
         needy = changed(self, "merge_lora", "accept_changes")
-        answering = changed(self, "image_root", "on_bad_sample", "batch_size", "output",
-                            "overwrite", "show_samples")
+        answering = changed(self, "image_root", "confine_images", "allow_private_urls",
+                            "on_bad_sample", "batch_size", "output", "overwrite", "show_samples")
         return (
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),

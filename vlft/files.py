@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import LONE_SURROGATE, CheckpointError, shown
+from vlft.errors import LONE_SURROGATE, CheckpointError, ConfigError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +54,20 @@ def read_object(path: Path) -> dict[str, Any]:
             hint="write or download it again",
         )
     return value
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of what vlft keeps for this user; it may not exist yet.
+
+    Raises:
+        ConfigError: the user has no home folder.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        hint = "set XDG_CACHE_HOME to a folder for it"
+        raise ConfigError("no home folder for the cache", place="HOME", hint=hint) from None
+    return Path(base) / "vlft" / name
 
 
 def digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.console import out
+from vlft.data.image_cache import clear_images, size_of_cache
 from vlft.errors import VlftError
 from vlft.vision.cache_plan import cache_root, clear_cache, list_cache
 
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
 
 def run_cache(config: CacheConfig) -> None:
     """Prints the size of the cache by model, or removes all of it."""
+    images, image_bytes = size_of_cache()
     if config.action == "clear":
         size, problems = clear_cache()
-        out.print(f"{cache_root()}: {size / 2**20:,.1f} MiB removed", markup=False)
+        problems += clear_images()
+        size += image_bytes
+        out.print(f"{cache_root().parent}: {size / 2**20:,.1f} MiB removed", markup=False)
         if problems:
             hint = "correct that, or remove what is left by hand"
             raise VlftError("; ".join(problems[:3]), place=f"{len(problems)} left", hint=hint)
@@ -24,5 +28,7 @@ def run_cache(config: CacheConfig) -> None:
     rows = list_cache()
     for name, files, size in rows:
         out.print(f"{name}  {files:5} files  {size / 2**20:10,.1f} MiB")
-    total = sum(size for _, _, size in rows)
-    out.print(f"{cache_root()}: {total / 2**20:,.1f} MiB", markup=False)
+    if images:
+        out.print(f"{'images':32}  {images:5} files  {image_bytes / 2**20:10,.1f} MiB")
+    total = image_bytes + sum(size for _, _, size in rows)
+    out.print(f"{cache_root().parent}: {total / 2**20:,.1f} MiB", markup=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlft.errors import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -35,6 +37,7 @@ class ImageRef:
 
     Attributes:
         given: the path as the data file has it, for results and messages.
+        address: where the file is downloaded from, if it is not there.
         facts: found when the data is checked, and valid for the whole run even if the file changes
             later; None before.
     """
@@ -42,6 +45,12 @@ class ImageRef:
     path: Path
     given: str
     facts: ImageFacts | None = None
+    address: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The image for a message: its address or its path."""
+        return self.address or shown(self.path)
 
 
 Part = str | ImageRef

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
 from vlft.data.conversation import Origin
+from vlft.data.download import download_images
 from vlft.data.fit import fit
 from vlft.data.image_notes import warn_of_images
 from vlft.data.images import inspect_images
@@ -209,11 +210,14 @@ def _check_records(
 ) -> tuple[list[Item], list[UsageError], list[UsageError]]:
     """The usable records of a file, the problems of others, and those that are too long."""
     parsed = [(position, _parse(record, options)) for position, record in records]
-    images = (
+    images = [
         image for _, item in parsed if not isinstance(item, UsageError) for image in item.images
-    )
+    ]
+    inspected |= download_images(images, allow_private=options.allow_private_urls)
     inspected |= inspect_images(
-        (ref.path for ref in images if ref.path not in inspected), rotate=options.rotate
+        (ref.path for ref in images if ref.path not in inspected),
+        rotate=options.rotate,
+        inside=options.confine_images,
     )
     good: list[Item] = []
     problems: list[UsageError] = []
@@ -276,7 +280,7 @@ def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversat
     def with_facts(image: ImageRef) -> ImageRef:
         facts = inspected[image.path]
         if isinstance(facts, DataError):
-            place = f"{item.place}: {shown(image.path)}"
+            place = f"{item.place}: {image.shown}"
             raise DataError(facts.message, place=place, hint=facts.hint)
         return replace(image, facts=facts)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vlft.data.conversation import Conversation, Turn, flat_text
+from vlft.data.download import downloaded
 from vlft.data.images import inspect_image
 from vlft.errors import DataError
 
@@ -239,7 +240,9 @@ def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedI
     """
     images = []
     for ref in conversation.images:
-        facts = ref.facts or inspect_image(ref.path, place=conversation.place, rotate=chat.rotate)
+        facts = ref.facts or inspect_image(
+            downloaded(ref), place=conversation.place, rotate=chat.rotate
+        )
         tokens, tiles = chat.view(facts.size, len(conversation.images))
         images.append(EncodedImage(ref.path, facts.digest, tokens, tiles))
     return tuple(images)

@@ -33,16 +33,23 @@ def what_it_is(head: bytes, size: int) -> tuple[str, str]:
         head: the first bytes of the file, as many as HEAD.
         size: of the whole file, in bytes.
     """
-    if not size:
-        return "the file is empty", "copy or download it again"
-    if not head.strip(b"\0"):
-        return "the file starts with zeros alone, so it was not written whole", DOWNLOAD_AGAIN
     if head.startswith(IMAGES):
         return "not a whole image (its first bytes are cut off or damaged)", REPLACE
+    if _is_heic(head):
+        return "HEIC", "pip install 'vlft[heif]', or convert it to JPEG"
+    return other_kind(head, size) or ("not an image of a known format", NAME_AN_IMAGE)
+
+
+def other_kind(head: bytes, size: int) -> tuple[str, str] | None:
+    """What a file is, if its first bytes say that it is no image, and what to do."""
+    if not size:
+        return "an empty file", "copy or download it again"
+    if not head.strip(b"\0"):
+        return "zeros alone, so it was not written whole", DOWNLOAD_AGAIN
     for start, found, hint in SIGNATURES:
         if head.startswith(start):
             return found, hint
-    return _text(head) or _media(head) or ("not an image of a known format", NAME_AN_IMAGE)
+    return _text(head) or _media(head)
 
 
 def _text(head: bytes) -> tuple[str, str] | None:
@@ -56,10 +63,12 @@ def _text(head: bytes) -> tuple[str, str] | None:
     return None
 
 
+def _is_heic(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC
+
+
 def _media(head: bytes) -> tuple[str, str] | None:
-    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
-        return "HEIC", "pip install 'vlft[heif]', or convert it to JPEG"
-    if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+    if head[4:8] == b"ftyp" and head[8:12] not in (*HEIC, b"avif", b"avis"):
         return "a video", "save the frames that matter as images"
     if head[128:132] == b"DICM":
         return "a DICOM file", "convert it to PNG of 8 bits"

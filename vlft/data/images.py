@@ -18,7 +18,7 @@ from vlft.data.decoders import FAULTS, heard
 from vlft.data.image_kinds import HEAD, REPLACE, what_it_is
 from vlft.data.image_notes import SWAPPED_FROM, TURNS, Note, notes_of, orientation
 from vlft.errors import DataError, shown
-from vlft.files import open_regular
+from vlft.files import cache_folder, open_regular, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -103,15 +103,18 @@ def inspect_image(path: Path, *, place: str = "", rotate: bool = False) -> Image
 
 
 def inspect_images(
-    paths: Iterable[Path], *, rotate: bool = False
+    paths: Iterable[Path], *, rotate: bool = False, inside: Path | None = None
 ) -> dict[Path, ImageFacts | DataError]:
     """The facts about every file, or its error; each is opened once, several in parallel.
 
-    The pixels in memory are bounded, see PIXELS_IN_FLIGHT.
+    A file outside of ``inside`` is refused, unless it was downloaded. The pixels in memory are
+    bounded, see PIXELS_IN_FLIGHT.
     """
 
     def attempt(path: Path) -> ImageFacts | DataError:
         try:
+            if inside is not None:
+                _check_inside(path, inside)
             return inspect_image(path, rotate=rotate)
         except DataError as error:
             return error
@@ -173,6 +176,17 @@ def _facts(file: BufferedReader, lines: list[str], rotate: bool) -> ImageFacts:
     if lines:
         notes.append(Note("damaged", lines[0]))
     return ImageFacts(digest, size, tuple(notes))
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """Raises DataError if a file is in another folder, also if a link leads there."""
+    allowed = (folder, cache_folder("images"))
+    if not any(real_path(path).is_relative_to(real_path(root)) for root in allowed):
+        raise DataError(
+            f"lies outside of {shown(folder)}",
+            place=shown(path),
+            hint="copy it there, or name another folder with --confine-images",
+        )
 
 
 def _check_bytes(size: int) -> None:

@@ -9,6 +9,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import Conversation, ImageRef, Part, Turn
+from vlft.data.download import ADDRESS, image_ref
 from vlft.data.records import kind_of
 from vlft.errors import LONE_SURROGATE, DataError
 from vlft.settings import unknown_name
@@ -27,7 +28,7 @@ LISTS = {
     "images": ("a list of paths", '["a.jpg"]'),
     "history": ('a list of ["question", "reply"] pairs', '[["question", "reply"]]'),
 }
-URL = re.compile(r"(https?|file|data):")
+URL = re.compile(r"([a-z][a-z0-9+.-]+:)+//|(file|data|https?):", re.IGNORECASE)
 
 
 def native(
@@ -56,7 +57,7 @@ def native(
             response = None
         texts = [*(_texts("history", fields.get("history")) or ()), fields["query"]]
         names = _texts("images", fields.get("images")) or ()
-        refs = [ImageRef(folder / name, name) for name in names]
+        refs = [image_ref(name, folder) for name in names]
         parts = place_images(texts, refs, image_tag)
         _check_texts(parts[-1], response, system, image_tag)
     except DataError as error:
@@ -134,9 +135,9 @@ def _check_path(path: str) -> None:
         raise DataError(
             f'"images" holds {path!r}; no path has a NUL character', hint="remove the character"
         )
-    if URL.match(path):
+    if URL.match(path) and not ADDRESS.match(path):
         raise DataError(
-            f"found {path[:40]!r} as an image; local files are allowed",
+            f"found {path[:100]!r} as an image; paths and http(s) addresses are allowed",
             hint="download the images and name their paths",
         )
 

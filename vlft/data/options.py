@@ -37,6 +37,10 @@ class DataOptions:
     image_tag: str
     image_token_id: int
     image_root: Path | None = None
+    # The only folder that images are read from, besides downloaded ones; None for any.
+    confine_images: Path | None = None
+    # Whether images are downloaded from addresses that are not public.
+    allow_private_urls: bool = False
     # Whether images are turned by their EXIF orientation.
     rotate: bool = False
     need_response: bool = True

@@ -19,7 +19,7 @@ from vlft.data.layouts import COMMON_TAG
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vlft.data.conversation import Conversation
+    from vlft.data.conversation import Conversation, ImageRef
 
 # polars infers the types from this many lines, the other libraries from more.
 FIRST_LINES = 100
@@ -67,7 +67,7 @@ def _values(conversation: Conversation) -> dict[str, Any]:
     return {
         "query": texts[-1],
         "label": conversation.reply,
-        "images": [os.path.abspath(image.path) for image in prompt.images],  # noqa: PTH100
+        "images": [_name(image) for image in prompt.images],
         "image_keys": [image.facts.digest[:16] for image in prompt.images if image.facts],
         "history": [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 1, 2)],
         "system": conversation.system,
@@ -76,6 +76,11 @@ def _values(conversation: Conversation) -> dict[str, Any]:
         "file": str(origin.path) if origin else None,
         "line": origin.line if origin else None,
     }
+
+
+def _name(image: ImageRef) -> str:
+    """The address or the absolute path of an image."""
+    return image.address or os.path.abspath(image.path)  # noqa: PTH100
 
 
 def _column_kind(found: Any, first: Any) -> str | None:

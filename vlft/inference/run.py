@@ -206,6 +206,8 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
         rotate=processor.pixels.rotate,
         need_response=False,
         on_bad_sample=config.on_bad_sample,
@@ -243,6 +245,8 @@ def _validation_set(
     options = replace(
         options,
         image_root=config.image_root or run.image_root,
+        confine_images=config.confine_images or run.confine_images,
+        allow_private_urls=config.allow_private_urls or run.allow_private_urls,
         need_response=True,
         on_bad_sample=run.on_bad_sample,
         on_long=run.on_long,

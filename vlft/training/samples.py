@@ -41,6 +41,8 @@ def load_data(
         image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
         image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
         rotate=processor.pixels.rotate,
         on_bad_sample=config.on_bad_sample,
         on_long=config.on_long,

@@ -135,5 +135,6 @@ def _absolute(config: SftConfig) -> SftConfig:
         dataset=tuple(map(absolute, config.dataset)),
         val_dataset=tuple(map(absolute, config.val_dataset)),
         image_root=None if config.image_root is None else config.image_root.absolute(),
+        confine_images=config.confine_images and config.confine_images.absolute(),
         adapter=None if config.adapter is None else config.adapter.absolute(),
     )
