@@ -22,9 +22,10 @@ from vlft.settings import flag
 # A new flag is a decision: it is made here, in the dataclass and in the README together.
 FLAGS = {
     "sft": """
+        --layout --columns --prompt --answers --preference --qa
         --model --revision --hub --dtype --device --quantize --attn
         --dataset --val-dataset --val-ratio --image-root --confine-images
-        --allow-private-urls --exif --max-length --on-long --on-bad-sample
+        --allow-private-urls --exif --max-length --on-long --on-bad-sample --loss-on
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
@@ -34,12 +35,19 @@ FLAGS = {
         --report-to --resume --overwrite --accept-changes --show-sample
     """,
     "infer": """
+        --layout --columns --prompt --answers --preference --qa
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --accept-changes --load-dataset-config --dataset --image-root --confine-images
         --allow-private-urls --exif --on-bad-sample --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --batch-size --seed
         --output --overwrite --show-samples
+    """,
+    "check": """
+        --layout --columns --prompt --answers --preference --qa
+        DATASET --val-dataset --model --image-root --confine-images --allow-private-urls
+        --on-bad-sample --loss-on --seed
+        --write --overwrite --json
     """,
     "merge-lora": """
         --ckpt-dir --model --revision --hub --base --device --accept-changes

@@ -24,7 +24,7 @@ from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.encode import EncodedImage, EncodedSample
 from vlft.data.fit import fit
-from vlft.data.options import DataOptions
+from vlft.data.options import DataOptions, Reading
 from vlft.data.split import read_history, write_split
 from vlft.errors import CollectedError, DataError, UsageError
 from vlft.training.samples import distinct_images, make_schedule
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 IMAGE_TOKENS = 10
-OPTIONS = DataOptions(image_tag="<image_placeholder>", image_token_id=-1)
+READING = Reading("<image_placeholder>")
+OPTIONS = DataOptions(image_token_id=-1, reading=READING)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,9 @@ def flat(conversation: Conversation) -> list[str]:
 
 
 def load(*files: str, **options: Any) -> Dataset:
-    return load_dataset(files, encode, dataclasses.replace(OPTIONS, **options))
+    reads = {f.name for f in dataclasses.fields(Reading)} & options.keys()
+    reading = dataclasses.replace(READING, **{name: options.pop(name) for name in reads})
+    return load_dataset(files, encode, dataclasses.replace(OPTIONS, reading=reading, **options))
 
 
 def message(run: Callable[[], object]) -> str:
@@ -134,7 +137,7 @@ class TestReading:
     def test_a_reply_is_optional_only_for_inference(self):
         write("a.jsonl", [{"query": "q"}])
         assert load("a.jsonl", need_response=False).conversations[0].reply is None
-        assert message(lambda: load("a.jsonl")).startswith('a.jsonl:1: no "response"\n')
+        assert message(lambda: load("a.jsonl")).startswith("a.jsonl:1: no reply among")
 
     @pytest.mark.parametrize("blank", ["", " \n"])
     def test_a_blank_reply_is_none_for_inference(self, blank):
@@ -172,8 +175,10 @@ class TestDrawing:
         # All of it is all of it, and said.
         assert len(load("a.jsonl#2", "a.jsonl")) == 11
         assert "2 of its records are taken already, and once more" in capsys.readouterr().err
-        with pytest.raises(DataError, match=r"#5 asks for more(.|\n)*6 are taken already(.|\n)*#3"):
-            load("a.jsonl#6", "./a.jsonl#5")
+        assert len(load("a.jsonl#6", "./a.jsonl#5")) == 9
+        assert "./a.jsonl#5: takes all of its 3 records (6 are taken already)" in (
+            capsys.readouterr().err
+        )
         with pytest.raises(DataError, match=r"9 are taken(.|\n)*name another file"):
             load("a.jsonl", "a.jsonl#1")
 
@@ -198,11 +203,25 @@ class TestDrawing:
         Path("a.CSV").write_text("query,response\n" + 5 * "q,r\n")
         assert len(load("a.json#2", "a.CSV#3")) == 5
 
-    def test_more_than_there_are(self):
+    def test_more_than_there_are(self, capsys):
         numbered("a.jsonl", 3)
-        assert message(lambda: load("a.jsonl#4")) == (
-            "a.jsonl#4: #4 asks for more records than the file has\n"
-            " hint: allowed: #1 to #3, or no number for all"
+        assert len(load("a.jsonl#4")) == 3
+        assert "warning: a.jsonl#4: takes all of its 3 records" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("share", "count"), [("20%", 2), ("100%", 10), ("0.1%", 1), ("25%", 2)]
+    )
+    def test_a_share(self, share, count):
+        numbered("a.jsonl", 10)
+        assert len(load(f"a.jsonl#{share}")) == count
+
+    def test_patterns_are_files_in_the_order_of_their_names(self):
+        for name in ("b.jsonl", "a.jsonl", "c.json"):
+            numbered(name, 2)
+        assert queries(load("*.jsonl")) == ["a.jsonl 0", "a.jsonl 1", "b.jsonl 0", "b.jsonl 1"]
+        assert len(load("*.json*#1")) == 3
+        assert message(lambda: load("x*.jsonl")) == (
+            "x*.jsonl: matches no file\n hint: check the pattern"
         )
 
     @pytest.mark.parametrize("count", ["0", "00", "-3", "x", "", "1.5", "²", "1e3", 99 * "9"])
@@ -211,7 +230,7 @@ class TestDrawing:
         found = message(lambda: load(f"a.jsonl#{count}"))
         assert f": found #{count} after the name\n" in found
         assert found.endswith(
-            " hint: write FILE#N for N of its records, N from 1 on, or FILE for all"
+            " hint: write FILE#N for N of its records, FILE#20% for a share, or FILE for all"
         )
 
     def test_a_missing_file_is_named_without_the_number(self):
@@ -342,7 +361,7 @@ class TestSplit:
         found = message(lambda: self.both(["a.jsonl", "no.jsonl"], ["v.jsonl"], 0.5))
         assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
             "a.jsonl:1: not JSON: Expecting property name enclosed in double quotes at column 2",
-            'a.jsonl:2: no "response"',
+            "a.jsonl:2: no reply among the columns that are known (columns: query)",
             "no.jsonl: no such file",
             'v.jsonl:1: "query" is empty',
         ]
@@ -356,11 +375,11 @@ class TestBadRecords:
 
     @pytest.mark.parametrize(("count", "rest"), [(20, 0), (21, 1), (57, 37)])
     def test_twenty_are_shown_and_the_rest_is_counted(self, count, rest):
-        write("a.jsonl", [{"query": "q"}] * count)
+        write("a.jsonl", [{"query": "q", "response": ""}] * count)
         with pytest.raises(CollectedError) as error:
             load("a.jsonl")
         assert len(error.value.problems) == count
-        shown = [f'a.jsonl:{i + 1}: no "response"' for i in range(20)]
+        shown = [f'a.jsonl:{i + 1}: "response" is empty' for i in range(20)]
         text = str(error.value).splitlines()
         assert text[:40:2] == shown
         assert text[40:] == ([f"... and {rest} more"] if rest else [])
@@ -400,16 +419,18 @@ class TestBadRecords:
         write("a.jsonl", [rows[0], "{", rows[1], {"query": ""}, rows[2], {}, rows[3]])
         assert queries(load("a.jsonl", on_bad_sample="skip")) == ["0", "1", "2", "3"]
         assert capsys.readouterr().err == (
-            'warning: skipped 3 bad records (1 not JSON, 1 no "response", 1 no "query"), '
-            "the first: a.jsonl:2: not JSON: Expecting property name enclosed in double quotes "
-            "at column 2\n"
+            "a.jsonl: JSON Lines, a question and a reply: query, response\n"
+            "warning: a.jsonl: none of the 4 samples has an image\n"
+            "warning: skipped 3 bad records (1 not JSON, 1 no reply among the columns that are "
+            "known, 1 no question and no reply among the columns that are known), the first: "
+            "a.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2\n"
         )
 
     def test_skipping_one(self, capsys):
         write("a.jsonl", [{"query": "q", "response": "r"}, {}])
         load("a.jsonl", on_bad_sample="skip")
-        assert capsys.readouterr().err.startswith(
-            'warning: skipped 1 bad record: a.jsonl:2: no "query"\n'
+        assert "warning: skipped 1 bad record: a.jsonl:2: no question and no reply among" in (
+            capsys.readouterr().err
         )
 
     def test_skipping_all(self):
@@ -428,7 +449,7 @@ class TestBadRecords:
         )
         assert [line for line in found.splitlines() if not line.startswith(" hint")] == [
             "no.jsonl: no such file",
-            "a.jsonl#9: #9 asks for more records than the file has (3 are taken already)",
+            "a.jsonl#9: no record is left (3 are taken already)",
         ]
 
     @pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "query,response\n")])
@@ -493,6 +514,9 @@ class TestLongSamples:
         assert queries(data) == ["b.jsonl 0", "b.jsonl 1"]
         assert capsys.readouterr().err == (
             "warning: a.jsonl: skipped 1 sample of more than 61 tokens\n"
+            "a.jsonl: JSON Lines, a question and a reply: history, query, response, images\n"
+            "b.jsonl: JSON Lines, a question and a reply: query, response\n"
+            "warning: b.jsonl: none of the 2 samples has an image\n"
         )
 
     @pytest.mark.parametrize("limit", range(18, 64))
@@ -592,7 +616,7 @@ class TestEachFactOnce:
         write("t.jsonl", rows)
         write("v.jsonl", rows[1:3])
         chat = processor.chat
-        options = DataOptions(chat.image_tag, chat.image_token_id)
+        options = DataOptions(chat.image_token_id, Reading(chat.image_tag))
         encode = processor.encode_conversation
         return lambda: load_train_and_val(["t.jsonl"], ["v.jsonl"], 0, encode, options)
 

@@ -23,7 +23,7 @@ from vlft.data.conversation import ImageRef
 from vlft.data.dataset import load_dataset
 from vlft.data.download import Limits, download_images
 from vlft.data.image_cache import path_of, size_of_cache
-from vlft.data.options import DataOptions
+from vlft.data.options import DataOptions, Reading
 from vlft.errors import DataError
 from vlft.files import cache_folder
 from vlft.inference.columns import Columns
@@ -233,7 +233,7 @@ class TestData:
         rows = [{"query": "<image>What?", "response": "x", "images": [name]} for name in images]
         Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         chat = processor.chat
-        known = DataOptions(chat.image_tag, chat.image_token_id, **options)
+        known = DataOptions(chat.image_token_id, Reading(chat.image_tag), **options)
         return load_dataset(["a.jsonl"], processor.encode_conversation, known)
 
     def test_of_a_data_file(self, server, processor, capfd):

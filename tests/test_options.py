@@ -150,7 +150,7 @@ class TestBooleans:
             "convert": "a b ",
             "merge-lora": "--ckpt-dir x ",
         }
-        needed |= {"sft": "--dataset a ", "plan": ""}
+        needed |= {"sft": "--dataset a ", "plan": "", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):
             if field_type(cls, spec.name) is bool:
                 line = f"{command} {needed[command]}{flag(spec.name)}"
@@ -291,7 +291,7 @@ class TestMsSwift:
         [
             ("export", "vlft merge-lora writes a merged model, vlft convert another layout"),
             ("sfft", "did you mean 'sft'?"),
-            ("--lora-rank", "allowed: sft, plan, infer, merge-lora, convert, models, cache"),
+            ("--lora-rank", "allowed: sft, plan, check, infer, merge-lora, convert, models, cache"),
         ],
     )
     def test_an_unknown_command(self, monkeypatch, capsys, typed, hint):

@@ -13,8 +13,8 @@ import vlft
 from vlft.checkpoints.locate import describe
 from vlft.data.conversation import Conversation, Origin, Turn
 from vlft.data.dataset import load_dataset
-from vlft.data.options import DataOptions
-from vlft.errors import CheckpointError, DataError
+from vlft.data.options import DataOptions, Reading
+from vlft.errors import CheckpointError
 from vlft.inference.columns import FIRST_LINES, Columns
 from vlft.inference.results import read_results
 
@@ -91,7 +91,7 @@ class TestLines:
         for name in ("query", "response", "label", "images", "image_keys", "history", "system"):
             assert [row[name] for row in first] == [row[name] for row in second]
         processor = describe(SIGLIP.folder).processor()
-        options = DataOptions(processor.family.image_tag, processor.chat.image_token_id)
+        options = DataOptions(processor.chat.image_token_id, Reading(processor.family.image_tag))
         trained = load_dataset(["../a/o.jsonl"], processor.encode_conversation, options)
         assert [item.reply for item in trained.conversations] == [r["response"] for r in first]
 
@@ -100,9 +100,9 @@ class TestLines:
                 "generation": {"seed": 1}}  # fmt: skip
         write_jsonl(tmp_path / "old.jsonl", [line])
         assert answer("old.jsonl", output=tmp_path / "o.jsonl").rows[0]["label"] == "7"
+        # A label of other data is only another column.
         write_jsonl(tmp_path / "own.jsonl", [{"query": "q", "label": "7"}])
-        with pytest.raises(DataError, match="unknown field 'label'"):
-            answer("own.jsonl")
+        assert answer("own.jsonl", output=tmp_path / "l.jsonl").rows[0]["label"] is None
 
     def test_showing_some_reads_no_more(self, tmp_path):
         (tmp_path / "o.jsonl").write_text('{"query": "a"}\n{"query": "b"}\nno line\n')
@@ -262,7 +262,7 @@ def test_lists_that_come_late_are_read_again(images, tmp_path):
         {"query": "<image>?", "images": images[:1], "history": [["a", "b"]]}
     ]
     processor = describe(SIGLIP.folder).processor()
-    options = DataOptions(processor.family.image_tag, processor.chat.image_token_id)
+    options = DataOptions(processor.chat.image_token_id, Reading(processor.family.image_tag))
     encode = processor.encode_conversation
     write_jsonl(tmp_path / "q.jsonl", [{**row, "response": "r"} for row in rows])
     items = load_dataset(["q.jsonl"], encode, options).conversations

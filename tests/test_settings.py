@@ -253,7 +253,7 @@ class TestConfigs:
     def test_training_needs_data(self):
         assert message({}, SftConfig) == (
             "--dataset: no training data given\n"
-            " hint: name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"
+            " hint: name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"
         )
         assert build(SftConfig, {"resume": "run"}).resume == Path("run")
 

@@ -21,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
+LAYOUTS = ("auto", "messages", "list", "completion", "query")
 HUBS = ("huggingface", "modelscope")
 EXIF = ("auto", "rotate")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
@@ -53,17 +54,36 @@ LORA_ONLY = (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A setting in one of the panels of --help.
-_model, _data, _tuning, _optim, _run, _generation, _output = (
-    partial(setting, panel=panel)
-    for panel in ("Model", "Data", "Tuning", "Optimisation", "Run", "Generation", "Output")
+# The panels of --help, in order.
+PANELS = ("Model", "Data", "Reading", "Tuning", "Optimisation", "Run", "Generation", "Output")
+_model, _data, _reading, _tuning, _optim, _run, _generation, _output = (
+    partial(setting, panel=panel) for panel in PANELS
 )
 
 
 # A table: one or two lines for a setting.
 # fmt: off
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(Settings):
+class ReadingSettings(Settings):
+    """How data files are read, for all commands that read them."""
+
+    layout: str = _reading("auto", "Layout of the records.", choices=LAYOUTS)
+    columns: tuple[str, ...] = _reading(
+        (), "Columns by what they are, e.g. response=label,images=photo. Left of = stand "
+        "messages, query, response, images, system or history.", default_text="the usual names")
+    prompt: str | None = _reading(None, "Question of records without one, e.g. captions.")
+    answers: str | None = _reading(
+        None, "Which of several reference answers is the reply.", choices=("first", "most", "each"),
+        default_text="asked")
+    preference: str | None = _reading(
+        None, "Which reply of a preference pair is the reply.", choices=("chosen",),
+        default_text="asked")
+    qa: str = _reading("turns", "Whether the questions of a record are turns of one dialogue or "
+                       "samples of their own.", choices=("turns", "samples"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(ReadingSettings):
     """Settings of ``vlft sft``."""
 
     model: str | None = _model(
@@ -78,7 +98,7 @@ class SftConfig(Settings):
                        "prefix trees.", choices=(*ATTENTION, "flex"))
 
     dataset: tuple[str, ...] = _data(
-        (), "Training data: .jsonl, .json or .csv. FILE#N takes N records. Repeatable.",
+        (), "Training data: JSON, CSV or parquet. FILE#N or FILE#20% draws records. Repeatable.",
         path=True, default_text="required")
     val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True)
     val_ratio: float = _data(0.05, "Share split off for validation where --val-dataset is not "
@@ -95,6 +115,7 @@ class SftConfig(Settings):
     on_long: str = _data("error", "What to do with a longer sample.",
                          choices=("error", "skip", "truncate-history"))
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
+    loss_on: str = _data("all", "Which replies of a dialogue are trained.", choices=("all", "last"))
 
     adapter: Path | None = _tuning(
         None, "Start from this adapter, a run, a checkpoint or a folder of peft's, on new data. It "
@@ -165,7 +186,7 @@ class SftConfig(Settings):
         of_adapter = changed(self, *LORA_ONLY, "train_aligner", "train_vision")
         return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
-             "name a .jsonl, .json or .csv file, e.g. --dataset train.jsonl"),
+             "name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"),
             (full and quantized, "--quantize",
              f"found {self.quantize} with --tuner full; quantised weights cannot train",
              "use --tuner lora, or --quantize none"),
@@ -237,7 +258,7 @@ class PlanConfig(SftConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferConfig(Settings):
+class InferConfig(ReadingSettings):
     """Settings of ``vlft infer``."""
 
     ckpt_dir: Path | None = _model(None, "Run folder of vlft sft, or a checkpoint-N in it.")
@@ -321,6 +342,42 @@ class InferConfig(Settings):
              "--repetition-penalty is 1", None),
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *_hub_rules(self, self.model),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(ReadingSettings):
+    """Settings of ``vlft check``."""
+
+    dataset: tuple[str, ...] = _data(
+        (), "Data files. FILE#N or FILE#20% draws records.", path=True, argument=True)
+    val_dataset: tuple[str, ...] = _data(
+        (), "Validation data: records and images that training has too are counted. Repeatable.",
+        path=True)
+    model: str | None = _data(None, "Model folder or hub id: lengths are counted in its tokens.",
+                              path=True, default_text="none")
+    image_root: Path | None = _data(None, "Folder that image paths are relative to.",
+                                    default_text="the data file's folder")
+    confine_images: Path | None = _data(None, "The only folder that images are read from.",
+                                        default_text="any")
+    allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
+    on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
+    loss_on: str = _data("all", "Which replies of a dialogue are trained.", choices=("all", "last"))
+    seed: int = _data(42, "Random seed of FILE#N.", minimum=0)
+
+    write: Path | None = _output(
+        None, "File (.jsonl) for what was read, as messages; embedded images go into a folder "
+        "beside it.", default_text="none")
+    overwrite: bool = _output(False, "Replace the file of --write if it is there.")
+    json: bool = _output(False, "Print the report as JSON.")
+
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
+            (not self.dataset, "vlft check", "no data given", "write vlft check train.jsonl"),
+            (self.write and self.write.suffix != ".jsonl", "--write",
+             f"found {self.write}, a name that ends in .jsonl is allowed", ""),
+            (self.write is None, changed(self, "overwrite"), "--write is not given", None),
         )
 
 

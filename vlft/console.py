@@ -37,8 +37,9 @@ def reply(text: str) -> None:
 
 
 def info(message: str) -> None:
-    """Prints a line about what the command is doing."""
-    err.print(printable(message), markup=False)
+    """Prints a line about what the command is doing, on the first rank."""
+    if _is_first_rank():
+        err.print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:

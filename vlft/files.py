@@ -56,8 +56,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def cache_folder(name: str) -> Path:
+def cache_folder(name: str, instead: str = "") -> Path:
     """A folder of what vlft keeps for this user; it may not exist yet.
+
+    Args:
+        name: of the folder.
+        instead: what else the user may do, for the message.
 
     Raises:
         ConfigError: the user has no home folder.
@@ -65,7 +69,7 @@ def cache_folder(name: str) -> Path:
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
-        hint = "set XDG_CACHE_HOME to a folder for it"
+        hint = f"set XDG_CACHE_HOME to a folder for it{instead}"
         raise ConfigError("no home folder for the cache", place="HOME", hint=hint) from None
     return Path(base) / "vlft" / name
 

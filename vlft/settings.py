@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -42,6 +43,7 @@ IN_WORDS = {
     list: "a list", type(None): "nothing",
 }  # fmt: skip
 LARGEST_INT = 2**63 - 1
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def expand_home(path: str) -> str:
 
 def field_type(cls: type, name: str) -> Any:
     """The type of a field's value; of an item, if it is a tuple; without ``None``."""
-    hint = typing.get_type_hints(cls)[name]
+    hint = _type_hints(cls)[name]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
@@ -100,7 +102,7 @@ def field_type(cls: type, name: str) -> Any:
 
 def is_repeatable(cls: type, name: str) -> bool:
     """Whether a field holds many values, a flag for each."""
-    return typing.get_origin(typing.get_type_hints(cls)[name]) is tuple
+    return typing.get_origin(_type_hints(cls)[name]) is tuple
 
 
 def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
@@ -216,7 +218,7 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
         ConfigError: it has another type, or is outside the field's limits.
     """
     if value is None:
-        if type(None) in typing.get_args(typing.get_type_hints(cls)[spec.name]):
+        if type(None) in typing.get_args(_type_hints(cls)[spec.name]):
             return None
         raise ConfigError("found nothing, a value is needed", place=place)
     if spec.metadata["auto"] and isinstance(value, str):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.config import SftConfig
 from vlft.console import warn
-from vlft.data.dataset import parse_spec
+from vlft.data.specs import expand, parse_spec
 from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
 from vlft.files import digest, is_disk_full, json_text, read_object, real_path
 from vlft.settings import convert
@@ -243,13 +243,20 @@ def check_same_data(run: Path, data_files: Iterable[str]) -> None:
 
 
 def data_digests(data_files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each data file by its path; a ``#N`` that draws N records is left out.
+    """SHA-256 of each data file by its path; what follows ``#`` is left out.
+
+    A folder of data has one for each of its files.
 
     Raises:
         DataError: a file is missing.
     """
-    paths = [parse_spec(spec)[0] for spec in data_files]
-    for path in paths:
-        if not path.is_file():
+    named = [parse_spec(spec)[0] for spec in expand(list(data_files))]
+    for path in named:
+        if not path.exists():
             raise DataError("no such file", place=shown(path), hint="put the data file back")
+    paths = [file for path in named for file in (_files_in(path) if path.is_dir() else [path])]
     return {str(path): digest(path) for path in paths}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

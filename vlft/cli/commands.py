@@ -50,6 +50,8 @@ COMMANDS = {
                    "Fine-tune a model with LoRA, QLoRA or fully.", resumes=True),
     "plan": Command(config.PlanConfig, "vlft.planning.report:run_plan",
                     "Show what vlft sft with the same flags would do and need."),
+    "check": Command(config.CheckConfig, "vlft.cli.check:run_check",
+                     "Check data files, and show what vlft sft would read."),
     "infer": Command(config.InferConfig, "vlft.inference.run:run_infer",
                      "Answer a data set, or chat, with a tuned or a base model."),
     "merge-lora": Command(config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlft.config import PANELS
 from vlft.settings import field_type, flag, is_repeatable
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def print_command(name: str, command: Command) -> None:
         row = (flag_text(command.config, spec), help_text(spec))
         panels.setdefault(spec.metadata["panel"], []).append(row)
         if spec.metadata["argument"]:
-            usage.append(row[0] if spec.default is None else f"\\[{row[0]}]")
+            needed = spec.default is None or is_repeatable(command.config, spec.name)
+            usage.append(row[0] if needed else f"\\[{row[0]}]")
+    order = [*PANELS, *panels]
+    panels = {panel: panels[panel] for panel in sorted(panels, key=order.index)}
     panels["Other"] = [
         ("--config PATH", "JSON or YAML file of settings; flags win."),
         ("--debug", "Show the traceback of an error."),
@@ -63,7 +67,7 @@ def _print_page(usage: str, purpose: str, panels: Mapping[str, list[Row]]) -> No
 def flag_text(cls: type, spec: dataclasses.Field[Any]) -> str:
     """The flag with what it takes: ``--lora-rank N``, ``--[no-]use-dora``."""
     if spec.metadata["argument"]:
-        return spec.name.upper()
+        return spec.name.upper() + ("..." if is_repeatable(cls, spec.name) else "")
     value_type = field_type(cls, spec.name)
     name = flag(spec.name)
     if value_type is bool:

@@ -117,6 +117,9 @@ def _read_words(
             alone += rest
             before = given.get(known.name, []) if known.repeatable else None
             given[known.name] = value if before is None else [*before, *value]
+    if arguments and is_repeatable(cls, arguments[-1]):
+        # All the words, and those after the flag of the same name.
+        return given | {arguments[-1]: [*given.get(arguments[-1], []), *alone]}, problems
     place = f"vlft {command}"
     for word in alone[len(arguments) :]:
         hint = f"{place} --help lists the flags"
@@ -144,7 +147,12 @@ def _flags(cls: type) -> dict[str, _Flag]:
         flags[name] = _Flag(field_name, value_type, is_repeatable(cls, field_name))
         if value_type is bool:
             flags[f"no_{name}"] = _Flag(field_name, value_type, negative=True)
-    arguments = [spec.name for spec in dataclasses.fields(cls) if spec.metadata["argument"]]
+    # An argument that takes many words has a flag too.
+    arguments = [
+        spec.name
+        for spec in dataclasses.fields(cls)
+        if spec.metadata["argument"] and not is_repeatable(cls, spec.name)
+    ]
     return {name: known for name, known in flags.items() if name not in arguments}
 
 

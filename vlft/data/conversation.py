@@ -58,10 +58,15 @@ Part = str | ImageRef
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: a role, and text and images in the order they are read."""
+    """One message: a role, and text and images in the order they are read.
+
+    Attributes:
+        is_trained: whether a reply is trained; without meaning for the user's.
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    is_trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,13 @@ class Origin:
     Attributes:
         path: the data file.
         line: number of its line, from 1.
+        number: of the record in the file, from 1.
         id: the record's own, of any type; so is ``meta``.
     """
 
     path: Path
     line: int
+    number: int = 0
     id: Any = None
     meta: Any = None
 
@@ -110,7 +117,7 @@ class Conversation:
     def map_images(self, change: Callable[[ImageRef], ImageRef]) -> Conversation:
         """The same dialogue with every image reference changed."""
         turns = (
-            Turn(t.role, tuple(change(p) if isinstance(p, ImageRef) else p for p in t.parts))
+            replace(t, parts=tuple(change(p) if isinstance(p, ImageRef) else p for p in t.parts))
             for t in self.turns
         )
         return replace(self, turns=tuple(turns))

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from vlft.console import tracked, warn
-from vlft.data.conversation import Origin
-from vlft.data.download import download_images
 from vlft.data.fit import fit
 from vlft.data.image_notes import warn_of_images
-from vlft.data.images import inspect_images
-from vlft.data.layouts import IGNORED, native
-from vlft.data.records import FORMATS, Record, read_records
+from vlft.data.records import Record, RecordError
 from vlft.data.skipped import in_one_line
+from vlft.data.source import describe, problems_of
+from vlft.data.specs import expand, read_files
 from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
-    from vlft.data.conversation import Conversation, ImageFacts, ImageRef
+    from vlft.data.conversation import Conversation
     from vlft.data.encode import EncodedSample, Outline
     from vlft.data.options import DataOptions, Encode
+    from vlft.data.source import Inspected, ReadFile
 
 Item = tuple["Conversation", "Outline", Position]
-Inspected = dict[Path, "ImageFacts | DataError"]
-
-SAMPLED = re.compile(f"(.+(?:{'|'.join(map(re.escape, FORMATS))}))#(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Dataset(Sequence["EncodedSample"]):
@@ -100,29 +93,29 @@ def load_dataset(
     """
     items: list[Item] = []
     drawn: list[Position] = []
-    problems, unusable, long = list[UsageError](), list[UsageError](), list[UsageError]()
+    problems, long = list[UsageError](), list[UsageError]()
     inspected = {} if inspected is None else inspected
-    draws = draws or Draws(options.seed)
-    for number, spec in enumerate(files):
-        try:
-            records = [((number, index), record) for index, record in _read_file(spec, draws)]
-            drawn += [position for position, _ in records]
-            found, wrong, too_long = _check_records(spec, records, encode, options, inspected)
-        except UsageError as error:
-            problems.append(error)
-            unusable.append(error)
+    strict = options.on_bad_sample == "error"
+    read = read_files(expand(files), draws or Draws(options.seed), options, inspected)
+    unusable = [file for file in read if isinstance(file, UsageError)]
+    for number, file in enumerate(read):
+        if isinstance(file, UsageError):
+            problems.append(file)
             continue
+        drawn += [(number, index) for index in file.indices]
+        found, wrong, too_long = _fitted(number, file, encode, options)
         items += found
-        problems, long = problems + wrong, long + too_long
-    raise_all(problems if options.on_bad_sample == "error" else unusable)
+        problems += sorted([*problems_of(file, strict=strict), *wrong], key=number_of)
+        long += too_long
+    raise_all(problems if strict else unusable)
+    for file in read:
+        describe(file)
     if problems:
         warn(in_one_line(problems))
     if not items:
-        raise DataError(
-            "no usable sample is left",
-            place=", ".join(map(shown, files)),
-            hint="correct the records; the warnings above name the first that was skipped",
-        )
+        hint = "correct the records; the warnings above name the first that was skipped"
+        place = ", ".join(map(shown, files))
+        raise DataError("no usable sample is left", place=place, hint=hint)
     return Dataset(items, encode, drawn, [*problems, *long])
 
 
@@ -192,96 +185,38 @@ def _split(data: Dataset, ratio: float, options: DataOptions) -> tuple[Dataset, 
     return train, val
 
 
-def _read_file(spec: str, draws: Draws) -> list[tuple[int, Record | DataError]]:
-    """The records of a file that are used, each with its number in the file."""
-    path, count = parse_spec(spec)
-    records = list(read_records(path))
-    if not records:
-        raise DataError("no records", place=shown(path), hint="add some, or leave it out")
-    return [(index, records[index]) for index in draws.take(path, len(records), count, spec)]
-
-
-def _check_records(
-    spec: str,
-    records: Sequence[tuple[Position, Record | DataError]],
-    encode: Encode,
-    options: DataOptions,
-    inspected: Inspected,
+def _fitted(
+    number: int, file: ReadFile, encode: Encode, options: DataOptions
 ) -> tuple[list[Item], list[UsageError], list[UsageError]]:
-    """The usable records of a file, the problems of others, and those that are too long."""
-    parsed = [(position, _parse(record, options)) for position, record in records]
-    images = [
-        image for _, item in parsed if not isinstance(item, UsageError) for image in item.images
-    ]
-    inspected |= download_images(images, allow_private=options.allow_private_urls)
-    inspected |= inspect_images(
-        (ref.path for ref in images if ref.path not in inspected),
-        rotate=options.rotate,
-        inside=options.confine_images,
-    )
+    """The samples of a file that fit, the problems of others, and those that are too long."""
     good: list[Item] = []
     problems: list[UsageError] = []
     too_long: list[UsageError] = []
-    for position, item in tracked(parsed, "checking samples", len(parsed)):
+    for index, conversation in tracked(file.items, "checking samples", len(file.items)):
         try:
-            conversation = _checked(item, inspected)
             fitted = fit(conversation, encode, options)
-        except UsageError as error:
-            problems.append(error)
+        except DataError as error:
+            problems.append(of_conversation(error, conversation))
             continue
         if fitted is None:
-            found = f"more than {options.max_length} tokens"
-            too_long.append(DataError(found, place=conversation.place))
+            found = DataError(f"more than {options.max_length} tokens")
+            too_long.append(of_conversation(found, conversation))
         else:
-            good.append((*fitted, position))
+            good.append((*fitted, (number, index)))
     if too_long:
         samples = "1 sample" if len(too_long) == 1 else f"{len(too_long)} samples"
-        warn(f"{shown(spec)}: skipped {samples} of more than {options.max_length} tokens")
+        warn(f"{shown(file.path)}: skipped {samples} of more than {options.max_length} tokens")
     return good, problems, too_long
 
 
-def parse_spec(spec: str) -> tuple[Path, int | None]:
-    """The file, and how many of its records to draw; a ``#`` may be part of the file's name."""
-    parts = SAMPLED.fullmatch(spec)
-    if parts is None or Path(spec).exists():
-        return Path(spec), None
-    name, count = parts.groups()
-    if not re.fullmatch(r"0*[1-9][0-9]{0,9}", count):
-        raise DataError(
-            f"found #{count} after the name",
-            place=shown(spec),
-            hint="write FILE#N for N of its records, N from 1 on, or FILE for all",
-        )
-    return Path(name), int(count)
+def number_of(problem: UsageError) -> int:
+    """The number of the record that a problem is of, to sort by."""
+    return problem.record.number if isinstance(problem, RecordError) else 0
 
 
-def _parse(record: Record | DataError, options: DataOptions) -> Conversation | UsageError:
-    if isinstance(record, DataError):
-        return record
-    try:
-        conversation = native(
-            record.fields,
-            place=record.place,
-            folder=options.image_root or record.path.parent,
-            image_tag=options.image_tag,
-            need_response=options.need_response,
-        )
-        rest = (record.fields.get(name) for name in IGNORED)
-        return replace(conversation, origin=Origin(record.path, record.line, *rest))
-    except DataError as error:
+def of_conversation(error: DataError, conversation: Conversation) -> DataError:
+    """The error as one of the record that the conversation was read from."""
+    origin = conversation.origin
+    if origin is None:
         return error
-
-
-def _checked(item: Conversation | UsageError, inspected: Inspected) -> Conversation:
-    """The conversation with the facts about its images; raises the error of the record if any."""
-    if isinstance(item, UsageError):
-        raise item
-
-    def with_facts(image: ImageRef) -> ImageRef:
-        facts = inspected[image.path]
-        if isinstance(facts, DataError):
-            place = f"{item.place}: {image.shown}"
-            raise DataError(facts.message, place=place, hint=facts.hint)
-        return replace(image, facts=facts)
-
-    return item.map_images(with_facts)
+    return RecordError(error, Record(None, origin.path, origin.line, origin.number))

@@ -160,7 +160,7 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     """The ids and labels of a conversation; one that ends with the user is a prompt for a reply.
 
-    The reply of every assistant turn is trained, with its end-of-sentence token.
+    Every reply that is to be trained is, with its end-of-sentence token.
     """
     text, replies = _render(conversation, chat)
     if chat.tokenize_per_message:
@@ -195,7 +195,10 @@ def _render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tup
     )
     text = texts[0]
     cut = len(text) - len(text.lstrip())
-    return text.strip(), [(start - cut, end - cut) for start, end in spans[0]]
+    # Each reply is one span; a chat may have an empty one, which has none.
+    replies = [t for t in conversation.turns if t.role == "assistant" and flat_text(t, "").strip()]
+    trained = [s for s, turn in zip(spans[0], replies, strict=True) if turn.is_trained]
+    return text.strip(), [(start - cut, end - cut) for start, end in trained]
 
 
 def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
@@ -228,7 +231,8 @@ def _tokenize_messages(conversation: Conversation, chat: ChatFormat) -> tuple[li
             labels += [IGNORE] * len(piece)
         else:
             piece = [*tokenize(flat_text(turn, chat.image_tag).strip(), chat)[0], chat.eos_id]
-            labels += [IGNORE if token == chat.image_token_id else token for token in piece]
+            ignored = chat.image_token_id
+            labels += [t if turn.is_trained and t != ignored else IGNORE for t in piece]
         ids += piece
     return ids, labels
 

@@ -20,7 +20,7 @@ def fit(
 
     For inference only the prompt is measured, because the reply is a label and no input.
     """
-    needed = conversation if options.need_response else conversation.without_reply()
+    needed = conversation if options.reading.need_response else conversation.without_reply()
     limit, sample = options.max_length, encode(needed)
     if limit is None or len(sample) <= limit:
         return conversation, outline(sample, options.image_token_id)
@@ -37,7 +37,7 @@ def fit(
     hint = f"{remedy} or truncate-history"
     if options.on_long == "truncate-history":
         hint = f"it is too long even without its history; {remedy}"
-    if not options.need_response:
+    if not options.reading.need_response:
         hint = "shorten it, or leave such records out with --on-bad-sample skip"
     raise DataError(
         f"{len(sample)} tokens, at most {limit} are allowed", place=conversation.place, hint=hint

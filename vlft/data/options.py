@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vlft.data.names import ROLES, role_of
+from vlft.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,11 +34,32 @@ class History:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a record is read; see the flags of the same names.
+
+    Attributes:
+        image_tag: the family's own, read like ``<image>``.
+        need_response: whether a missing reply is an error (training) or a question (inference).
+        columns: role of a conversation -> the column that has it.
+    """
+
+    image_tag: str = "<image>"
+    need_response: bool = True
+    layout: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+    answers: str | None = None
+    preference: str | None = None
+    qa: str = "turns"
+    loss_on: str = "all"
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """How data files are read; see the flags of the same names."""
 
-    image_tag: str
     image_token_id: int
+    reading: Reading = field(default_factory=Reading)
     image_root: Path | None = None
     # The only folder that images are read from, besides downloaded ones; None for any.
     confine_images: Path | None = None
@@ -43,7 +67,6 @@ class DataOptions:
     allow_private_urls: bool = False
     # Whether images are turned by their EXIF orientation.
     rotate: bool = False
-    need_response: bool = True
     on_bad_sample: str = "error"
     on_long: str = "error"
     max_length: int | None = None
@@ -51,3 +74,34 @@ class DataOptions:
     model_length: int | None = None
     seed: int = 0
     history: History = field(default_factory=History)
+
+
+def reading_of(settings: Any, image_tag: str, *, need_response: bool = True) -> Reading:
+    """How the settings of a command say that records are read.
+
+    Raises:
+        ConfigError: ``--columns`` names no role.
+    """
+    names = ("layout", "prompt", "answers", "preference", "qa", "loss_on")
+    given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    return Reading(image_tag, need_response, columns=parse_columns(settings.columns), **given)
+
+
+def parse_columns(given: Sequence[str]) -> dict[str, str]:
+    """Role -> column, from texts like ``response=label,images=photo``.
+
+    Raises:
+        ConfigError: a part is not of this form, or names no role or one twice.
+    """
+    columns: dict[str, str] = {}
+    for part in (part for text in given for part in text.split(",")):
+        name, mark, column = part.partition("=")
+        role = role_of(name.strip())
+        if not mark or role is None or not column or role in columns:
+            raise ConfigError(
+                f"found {part!r}" + (" for a second column" if role in columns else ""),
+                place="--columns",
+                hint=f"write e.g. response=label; before = may stand {', '.join(ROLES)}",
+            )
+        columns[role] = column
+    return columns

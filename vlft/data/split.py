@@ -44,37 +44,41 @@ class Draws:
     independent: bool = False
     taken: dict[Path, set[int]] = field(default_factory=dict)
 
-    def take(self, path: Path, records: int, count: int | None, spec: str) -> list[int]:
+    def take(self, path: Path, records: int, amount: str | None, spec: str) -> list[int]:
         """The records of a file that are read, in its order.
 
         Args:
             path: the file.
             records: how many it has.
-            count: how many to draw; None takes all, also those taken before.
+            amount: how many to draw, or a share of all like ``20%``; None takes all, also those
+                taken before.
             spec: as written, for messages.
 
         Raises:
-            DataError: fewer are left.
+            DataError: none is left.
         """
         taken = self.taken.setdefault(real_path(path), set())
-        if count is None:
+        if amount is None:
             if taken and not self.independent:
                 warn(f"{shown(spec)}: {len(taken)} of its records are taken already, and once more")
             taken.update(range(records))
             return list(range(records))
         free = [i for i in range(records) if self.independent or i not in taken]
+        before = f" ({len(taken)} are taken already)" if len(free) < records else ""
+        if not free:
+            found = f"no record is left{before}"
+            hint = "name another file, or draw fewer of this one before"
+            raise DataError(found, place=shown(spec), hint=hint)
+        count = int(amount) if amount.isdecimal() else _share(amount, records)
         if count > len(free):
-            before = f" ({len(taken)} are taken already)" if len(free) < records else ""
-            raise DataError(
-                f"#{count} asks for more records than the file has{before}",
-                place=shown(spec),
-                hint=f"allowed: #1 to #{len(free)}, or no number for all"
-                if free
-                else "name another file, or draw fewer of this one before",
-            )
-        chosen = sorted(random.Random(self.seed).sample(free, count))
+            warn(f"{shown(spec)}: takes all of its {len(free)} records{before}")
+        chosen = sorted(random.Random(self.seed).sample(free, min(count, len(free))))
         taken.update(chosen)
         return chosen
+
+
+def _share(amount: str, records: int) -> int:
+    return max(1, round(records * float(amount.removesuffix("%")) / 100))
 
 
 def split_off(
@@ -97,7 +101,7 @@ def split_off(
         At least one. If every group is too large, single samples, whose images are trained on too.
     """
     wanted = min(max(1, round(len(drawn) * ratio)), len(positions) - 1)
-    groups = _groups(outlines)
+    groups = _groups(outlines, positions)
     group_of = {index: group for group in groups for index in group}
     index_of = {position: index for index, position in enumerate(positions)}
     chosen: set[int] = set()
@@ -117,8 +121,8 @@ def split_off(
     return chosen or set(random.Random(seed).sample(range(len(positions)), wanted))
 
 
-def _groups(outlines: Sequence[Outline]) -> list[list[int]]:
-    """Indices of the samples that are connected by images, or equal.
+def _groups(outlines: Sequence[Outline], positions: Sequence[Position]) -> list[list[int]]:
+    """Indices of the samples that are connected by images, equal, or of one record.
 
     An image in more than half of the samples, like a reference or a blank one, connects nothing.
     """
@@ -134,11 +138,11 @@ def _groups(outlines: Sequence[Outline]) -> list[list[int]]:
         return index
 
     first: dict[Hashable, int] = {}
-    for index, outline in enumerate(outlines):
+    for index, (outline, position) in enumerate(zip(outlines, positions, strict=True)):
         keys: set[Hashable] = {
             image.digest for image in outline.images if 2 * shown_by[image.digest] <= len(outlines)
         }
-        for key in (*keys, identity(outline)):
+        for key in (*keys, identity(outline), position):
             parent[root(index)] = root(first.setdefault(key, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(outlines)):

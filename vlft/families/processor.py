@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
 from vlft.data.images import decode
-from vlft.data.layouts import native
+from vlft.data.options import Reading
+from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
 from vlft.files import read_object, read_object_if_there
 
@@ -57,13 +58,8 @@ class Processor:
         Raises:
             DataError: a field or an image cannot be used.
         """
-        conversation = native(
-            row,
-            place="row",
-            folder=Path(image_root or "."),
-            image_tag=self.family.image_tag,
-            need_response=False,
-        )
+        reading = Reading(self.family.image_tag, need_response=False)
+        conversation = read_row(row, reading, Path(image_root or "."))
         return self.encode_conversation(conversation)
 
     def with_exif(self, exif: str) -> Processor:

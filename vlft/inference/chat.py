@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from vlft import console
 from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.images import inspect_image
-from vlft.data.layouts import COMMON_TAG, place_images
+from vlft.data.layouts.place import COMMON_TAG, place_in_text
 from vlft.data.records import BOM
 from vlft.errors import LONE_SURROGATE, DataError, VlftError, shown
 from vlft.inference.generate import Sampling, generate_replies
@@ -80,7 +80,7 @@ class _Dialogue:
     def message(self, text: str) -> Turn:
         """The user's next turn, with images at their tags, or at the start if there are no tags."""
         try:
-            return Turn("user", place_images([text], self.images, self.image_tag)[0])
+            return place_in_text(text, self.images, self.image_tag)
         except DataError:
             raise DataError(
                 f"images attached: {len(self.images)}, the message has another number of "

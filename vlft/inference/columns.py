@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import flat_text
-from vlft.data.layouts import COMMON_TAG
+from vlft.data.layouts.place import COMMON_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

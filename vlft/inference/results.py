@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jsonlines
 
 from vlft.checkpoints.identity import is_other
-from vlft.data.layouts import result_lists
+from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, shown
 from vlft.files import json_text, read_object_if_there
 from vlft.inference.columns import Columns, differences

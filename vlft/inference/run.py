@@ -17,10 +17,11 @@ from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
 from vlft.checkpoints.runs import PROVENANCE, check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.data.dataset import Dataset, load_dataset, load_train_and_val, parse_spec
+from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.image_notes import list_notes, warn_of_images
-from vlft.data.options import DataOptions
+from vlft.data.options import DataOptions, reading_of
 from vlft.data.skipped import as_row
+from vlft.data.specs import expand, parse_spec
 from vlft.data.split import read_history
 from vlft.errors import ConfigError, shown
 from vlft.files import digest
@@ -203,13 +204,12 @@ def _answer(
 def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
     """The records to answer; None for a chat."""
     options = DataOptions(
-        image_tag=processor.family.image_tag,
         image_token_id=processor.chat.image_token_id,
+        reading=reading_of(config, processor.family.image_tag, need_response=False),
         image_root=config.image_root,
         confine_images=config.confine_images,
         allow_private_urls=config.allow_private_urls,
         rotate=processor.pixels.rotate,
-        need_response=False,
         on_bad_sample=config.on_bad_sample,
         max_length=processor.max_length - 1,
         seed=config.seed,
@@ -247,7 +247,7 @@ def _validation_set(
         image_root=config.image_root or run.image_root,
         confine_images=config.confine_images or run.confine_images,
         allow_private_urls=config.allow_private_urls or run.allow_private_urls,
-        need_response=True,
+        reading=reading_of(run, processor.family.image_tag),
         on_bad_sample=run.on_bad_sample,
         on_long=run.on_long,
         max_length=min(run.max_length or processor.max_length, processor.max_length),
@@ -270,7 +270,7 @@ def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Pa
         return config.output
     data = "val"
     if not config.load_dataset_config:
-        data = parse_spec(config.dataset[0])[0].name.removesuffix(".jsonl")
+        data = parse_spec(expand(config.dataset)[0])[0].name.removesuffix(".jsonl")
     if tuned is not None:
         merged = "-merged" if config.merge_lora else ""
         return tuned.checkpoint.parent / "infer" / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"

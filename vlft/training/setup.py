@@ -13,6 +13,7 @@ from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
+from vlft.data.specs import expand
 from vlft.errors import ConfigError
 from vlft.settings import check
 from vlft.training.resume import resumed_config
@@ -132,8 +133,8 @@ def _absolute(config: SftConfig) -> SftConfig:
     return dataclasses.replace(
         config,
         model=absolute(model) if model is not None and Path(model).is_dir() else model,
-        dataset=tuple(map(absolute, config.dataset)),
-        val_dataset=tuple(map(absolute, config.val_dataset)),
+        dataset=tuple(map(absolute, expand(config.dataset))),
+        val_dataset=tuple(map(absolute, expand(config.val_dataset))),
         image_root=None if config.image_root is None else config.image_root.absolute(),
         confine_images=config.confine_images and config.confine_images.absolute(),
         adapter=None if config.adapter is None else config.adapter.absolute(),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlft.errors import ConfigError, shown
 from vlft.families.base import is_in
+from vlft.files import cache_folder
 from vlft.vision.batches import encode_batch
 from vlft.vision.shards import SUFFIX
 
@@ -56,12 +57,7 @@ def cache_root() -> Path:
     Raises:
         ConfigError: the user has no home folder.
     """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        hint = "set XDG_CACHE_HOME to a folder for it, or use --vision-cache memory"
-        raise ConfigError("no home folder for the cache", place="HOME", hint=hint) from None
-    return Path(base) / "vlft" / "features"
+    return cache_folder("features", ", or use --vision-cache memory")
 
 
 def plan_cache(

@@ -1,0 +1,66 @@
+"""``vlft check``: what ``vlft sft`` would read of data files, and every problem."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlft.console import info, out
+from vlft.data.check import file_report, lines_of, problem_report, write_messages
+from vlft.data.options import DataOptions, reading_of
+from vlft.data.source import describe, problems_of
+from vlft.data.specs import expand, read_files
+from vlft.data.split import Draws
+from vlft.errors import UsageError, raise_all, shown
+from vlft.settings import check
+
+if TYPE_CHECKING:
+    from vlft.config import CheckConfig
+
+
+def run_check(config: CheckConfig) -> None:
+    """Reports what the data files hold, and writes what was read if that is asked for.
+
+    Raises:
+        UsageError: every problem, unless bad records are to be skipped.
+        typer.Exit: with code 2 in place of it, if the report is JSON.
+    """
+    config = check(config)
+    options = DataOptions(
+        image_token_id=-1,
+        reading=reading_of(config, "<image>"),
+        image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
+        on_bad_sample=config.on_bad_sample,
+        seed=config.seed,
+    )
+    specs = expand([*config.dataset, *config.val_dataset])
+    read = read_files(specs, Draws(options.seed), options, {})
+    strict = config.on_bad_sample == "error"
+    unusable = [file for file in read if isinstance(file, UsageError)]
+    files = [file for file in read if not isinstance(file, UsageError)]
+    problems = [problem for file in read for problem in problems_of(file, strict=strict)]
+    items = [item for file in files for _, item in file.items]
+    if config.write is not None and items:
+        write_messages(config.write, items, overwrite=config.overwrite)
+        samples = "1 sample" if len(items) == 1 else f"{len(items)} samples"
+        info(f"{samples} written to {shown(config.write)}")
+    refused = problems if strict else unusable
+    if not items and not refused:
+        refused = problems
+    reports = [file_report(file) for file in files]
+    if config.json:
+        found = [problem_report(problem) for problem in problems]
+        report = {"files": reports, "problems": found, "usable": not refused}
+        out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
+        if refused:
+            raise typer.Exit(2)
+        return
+    for file, report in zip(files, reports, strict=True):
+        describe(file)
+        for line in lines_of(report):
+            out.print(line, markup=False)
+    raise_all(refused)

@@ -1,0 +1,132 @@
+"""What a check of data files finds: counts, problems, and the conversations as messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from vlft.data.conversation import flat_text
+from vlft.data.layouts.place import COMMON_TAG
+from vlft.data.records import RecordError
+from vlft.errors import ConfigError, shown
+from vlft.files import cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from vlft.data.conversation import Conversation, ImageRef
+    from vlft.data.source import ReadFile
+    from vlft.errors import UsageError
+
+# First bytes of image files -> ending.
+ENDINGS = {
+    b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp",
+    b"II*\0": ".tif", b"MM\0*": ".tif",
+}  # fmt: skip
+
+
+def file_report(file: ReadFile) -> dict[str, Any]:
+    """The counts of a file and how it was read, as JSON values."""
+    items = [item for _, item in file.items]
+    images = [image.facts.digest for item in items for image in item.images if image.facts]
+    return {
+        "file": str(file.path),
+        "container": file.form.kind,
+        "layouts": list(file.form.layouts),
+        "columns": list(file.form.columns),
+        "not_read": list(file.form.unread),
+        "note": file.form.note,
+        "records": len(file.indices),
+        "records_read": len({index for index, _ in file.items}),
+        "samples": len(items),
+        "images": len(images),
+        "distinct_images": len(set(images)),
+        "turns": dict(sorted(Counter(len(item.turns) for item in items).items())),
+    }
+
+
+def problem_report(problem: UsageError) -> dict[str, Any]:
+    """A problem as JSON values."""
+    report: dict[str, Any] = {name: getattr(problem, name) for name in ("place", "message", "hint")}
+    if isinstance(problem, RecordError):
+        record = problem.record
+        report |= {"file": str(record.path), "line": record.line, "record": record.number}
+    return report
+
+
+def write_messages(path: Path, items: Sequence[Conversation], *, overwrite: bool) -> None:
+    """Writes conversations as one object of messages per line.
+
+    Args:
+        path: of the new file; images that data files hold themselves are written into the folder
+            ``NAME_images`` beside it.
+        items: conversations.
+        overwrite: whether the file may be there.
+
+    Raises:
+        ConfigError: it is there.
+    """
+    if path.exists() and not overwrite:
+        hint = "name another file, or add --overwrite"
+        raise ConfigError("the file is there already", place=f"--write {shown(path)}", hint=hint)
+    folder = path.with_name(f"{path.stem}_images")
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for item in items:
+            file.write(_dumps(_as_messages(item, folder)) + "\n")
+    part.replace(path)
+
+
+def _dumps(row: dict[str, Any]) -> str:
+    """The row as JSON on one line, also for readers that know more line ends than newlines."""
+    text = json.dumps(row, ensure_ascii=False)
+    for mark in "\x85\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
+
+
+def _as_messages(item: Conversation, folder: Path) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    if item.system is not None:
+        messages.append({"role": "system", "content": item.system, "loss": False})
+    messages += (
+        {
+            "role": turn.role,
+            "content": flat_text(turn, COMMON_TAG),
+            "loss": turn.role == "assistant" and turn.is_trained,
+        }
+        for turn in item.turns
+    )
+    origin = item.origin
+    return {
+        "messages": messages,
+        "images": [os.path.abspath(_own_path(image, folder)) for image in item.images],  # noqa: PTH100
+        "source": f"{origin.path}:{origin.number}" if origin else "",
+    }
+
+
+def _own_path(image: ImageRef, folder: Path) -> Path:
+    """The file of an image; one that a data file holds is copied into the folder."""
+    if not image.path.is_relative_to(cache_folder("images")):
+        return image.path
+    folder.mkdir(exist_ok=True)
+    with image.path.open("rb") as file:
+        head = file.read(4)
+    ending = next((end for mark, end in ENDINGS.items() if head.startswith(mark)), "")
+    copy = folder / f"{image.path.name}{ending}"
+    if not copy.exists():
+        shutil.copyfile(image.path, copy)
+    return copy
+
+
+def lines_of(report: dict[str, Any]) -> Iterable[str]:
+    """The report of a file for people."""
+    counts = {name: report[name] for name in ("records", "samples", "images")}
+    named = [f"{n} {name if n != 1 else name[:-1]}" for name, n in counts.items()]
+    named[0] += f", {report['records_read']} read"
+    named[2] += f", {report['distinct_images']} distinct"
+    yield f"{shown(report['file'])}: {'; '.join(named)}"

@@ -1,0 +1,88 @@
+"""Data files -> records: containers, told apart by what the file holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlft.data.containers.columnar import read_parquet, read_saved
+from vlft.data.containers.json_text import BrokenTextError, read_json
+from vlft.data.containers.table import read_table
+from vlft.data.containers.text import read_text
+from vlft.data.records import EXAMPLE, Records
+from vlft.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+FORMATS = (*ENDINGS, *(f"{ending}.gz" for ending in ENDINGS))
+NAME_A_FILE = "name a .json, .jsonl, .csv, .tsv or .parquet file, or one of these with .gz"
+_UNPACK = "unpack it, and name the file that it holds"
+# What to do with files that other tools write.
+INSTEAD = {
+    ".xlsx": "save it as CSV UTF-8", ".xls": "save it as CSV UTF-8", ".ods": "save it as CSV UTF-8",
+    ".zst": _UNPACK, ".bz2": _UNPACK, ".xz": _UNPACK, ".zip": _UNPACK, ".gz": _UNPACK,
+    ".tar": f"{_UNPACK}; samples in files of their own become lines of a .jsonl file",
+    ".arrow": "name the folder that holds it together with state.json",
+    ".ndjson": "call it .jsonl",
+}  # fmt: skip
+
+
+def open_records(path: Path) -> Records:
+    """The records of a data file or folder; a bad record is its error, and the others are read.
+
+    Raises:
+        DataError: the file cannot be read at all.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    ending = _ending(path)
+    if ending == ".parquet":
+        return Records(path, "parquet", read_parquet([path]))
+    text = read_text(path)
+    if not text.strip():
+        raise DataError("the file is empty", place=shown(path), hint=EXAMPLE)
+    if ending in (".csv", ".tsv"):
+        return Records(path, *read_table(text))
+    try:
+        return Records(path, *read_json(text))
+    except BrokenTextError as error:
+        place = f"{shown(path)}:{error.line}"
+        raise DataError(error.message, place=place, hint=error.hint) from None
+
+
+def _ending(path: Path) -> str:
+    """The ending that says how to read a file, without .gz.
+
+    Raises:
+        DataError: another one.
+    """
+    name = path.name.lower()
+    ending = next((e for e in ENDINGS if name.endswith((e, f"{e}.gz"))), "")
+    if ending:
+        return ending
+    found = f"found {path.suffix!r} at the end of the name"
+    hint = INSTEAD.get(path.suffix.lower(), NAME_A_FILE)
+    raise DataError(
+        found if path.suffix else "the name has no ending", place=shown(path), hint=hint
+    )
+
+
+def _open_folder(path: Path) -> Records:
+    """The records of a folder of save_to_disk, or of a folder of parquet files.
+
+    Raises:
+        DataError: it is neither.
+    """
+    names = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+    if "state.json" in names and any(name.endswith(".arrow") for name in names):
+        return Records(path, "a folder of save_to_disk", read_saved(path))
+    if names and all(name.endswith(".parquet") for name in names):
+        parts = read_parquet([path / name for name in names])
+        return Records(path, f"a folder of {len(names)} parquet files", parts)
+    held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise DataError(
+        f"found a folder, which holds {held or 'nothing'}",
+        place=shown(path),
+        hint="name a data file, a folder of parquet files alone, or one that save_to_disk wrote",
+    )

@@ -1,0 +1,95 @@
+"""What a user writes after ``--dataset``: files, folders, patterns, and how much of each."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlft.data.containers import FORMATS, open_records
+from vlft.data.source import read_file
+from vlft.errors import DataError, UsageError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlft.data.options import DataOptions
+    from vlft.data.source import Inspected, ReadFile
+    from vlft.data.split import Draws
+
+# Longer endings first: .jsonl.gz is not .jsonl with something behind it.
+_ENDINGS = "|".join(map(re.escape, sorted(FORMATS, key=len, reverse=True)))
+SAMPLED = re.compile(f"(.+(?:{_ENDINGS}))(#)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def expand(files: Sequence[str]) -> list[str]:
+    """The files, with those that match in the place of a pattern like ``data/*.jsonl``.
+
+    Raises:
+        DataError: a pattern matches no file.
+    """
+    made: list[str] = []
+    for spec in files:
+        path, count = parse_spec(spec)
+        if path.exists() or not glob.has_magic(str(path)):
+            made.append(spec)
+            continue
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
+        if not found:
+            raise DataError("matches no file", place=shown(path), hint="check the pattern")
+        made += [name if count is None else f"{name}#{count}" for name in found]
+    return made
+
+
+def read_files(
+    specs: Sequence[str], draws: Draws, options: DataOptions, inspected: Inspected
+) -> list[ReadFile | UsageError]:
+    """The files in order, or the error of one that cannot be read at all."""
+    made: list[ReadFile | UsageError] = []
+    for spec in specs:
+        try:
+            made.append(open_file(spec, draws, options, inspected))
+        except UsageError as error:
+            made.append(error)
+    return made
+
+
+def open_file(spec: str, draws: Draws, options: DataOptions, inspected: Inspected) -> ReadFile:
+    """A data file, or the part of it that is drawn.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
+    path, amount = parse_spec(spec)
+    records = open_records(path)
+    if not len(records):
+        raise DataError("no records", place=shown(path), hint="add some, or leave it out")
+    indices = draws.take(path, len(records), amount, spec)
+    return read_file(records, indices, options, inspected)
+
+
+def parse_spec(spec: str) -> tuple[Path, str | None]:
+    """The file, and how many of its records to draw; a ``#`` may be part of the file's name."""
+    parts = SAMPLED.fullmatch(spec)
+    name, mark, amount = parts.groups() if parts else spec.rpartition("#")
+    is_one = parts or (mark and (Path(name).is_dir() or glob.has_magic(name)))
+    if not is_one or Path(spec).exists():
+        return Path(spec), None
+    return Path(name), _amount(amount, spec)
+
+
+def _amount(text: str, spec: str) -> str:
+    """A number of records, or a share of them like ``20%``.
+
+    Raises:
+        DataError: it is neither.
+    """
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)%", text)
+    if (share and 0 < float(share[1]) <= 100) or re.fullmatch(r"0*[1-9][0-9]{0,9}", text):
+        return text
+    raise DataError(
+        f"found #{text} after the name",
+        place=shown(spec),
+        hint="write FILE#N for N of its records, FILE#20% for a share, or FILE for all",
+    )
