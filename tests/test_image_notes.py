@@ -17,7 +17,8 @@ from conftest import SIGLIP
 from PIL import Image, features
 
 import vlft
-from vlft.config import InferConfig, SftConfig
+from vlft.checkpoints.locate import locate_model
+from vlft.config import InferConfig, MergeLoraConfig, SftConfig
 from vlft.data import image_notes, images
 from vlft.data.image_kinds import what_it_is
 from vlft.data.images import decode, inspect_image, inspect_images
@@ -368,3 +369,7 @@ class TestRuns:
         header = json.loads(Path("b.settings.json").read_text())
         assert header["settings"]["exif"] == "rotate"
         assert header["image_notes"] == []
+        # A merged model turns them, too; the other did not.
+        merged = vlft.merge_lora(MergeLoraConfig(ckpt_dir=rotated, output_dir=Path("merged")))
+        assert locate_model(str(merged.folder)).processor().pixels.rotate
+        assert not locate_model(str(SIGLIP.folder)).processor().pixels.rotate

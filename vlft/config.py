@@ -110,6 +110,10 @@ class SftConfig(ReadingSettings):
     allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str = _data("auto", "Turn images as their EXIF orientation says. auto: only where the "
                       "authors' code does.", choices=EXIF)
+    max_tiles: int | None = _data(None, "Most tiles of an image, for DeepSeek-VL2.", minimum=1,
+                                  default_text="the checkpoint's")
+    max_image_tokens: int | None = _data(None, "Most tokens of an image, for DeepSeek-VL2.",
+                                         minimum=1, default_text="the checkpoint's")
     max_length: int | None = _data(
         None, "Longest sample, in tokens.", minimum=8, default_text="the model's")
     on_long: str = _data("error", "What to do with a longer sample.",
@@ -285,6 +289,10 @@ class InferConfig(ReadingSettings):
     allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str | None = _data(None, "Turn images as their EXIF orientation says.", choices=EXIF,
                              default_text="as in training")
+    max_tiles: int | None = _data(None, "Most tiles of an image, for DeepSeek-VL2.", minimum=1,
+                                  default_text="as in training")
+    max_image_tokens: int | None = _data(None, "Most tokens of an image, for DeepSeek-VL2.",
+                                         minimum=1, default_text="as in training")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
     system: str | None = _data(
         None, "System prompt of a chat; empty for none.", default_text="the family's")

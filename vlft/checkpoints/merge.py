@@ -27,6 +27,7 @@ from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
+from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.files import digest, real_path
 from vlft.settings import check
 
@@ -104,6 +105,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     }
     with temporary_folder(target) as part:
         export_model(model, base, part, **options)
+        state_image_settings(part, ImageSettings.of(tuned.settings), base.processor())
         del model
         gc.collect()  # Modules are in cycles, and would stay beside the model that is loaded now.
         after = _logits(load_model(describe(part), placement), sample.inputs, placement)

@@ -65,6 +65,9 @@ class Pixels:
         inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
             the model.
         fingerprint: text that differs if any setting of the above does.
+        limit: (most tiles, most tokens of an image) -> Pixels that keep to them. Raises ConfigError
+            if no image can. None for a family without tiles.
+        stated: file -> entries of it that say so in a merged model.
         rotate: whether an image is turned by its EXIF orientation when it is opened.
         files: layout -> preprocessor_config.json and processor_config.json; empty for a family with
             one layout, where they are copied.
@@ -78,6 +81,8 @@ class Pixels:
     fingerprint: str
     files: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     rotate: bool = False
+    limit: Callable[[int | None, int | None], Pixels] | None = None
+    stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALF = (0.5, 0.5, 0.5)
-PREPROCESSOR_FILE = "preprocessor_config.json"
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+# A key of one of these files that vlft alone writes and reads: the setting --exif of the training.
+EXIF = "exif"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ def read_settings(
         stated.get("rescale_factor", 0.00392156862745098),
         stated.get("do_normalize", normalise),
     )
+
+
+def stated_exif(folder: Path) -> bool:
+    """Whether the files of a model say that images are turned by their EXIF orientation."""
+    names = (PREPROCESSOR_FILE, PROCESSOR_FILE)
+    return any(read_object_if_there(folder / name).get(EXIF) == "rotate" for name in names)
 
 
 def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:

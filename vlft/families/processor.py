@@ -18,6 +18,7 @@ from vlft.data.images import decode
 from vlft.data.options import Reading
 from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
+from vlft.families.pixels import PROCESSOR_FILE, stated_exif
 from vlft.files import read_object, read_object_if_there
 
 if TYPE_CHECKING:
@@ -61,14 +62,6 @@ class Processor:
         reading = Reading(self.family.image_tag, need_response=False)
         conversation = read_row(row, reading, Path(image_root or "."))
         return self.encode_conversation(conversation)
-
-    def with_exif(self, exif: str) -> Processor:
-        """The processor for ``--exif``: as it is for auto, else with images turned by EXIF."""
-        if exif == "auto" or self.pixels.rotate:
-            return self
-        fingerprint = f"{self.pixels.fingerprint} exif {exif}"
-        pixels = replace(self.pixels, rotate=True, fingerprint=fingerprint)
-        return replace(self, pixels=pixels, chat=replace(self.chat, rotate=True))
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
@@ -160,6 +153,8 @@ def load_processor(
         native = family.native_config(config, image_token_id)
         pixels = family.pixels(folder, config, native)
         _check_token_ids(folder, tokenizer, int(native["text_config"]["vocab_size"]))
+    if stated_exif(folder):
+        pixels = replace(pixels, rotate=True)
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
     border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
@@ -268,7 +263,7 @@ def _check_token_ids(folder: Path, tokenizer: Tokenizer, rows: int) -> None:
 
 
 def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
-    path = folder / "processor_config.json"
+    path = folder / PROCESSOR_FILE
     stated = read_object_if_there(path).get("num_image_tokens")
     if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import ImageOps
 
+from vlft.errors import ConfigError
 from vlft.families.base import Pixels
 from vlft.families.pixels import normalised
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from PIL.Image import Image
     from torch import Tensor
 
@@ -46,8 +49,8 @@ class Tiling:
         return self.side * (self.side + 1) + 1 + down * self.side * (across * self.side + 1)
 
 
-def tiled_pixels(tiling: Tiling) -> Pixels:
-    """The whole view of each image, then its tiles."""
+def tiled_pixels(tiling: Tiling, stated: Mapping[str, Mapping[str, Any]] | None = None) -> Pixels:
+    """The whole view of each image, then its tiles; ``stated`` as in Pixels."""
 
     def view(size: tuple[int, int], count: int) -> tuple[int, Tiles]:
         tiles = _best_grid(size, tiling) if count < NO_TILES_FROM else (1, 1)
@@ -60,7 +63,32 @@ def tiled_pixels(tiling: Tiling) -> Pixels:
         transform=lambda image, tiles: _cut(image, tiles, tiling),
         inputs=lambda views, tiles: {"pixel_values": views, "tiles": torch.tensor(tiles)},
         fingerprint=repr(asdict(tiling)),
+        limit=lambda tiles, tokens: _limited(tiling, tiles, tokens),
+        stated=stated or {},
     )
+
+
+def _limited(tiling: Tiling, most_tiles: int | None, most_tokens: int | None) -> Pixels:
+    """The pixels with those grids alone that have at most so many tiles and tokens."""
+    size = tiling.size
+    grids = {(w, h): (w // size, h // size) for w, h in tiling.candidates}
+    kept = tuple(
+        candidate
+        for candidate, (across, down) in grids.items()
+        if (most_tiles is None or across * down <= most_tiles)
+        and (most_tokens is None or tiling.tokens((across, down)) <= most_tokens)
+    )
+    if not kept:
+        tiles = min(across * down for across, down in grids.values())
+        tokens = min(map(tiling.tokens, grids.values()))
+        raise ConfigError(
+            f"too low for this model: an image has at least {tokens} tokens, {tiles} tile(s)",
+            place="--max-image-tokens" if most_tokens else "--max-tiles",
+            hint="raise it",
+        )
+    entries = {"candidate_resolutions": [list(candidate) for candidate in kept]}
+    stated = {"processor_config.json": entries, "config.json": entries}
+    return tiled_pixels(replace(tiling, candidates=kept), stated)
 
 
 def _best_grid(image: tuple[int, int], tiling: Tiling) -> Tiles:

@@ -24,6 +24,7 @@ from vlft.data.skipped import as_row
 from vlft.data.specs import expand, parse_spec
 from vlft.data.split import read_history
 from vlft.errors import ConfigError, shown
+from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
 from vlft.inference.chat import chat
 from vlft.inference.decoding import record_seed
@@ -64,8 +65,8 @@ def run_infer(config: InferConfig) -> InferResult | None:
         accept = config.accept_changes
         tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
         folder = tuned.base
-    exif = config.exif or (tuned.settings.exif if tuned else "auto")
-    processor = folder.processor().with_exif(exif)
+    treatment = ImageSettings.of(config, tuned.settings if tuned else None)
+    processor = treatment.apply(folder.processor())
     _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
     if config.image_root is not None and data and not any(line.images for line in data.outlines):
@@ -78,7 +79,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
         return None
     results = ResultFile(
         _output(config, folder, tuned),
-        _header(config, sampling, processor, folder, tuned, data, placement),
+        _header(config, sampling, treatment, folder, tuned, data, placement),
         data.conversations,
         processor.chat.system_prompt,
         overwrite=config.overwrite,
@@ -99,7 +100,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
 def _header(
     config: InferConfig,
     sampling: Sampling,
-    processor: Processor,
+    treatment: ImageSettings,
     folder: ModelFolder,
     tuned: Tuned | None,
     data: Dataset,
@@ -116,7 +117,7 @@ def _header(
             "dtype": str(placement.dtype).removeprefix("torch."),
             "quantize": placement.quantize,
             "merge_lora": config.merge_lora,
-            **({"exif": "rotate"} if processor.pixels.rotate else {}),
+            **treatment.changed,
         },
         "model": {
             "name": folder.name,

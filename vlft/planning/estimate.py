@@ -82,9 +82,10 @@ def _folder_sizes(folder: ModelFolder) -> ModelSizes:
 
 def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     """Reads the data and plans the rows of the first epoch, as a run of one process would."""
+    from vlft.families.image_settings import ImageSettings
     from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 
-    processor = folder.processor().with_exif(config.exif)
+    processor = ImageSettings.of(config).apply(folder.processor())
     train, val = load_data(config, processor)
     planner = make_planner(config, processor, train, planned_device(config))
     rows = [row for step in planner.epoch(0) for row in step]

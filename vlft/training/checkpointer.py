@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.checkpoints.adapter import adapter_tensors, save_adapter
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.runs import point, save_checkpoint, write_run_config
+from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.settings import to_json
 from vlft.training.plots import plot_run
 from vlft.training.state import State, random_states, write_state
@@ -100,3 +101,4 @@ class Checkpointer:
             return
         layout = self.folder.layout
         export_model(self.model.module, self.folder, target, layout=layout, dtype=None)
+        state_image_settings(target, ImageSettings.of(self.config), self.folder.processor())

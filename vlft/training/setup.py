@@ -15,6 +15,7 @@ from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.data.specs import expand
 from vlft.errors import ConfigError
+from vlft.families.image_settings import ImageSettings
 from vlft.settings import check
 from vlft.training.resume import resumed_config
 
@@ -79,7 +80,7 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
         quantize=config.quantize,
         attn=config.attn,
     )
-    processor = folder.processor().with_exif(config.exif)
+    processor = ImageSettings.of(config).apply(folder.processor())
     return Setup(_resolved(config, placement), folder, processor, placement, resumed)
 
 

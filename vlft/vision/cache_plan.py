@@ -125,6 +125,8 @@ def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
     settings = json.dumps(config, sort_keys=True, default=str)
     versions = f"{TREATMENT} {PIL.__version__}"
     name, pixels = processor.family.name, processor.pixels.fingerprint
+    if processor.pixels.rotate:
+        pixels += " turned by EXIF"
     digest = hashlib.sha256(f"{name} {stage} {pixels} {settings} {versions}".encode())
     tensors = {name: t for name, t in sorted(model.state_dict().items()) if is_in(name, used)}
     with ThreadPoolExecutor() as threads:  # hashlib works outside of Python's lock.
