@@ -191,6 +191,17 @@ class TestDecoders:
             image.load()
         assert detail in capfd.readouterr().err
 
+    def test_lines_of_pillows_logger(self, capfd):
+        NOISE.save("a.tif")
+        content = bytearray(Path("a.tif").read_bytes())
+        # 60,000 samples a pixel; the three that are described are read all the same.
+        at = content.index(struct.pack("<HHI", 277, 3, 1))
+        content[at + 8 : at + 10] = struct.pack("<H", 60_000)
+        Path("a.tif").write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.tif: not a whole image"):
+            inspect_image(Path("a.tif"))
+        assert capfd.readouterr().err == ""
+
     def test_large_and_allowed_is_no_warning(self, capfd):
         Image.new("1", (10_000, 9_000)).save("a.png")
         assert notes("a.png") == []
@@ -303,6 +314,21 @@ def write_gif(path: str, frames: int) -> None:
     head = b"GIF89a\1\0\1\0\x80\0\0" + b"\0\0\0\xff\xff\xff"
     frame = b"\x21\xf9\4\0\1\0\0\0" + b"\x2c\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
     Path(path).write_bytes(head + frames * frame + b";")
+
+
+def test_heic_is_read_upright_with_the_extra():
+    heif = pytest.importorskip("pillow_heif", reason="the extra vlft[heif]")
+    upright = Image.new("RGB", (96, 64), "white")
+    upright.paste("black", (0, 0, 32, 32))
+    # A camera that was held on its side stores this.
+    stored = heif.from_pillow(upright.transpose(Image.Transpose.ROTATE_90))
+    stored.save("a.heic", exif=with_orientation(6).tobytes(), quality=90)
+    for rotate in (False, True):
+        assert notes("a.heic", rotate=rotate) == []
+        facts = inspect_image(Path("a.heic"), rotate=rotate)
+        image = decode(Path("a.heic"), rotate=rotate)
+        assert facts.size == image.size == upright.size
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).mean() < 5
 
 
 class TestRuns:

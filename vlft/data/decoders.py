@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 import sys
 import threading
@@ -32,13 +33,24 @@ class _Heard(threading.local):
     lines: list[str] | None = None
 
 
+class _Log(logging.Handler):
+    """Gives records of Pillow's logger to the thread that listens."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _add(record.getMessage())
+
+
 class _Warnings:
-    """Gives Python's warnings to threads that listen; counts them, as the filters are global."""
+    """Gives Python's warnings, and Pillow's log, to threads that listen.
+
+    It counts these threads, as the filters of warnings are global.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listening = 0
         self._saved: Any = None
+        self._log = _Log(logging.WARNING)
 
     def start(self) -> None:
         with self._lock:
@@ -50,12 +62,14 @@ class _Warnings:
             # Python shows an equal warning once; here each belongs to another file.
             warnings.filterwarnings("always", module=r"PIL\.")
             warnings.showwarning = _showing(warnings.showwarning)
+            logging.getLogger("PIL").addHandler(self._log)
 
     def stop(self) -> None:
         with self._lock:
             self._listening -= 1
             if not self._listening:
                 self._saved.__exit__(None, None, None)
+                logging.getLogger("PIL").removeHandler(self._log)
 
 
 _heard = _Heard()

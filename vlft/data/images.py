@@ -221,4 +221,9 @@ def _stated_size(file: BufferedReader) -> str:
 def _formats() -> tuple[str, ...]:
     """All formats that Pillow opens, except EPS: Pillow hands it to Ghostscript."""
     Image.init()
+    # The extra vlft[heif] lets Pillow open HEIC.
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return tuple(sorted(Image.OPEN.keys() - {"EPS"}))
