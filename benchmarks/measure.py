@@ -77,8 +77,6 @@ def apart(work: Callable[..., Value], *arguments: Any) -> Value:
 
 def _start_apart(threads: int) -> None:
     torch.set_num_threads(threads)
-    # As in the command line: the workers that decode images are forked.
-    multiprocessing.set_start_method("fork", force=True)
     # -3: M_MMAP_THRESHOLD of mallopt(3).
     ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
 

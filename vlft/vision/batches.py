@@ -1,23 +1,23 @@
-"""Images -> features, in batches; worker processes decode while the towers encode."""
+"""Images -> features, in batches; threads decode the next ones while the towers encode."""
 
 from __future__ import annotations
 
-import functools
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vlft.console import tracked
 from vlft.distributed import SINGLE
-from vlft.errors import DataError
 from vlft.families.base import is_in
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+    from concurrent.futures import Future
 
     from vlft.data.encode import EncodedImage
     from vlft.distributed import World
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Pixels per batch: one image of 1024 x 1024, or 7 views of 384 x 384. A constant, because the size
 # of a batch changes the last bits of its features, and a run must be repeatable bit for bit.
 PIXELS_AT_ONCE = 1024**2
-# Fewer batches are decoded in the main process, sooner than worker processes would start.
-BATCHES_FOR_WORKERS = 8
+# Batches that each thread decodes ahead.
+AHEAD = 2
 
 
 def encode_all(
@@ -47,17 +47,7 @@ def encode_all(
     cut = cut_batches(images, processor)
     wanted = [batch for batch in cut if any(image.key in missing for image in batch)]
     batches = wanted[world.rank :: world.size]
-    workers = _workers(len(batches))
-    loader: DataLoader[Tensor | None] = DataLoader(
-        batches,  # type: ignore[arg-type]
-        batch_size=None,
-        collate_fn=functools.partial(_decode, processor),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        # Drawing from the default generator would change the dropout masks of the run.
-        generator=torch.Generator(),
-    )
-    items = zip(batches, loader, strict=True)
+    items = _decoded(processor, batches)
     with torch.no_grad():
         for batch, views in tracked(items, "encoding images", len(batches)):
             found = encode_batch(model, processor, batch, stage, views)
@@ -106,21 +96,24 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
     return batches
 
 
-def _decode(processor: Processor, images: Sequence[EncodedImage]) -> Tensor | None:
-    """(V, 3, H, W), verified; None on an error, which the main process meets again and raises.
+def _decoded(
+    processor: Processor, batches: Sequence[Sequence[EncodedImage]]
+) -> Iterator[tuple[Sequence[EncodedImage], Tensor]]:
+    """The batches with their views (V, 3, H, W), verified; threads decode the next ones."""
+    threads = _threads()
+    waiting: deque[tuple[Sequence[EncodedImage], Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(processor.pixel_values, batch, verify=True)))
+            if len(waiting) == AHEAD * threads:
+                first, views = waiting.popleft()
+                yield first, views.result()
+        for batch, views in waiting:
+            yield batch, views.result()
 
-    A worker process could raise it with a traceback in its message only.
-    """
-    try:
-        return processor.pixel_values(images, verify=True)
-    except DataError:
-        return None
 
-
-def _workers(batches: int) -> int:
-    """Number of worker processes that decode so many batches."""
-    if batches < BATCHES_FOR_WORKERS:
-        return 0
+def _threads() -> int:
+    """Number of threads that decode. Pillow and numpy compute without Python's lock."""
     # macOS and Windows cannot tell which cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(4, max(1, (cores or 1) // 2))
