@@ -79,7 +79,7 @@ def launch(
 
 def finish(processes: list, home: Path) -> list[int]:
     for process in processes:
-        process.join(60)
+        process.join(240)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

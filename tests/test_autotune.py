@@ -38,7 +38,7 @@ def before_step_one(case, tmp_path, monkeypatch):
     def start(work):
         def train(job, position, *_):
             work(job)
-            return position
+            return position, None
 
         monkeypatch.setattr(run, "train", train)
         vlft.sft(config)

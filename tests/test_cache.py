@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from unittest.mock import Mock
@@ -29,12 +30,14 @@ from tolerances import assert_close
 
 import vlft
 from vlft.checkpoints.load import empty_model
+from vlft.checkpoints.locate import describe
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.cli.cache import run_cache
 from vlft.errors import VlftError
 from vlft.packing.packer import Packer
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
+from vlft.training.samples import load_data, loop_options, make_planner
 from vlft.vision import batches, cache_plan
 from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.cache import Images, fill
@@ -348,17 +351,21 @@ def test_encoding_draws_no_random_number(model, processor, images):
 
 
 @only_siglip
-def test_decoding_in_worker_processes_changes_nothing(model, processor, images, monkeypatch):
+def test_decoding_ahead_changes_nothing(model, processor, images, monkeypatch):
     def encode():
         keys = {image.key for image in images}
         return dict(batches.encode_all(model, processor, images, "aligned", keys))
 
     monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
-    here = encode()
-    monkeypatch.setattr(batches, "BATCHES_FOR_WORKERS", 1)
-    there = encode()
-    assert here.keys() == there.keys()
-    assert all(torch.equal(here[key], there[key]) for key in here)
+    monkeypatch.setattr(batches, "AHEAD", 1)
+    found = []
+    # Fewer batches than are decoded ahead, as many, and more.
+    for threads in (1, len(images), 4):
+        monkeypatch.setattr(batches, "_threads", lambda threads=threads: threads)
+        found.append(encode())
+    assert [list(features) for features in found] == [[image.key for image in images]] * 3
+    for features in found[1:]:
+        assert all(torch.equal(features[key], found[0][key]) for key in features)
 
 
 class TestRuns:
@@ -376,11 +383,19 @@ class TestRuns:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return [row["images_encoded"] for row in map(json.loads, lines) if "loss" in row]
 
-    def check_every_step_encodes(self, run):
-        """The samples of a step may share one image; all steps need more than the 3 that exist."""
-        encoded = self.encoded(run)
-        assert all(count >= 1 for count in encoded)
-        assert sum(encoded) > 3
+    def images_in_rows(self, case, config):
+        """Distinct images in the rows of each step, which towers without a cache encode."""
+        processor = describe(case.folder).processor()
+        data = load_data(config, processor)[0]
+        planner = make_planner(config, processor, data, "cpu")
+        steps = loop_options(config, planner.schedule).total_steps
+        return [
+            sum(
+                len({image.key for index in plan.members for image in data.outlines[index].images})
+                for plan in plans
+            )
+            for plans in islice(planner.steps(), steps)
+        ]
 
     def test_each_image_is_encoded_once_in_two_epochs_and_two_runs(self, case, tmp_path, capfd):
         first = vlft.sft(self.config(case, tmp_path)).run
@@ -397,13 +412,16 @@ class TestRuns:
 
     @only_siglip
     def test_off_encodes_each_image_once_per_row(self, case, tmp_path):
-        run = vlft.sft(self.config(case, tmp_path, vision_cache="off")).run
-        self.check_every_step_encodes(run)
+        config = self.config(case, tmp_path, vision_cache="off", tokens_per_microbatch=60)
+        images = self.images_in_rows(case, config)
+        assert self.encoded(vlft.sft(config).run) == images
+        # More than the 3 that exist, also within a step.
+        assert max(images) > 3
 
     @only_siglip
     def test_nothing_is_cached_if_the_tower_trains(self, case, tmp_path):
-        run = vlft.sft(self.config(case, tmp_path, train_vision=True)).run
-        self.check_every_step_encodes(run)
+        config = self.config(case, tmp_path, train_vision=True)
+        assert self.encoded(vlft.sft(config).run) == self.images_in_rows(case, config)
         assert list_cache() == []
 
     @only_siglip

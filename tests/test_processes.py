@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import pickle
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import SIGLIP, VL2_NOAUX, only_siglip
+from conftest import GOLDEN, SIGLIP, VL2_NOAUX, only_siglip
 from launched import adapter, finish, launch, metrics, rehearse_on_the_cpu, run_of, small_config
 from safetensors.torch import load_file
 from tolerances import assert_close
@@ -20,7 +23,7 @@ import vlft
 from vlft.checkpoints.load import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.distributed import SINGLE
-from vlft.errors import ConfigError
+from vlft.errors import CollectedError, ConfigError, DataError, StoppedError, VlftError
 from vlft.training.accelerator import start_backend
 
 
@@ -155,7 +158,61 @@ def test_an_error_is_said_once(config, tmp_path):
     assert not texts[1]
 
 
+def replacing_an_image() -> None:
+    """Replaces an image that rank 1 encodes, after all ranks have checked the data."""
+    from vlft.training import run
+    from vlft.vision import batches
+
+    batches.PIXELS_AT_ONCE = 1
+    fill = run.fill
+
+    def fill_after_a_change(plan, model, processor, images, world):
+        if world.is_rank_zero:
+            images[1].path.write_bytes(b"another image")
+        return fill(plan, model, processor, images, world)
+
+    run.fill = fill_after_a_change
+
+
+@only_siglip
+def test_an_image_that_one_rank_cannot_read_ends_all(config, tmp_path):
+    config = dataclasses.replace(
+        config, image_root=shutil.copytree(GOLDEN / "images", tmp_path / "images")
+    )
+    home = tmp_path / "two"
+    assert finish(launch(config, home, replacing_an_image), home) == [2, 2]
+    texts = [(home / f"errors-{index}.txt").read_text() for index in range(2)]
+    assert "the image has changed since the data was checked" in texts[0]
+    assert not texts[1]
+
+
+class OwnError(DataError):
+    """An error with arguments and an attribute of its own."""
+
+    def __init__(self, columns: list[str]) -> None:
+        super().__init__(f"found {columns}", place="a.csv", hint="name them")
+        self.columns = columns
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        VlftError("found", place="a.png", hint="put it back"),
+        StoppedError(),
+        CollectedError([ConfigError("a"), OwnError(["b"])]),
+        OwnError(["b", "c"]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_travel_between_processes(error):
+    for other in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(other) is type(error)
+        assert (str(other), other.args) == (str(error), error.args)
+        assert other.exit_code == error.exit_code
+        assert repr(vars(other)) == repr(vars(error))
+
+
 def test_a_single_process_communicates_with_nobody():
-    found = SINGLE.all_reduce(1.5, 2.0), SINGLE.broadcast("a"), SINGLE.all_gather(3)
+    found = SINGLE.all_reduce(1.5, 2.0), SINGLE.on_rank_zero(lambda: "a"), SINGLE.all_gather(3)
     assert found == ((1.5, 2.0), "a", [3])
     SINGLE.barrier()

@@ -30,7 +30,7 @@ from vlft.checkpoints.runs import (
     save_checkpoint,
     sweep,
 )
-from vlft.errors import CheckpointError, ConfigError, UsageError, VlftError
+from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.families.base import encode_images
 from vlft.training import loop
 from vlft.training.backend import Backend
@@ -88,6 +88,22 @@ def stop_after(monkeypatch, steps: int):
         if len(taken) == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return original(job, rows)
+
+    monkeypatch.setattr(loop, "take_step", take_step)
+
+
+def empty_images_after(monkeypatch, step: int, root: Path):
+    """Empties all image files after the given step."""
+    taken = []
+    original = loop.take_step
+
+    def take_step(job, rows):
+        done = original(job, rows)
+        taken.append(1)
+        if len(taken) == step:
+            for path in root.glob("*.*"):
+                path.write_bytes(b"")
+        return done
 
     monkeypatch.setattr(loop, "take_step", take_step)
 
@@ -280,6 +296,37 @@ class TestResume:
         assert found[0] == found[1]
         bests = [(run / "best").resolve().name for run in (whole.run, rest.run)]
         assert bests[0] == bests[1]
+
+    @pytest.mark.parametrize(
+        ("case", "step"), [(SIGLIP, 1), (VL2_NOAUX, 2)], indirect=["case"], ids=str
+    )
+    def test_a_changed_image_is_named_and_nothing_is_lost(
+        self, config, monkeypatch, tmp_path, step
+    ):
+        """Without a cache the towers read files again: before step 2, or in an evaluation."""
+        root = shutil.copytree(GOLDEN / "images", tmp_path / "images")
+        settings = dataclasses.replace(
+            config, image_root=root, vision_cache="off", val_ratio=0.4, save_steps=100, eval_steps=2
+        )
+        whole = vlft.sft(settings)
+        with monkeypatch.context() as patch:
+            empty_images_after(patch, step, root)
+            with pytest.raises(DataError, match=r"(?s)g: the image has changed.*with --resume"):
+                vlft.sft(settings)
+        shutil.copytree(GOLDEN / "images", root, dirs_exist_ok=True)
+        (cut,) = settings.output_dir.glob("*/v1-*")
+        assert [number for number, _ in checkpoints_in(cut)] == [step]
+        assert [row["step"] for row in metrics(cut) if "val_loss" in row] == [0]
+        assert vlft.sft(vlft.SftConfig(resume=cut)).best_loss == whole.best_loss
+        assert same_bits(adapter(whole.run), adapter(cut))
+
+    @only_siglip
+    def test_images_may_change_once_their_features_are_kept(self, config, monkeypatch, tmp_path):
+        root = shutil.copytree(GOLDEN / "images", tmp_path / "images")
+        empty_images_after(monkeypatch, 1, root)
+        assert vlft.sft(
+            dataclasses.replace(config, image_root=root, vision_cache="memory")
+        ).finished
 
     @only_siglip
     def test_a_finished_run_stays_as_it_is(self, config):

@@ -47,16 +47,6 @@ class World:
 
             wait_for_everyone()
 
-    def broadcast(self, value: Value) -> Value:
-        """The value of rank 0, on every rank."""
-        if self.size == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        values = [value]
-        broadcast_object_list(values)
-        return values[0]
-
     def all_gather(self, value: Value) -> list[Value]:
         """The values of all ranks, by rank."""
         if self.size == 1:
@@ -66,24 +56,42 @@ class World:
         found: list[Value] = gather_object([value])
         return found
 
-    def on_rank_zero(self, work: Callable[[], None]) -> None:
-        """Runs work on rank 0 while the other ranks wait.
+    def on_rank_zero(self, work: Callable[[], Value]) -> Value:
+        """What work returns on rank 0, on every rank. It raises errors as ``together`` does."""
+
+        def own_work() -> Value | None:
+            return work() if self.is_rank_zero else None
+
+        found: Value = self.together(own_work)[0]
+        return found
+
+    def together(self, work: Callable[[], Value]) -> list[Any]:
+        """Runs work on every rank; returns what it returned, by rank, once all are done.
 
         Raises:
-            VlftError: on rank 0, if the work raised it. The other ranks exit with its code, so that
-                none of them waits for a rank that is gone.
+            VlftError: on rank 0, if the work raised it anywhere; so too OSError. See ``end_if``.
         """
+        value: Any = None
         problem: VlftError | OSError | None = None
-        if self.is_rank_zero:
-            try:
-                work()
-            except (VlftError, OSError) as error:
-                problem = error
-        code = self.broadcast(None if problem is None else getattr(problem, "exit_code", 1))
-        if problem is not None:
-            raise problem
-        if code is not None:
-            raise SystemExit(code)
+        try:
+            value = work()
+        except (VlftError, OSError) as error:
+            problem = error
+        self.end_if(problem)
+        return self.all_gather(value)
+
+    def end_if(self, problem: VlftError | OSError | None) -> None:
+        """Ends the run on all ranks if any has a problem, so that none waits for one that is gone.
+
+        Raises:
+            VlftError: the first problem, on rank 0; so too OSError. The other ranks exit with its
+                code, so that there is one message.
+        """
+        found = [error for error in self.all_gather(problem) if error is not None]
+        if found and self.is_rank_zero:
+            raise problem or found[0]
+        if found:
+            raise SystemExit(getattr(found[0], "exit_code", 1))
 
     def all_reduce(self, *values: float) -> tuple[float, ...]:
         """Sums over the ranks in float64, equal on all of them."""

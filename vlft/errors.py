@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +41,17 @@ class VlftError(Exception):
         self.place = _short(printable(place))  # e.g. ``train.jsonl:17`` or ``--lora-rank``
         self.hint = _short(printable(hint))  # what to do next
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, with which ranks exchange errors: __init__ takes no such arguments."""
+        return _unpickled, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         head = f"{self.place}: {self.message}" if self.place else self.message
         return f"{head}\n hint: {self.hint}" if self.hint else head
+
+
+def _unpickled(kind: type[VlftError], args: tuple[Any, ...]) -> VlftError:
+    return kind.__new__(kind, *args)
 
 
 class VerificationError(VlftError):

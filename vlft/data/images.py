@@ -73,11 +73,8 @@ def decode(path: Path, *, digest: str | None = None, rotate: bool = False) -> Im
     """
 
     def read(file: BufferedReader, _lines: list[str]) -> Image.Image:
-        if digest is not None and _digest(file) != digest:
-            raise DataError(
-                "the image has changed since the data was checked",
-                hint="start again, and do not write to the images until training has begun",
-            )
+        if digest is not None:
+            _check_digest(file, digest)
         with Image.open(file, formats=_formats()) as image:
             image.load()
             turning = TURNS.get(orientation(image)) if rotate else None
@@ -86,6 +83,11 @@ def decode(path: Path, *, digest: str | None = None, rotate: bool = False) -> Im
             return rgb if turning is None else rgb.transpose(turning)
 
     return _read(path, read, "")
+
+
+def check_unchanged(path: Path, digest: str) -> None:
+    """Raises DataError if a file is missing or has another SHA-256 than given."""
+    _read(path, lambda file, _lines: _check_digest(file, digest), "")
 
 
 def inspect_image(path: Path, *, place: str = "", rotate: bool = False) -> ImageFacts:
@@ -150,6 +152,14 @@ def _read(path: Path, use: Callable[[BufferedReader, list[str]], T], place: str)
 
 def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def _check_digest(file: BufferedReader, digest: str) -> None:
+    if _digest(file) != digest:
+        raise DataError(
+            "the image has changed since the data was checked",
+            hint="put the old file back and go on with --resume, or start again",
+        )
 
 
 def _digest(file: BufferedReader) -> str:

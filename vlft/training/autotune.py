@@ -15,8 +15,8 @@ from vlft import console
 from vlft.errors import VlftError
 from vlft.packing.planner import Planner
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE
-from vlft.training.loop import explaining_memory, pack_row, row_loss
 from vlft.training.model import set_checkpointing
+from vlft.training.rows import explaining_memory, pack_row, row_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,33 +8,39 @@ memory and time, not the result; only dropout masks, which are drawn row by row,
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from vlft import console
-from vlft.errors import VlftError, is_out_of_memory
-from vlft.packing.schedule import divide, row_cost
+from vlft.errors import VlftError
 from vlft.training.interrupt import Interrupt
 from vlft.training.progress import RunLog, Window
+from vlft.training.rows import explaining_memory, own_plans, own_rows, row_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from vlft.data.dataset import Dataset
+    from vlft.errors import DataError
     from vlft.packing.packer import RowPlan
-    from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.checkpointer import Checkpointer
     from vlft.training.job import Job, LoopOptions
     from vlft.training.state import Position
 
 
-def train(job: Job, position: Position, checkpointer: Checkpointer, log: RunLog) -> Position:
-    """Trains from a position to the end, or to an interrupt; returns where it stopped."""
+def train(
+    job: Job, position: Position, checkpointer: Checkpointer, log: RunLog
+) -> tuple[Position, DataError | None]:
+    """Trains from a position to the end, or to an interrupt.
+
+    Returns:
+        Where it stopped, saved, and why if an image could not be read any more.
+    """
     with Interrupt() as interrupt, log:
-        return _Loop(job, position, checkpointer, log, interrupt).run()
+        loop = _Loop(job, position, checkpointer, log, interrupt)
+        return loop.run(), loop.problem
 
 
 @dataclass
@@ -46,18 +52,21 @@ class _Loop:
     checkpointer: Checkpointer
     log: RunLog
     interrupt: Interrupt
+    problem: DataError | None = None
 
     def run(self) -> Position:
         job, position = self.job, self.position
         saved_at = position.step
+        window = Window(**position.window)
+        # What the vision cache took; images of an evaluation are not counted.
+        window.images_encoded += job.images.encoded
         # A new run measures the untrained model first; a resumed one makes up for an evaluation
         # that was interrupted.
         if self._due().evaluate and position.evaluated_step != position.step and self._evaluate():
             self.checkpointer.mark_best(position.step)
-        window = Window(**position.window)
-        window.images_encoded += job.images.encoded
+        window.resume()
         for plans in job.planner.steps(position.step):
-            if position.finished or self._stop_requested():
+            if position.finished or self._stops_before(job.train, plans):
                 break
             self._step(plans, window)
             now = self._due()
@@ -89,9 +98,16 @@ class _Loop:
     def _due(self) -> Due:
         return due(self.position.step, self.job.options, validates=len(self.job.val) > 0)
 
-    def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks stop at the same place."""
-        return self.job.backend.world.all_reduce(float(self.interrupt.asked))[0] > 0
+    def _stops_before(self, data: Dataset, plans: Sequence[RowPlan]) -> bool:
+        """Whether any rank was asked to stop, or cannot read an image of its next rows.
+
+        All ranks stop at the same place.
+        """
+        members = (data.outlines[i] for plan in own_plans(self.job, plans) for i in plan.members)
+        images = (image for outline in members for image in outline.images)
+        self.problem = self.problem or self.job.images.problem_with(images)
+        stops = self.interrupt.asked or self.problem is not None
+        return self.job.backend.world.all_reduce(float(stops))[0] > 0
 
     def _log(self, window: Window) -> Window:
         """Logs a window; returns a new one."""
@@ -106,10 +122,10 @@ class _Loop:
     def _evaluate(self) -> bool:
         """Evaluates and notes the result in the position; returns whether it is the best so far.
 
-        A stop requested meanwhile abandons the evaluation; the resumed run makes up for it.
+        A stop meanwhile abandons the evaluation; the resumed run makes up for it.
         """
         position = self.position
-        loss = evaluate(self.job, self._stop_requested)
+        loss = evaluate(self.job, self._stops_before)
         if loss is None:
             return False
         position.evaluated_step = position.step
@@ -209,73 +225,25 @@ def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
     return total
 
 
-def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
-    """Loss sum of a row in nats, a scalar."""
-    images = job.images.of(row.images)
-    device = job.backend.device
-    loss: torch.Tensor = job.backend.objective(row.to(device), images.to(device))
-    return loss
-
-
-def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[PackedBatch]:
-    """The rows that this rank runs, encoded and packed.
-
-    All ranks run equally many rows, because they wait for each other after every row. A rank with
-    fewer rows than another runs the shortest one with weight zero.
-    """
-    world = job.backend.world
-    shares = divide([row_cost(plan.tokens) for plan in plans], world.size)
-    rows = [pack_row(job, data, plans[index]) for index in shares[world.rank]]
-    missing = max(map(len, shares)) - len(rows)
-    if missing:
-        shortest = pack_row(job, data, min(plans, key=lambda plan: plan.tokens))
-        rows += [replace(shortest, weight=torch.zeros_like(shortest.weight))] * missing
-    return rows
-
-
-def pack_row(job: Job, data: Dataset, plan: RowPlan) -> PackedBatch:
-    """A planned row with its samples encoded."""
-    return job.planner.packer.row([data[index] for index in plan.members])
-
-
-@contextmanager
-def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
-    """Turns running out of memory into an error that says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        limit = job.planner.packer.tokens_per_row
-        lower = f"lower --tokens-per-microbatch (now {limit})"
-        if len(row) > limit:
-            lower = "it is one sample: lower --max-length"
-        raise VlftError(
-            f"out of memory with a row of {len(row)} tokens",
-            place=str(job.backend.device),
-            hint=f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
-        ) from error
-
-
 @torch.no_grad()
-def evaluate(job: Job, stop_requested: Callable[[], bool]) -> float | None:
+def evaluate(job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool]) -> float | None:
     """Loss of the validation set, in nats per supervised token.
 
     Args:
         job: see Job.
-        stop_requested: asked between batches, on all ranks; see the return value.
+        stops_before: called on all ranks before the rows of each batch; see the return value.
 
     Returns:
-        None if a stop was requested before the end.
+        None if it stopped before the end.
     """
     job.backend.objective.eval()
     loss, targets = 0.0, 0
     size = job.options.batch_size
     for start in range(0, len(job.val), size):
-        if stop_requested():
-            return None
         batch = job.val[start : start + size]
         plans = job.planner.packer.plan(batch.outlines)
+        if stops_before(batch, plans):
+            return None
         for row in own_rows(job, batch, plans):
             with explaining_memory(job, row):
                 loss += row_loss(job, row).item()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +56,7 @@ from vlft.vision.cache_plan import plan_cache
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
@@ -148,7 +148,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
     try:
-        position = train(job, position, checkpointer, _open_log(job, run, position))
+        position, problem = train(job, position, checkpointer, _open_log(job, run, position))
     except OSError as error:
         remedy = "make room" if is_disk_full(error) else "correct that"
         saved = bool(checkpoints_in(run))
@@ -160,7 +160,9 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
         ) from error
     # What is left of the model is transformers' own.
     restore(model.module)
-    return _close(run, position, time.perf_counter() - started)
+    result = _close(run, position, time.perf_counter() - started)
+    backend.world.end_if(problem)
+    return result
 
 
 def _prepare_images(
@@ -175,8 +177,9 @@ def _prepare_images(
     images = distinct_images(data)
     trains_aligner = any(is_in(name, parts.aligner) for name in trained)
     stage: Stage = "vision" if trains_aligner else "aligned"
-    plan = plan_cache(config.vision_cache, model, processor, images, stage)
-    plan = backend.world.broadcast(plan)
+    plan = backend.world.on_rank_zero(
+        lambda: plan_cache(config.vision_cache, model, processor, images, stage)
+    )
     if images:
         backend.check_cache(plan)
     return fill(plan, model, processor, images, backend.world)
@@ -213,16 +216,15 @@ def _open_run(
     backend: Backend,
 ) -> Path:
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
-    run = Path() if setup.resumed is None else setup.resumed.parent
 
-    def prepare() -> None:
-        nonlocal run
+    def prepare() -> Path:
         if setup.resumed is None:
             run = new_run_folder(config.output_dir, setup.model_name)
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
             write_findings(run, data)
         else:
+            run = setup.resumed.parent
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)
@@ -230,9 +232,9 @@ def _open_run(
                 record_changes(run, setup.changed, setup.folder, data)
         if setup.resumed is None or config != setup.config:
             write_run_config(run, to_json(config))
+        return run
 
-    backend.world.on_rank_zero(prepare)
-    run = backend.world.broadcast(run)
+    run = backend.world.on_rank_zero(prepare)
     start_trackers(backend.accelerator, config, run, position.step)
     return run
 

@@ -1,7 +1,7 @@
 """The vision cache: frozen towers encode every distinct image once, before the first step.
 
-    images of all samples -> distinct by content and tiles -> those not on disk -> decoded in worker
-    processes, encoded in batches -> features in memory, or in checked files on disk
+    images of all samples -> distinct by content and tiles -> those not on disk -> decoded by
+    threads, encoded in batches -> features in memory, or in checked files on disk
 
 The cached features are the input of the first trained module: aligned features if the aligner is
 frozen, else features of the towers.
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vlft import console
+from vlft.data.images import check_unchanged
 from vlft.distributed import SINGLE
+from vlft.errors import DataError
 from vlft.vision.batches import encode_all
 from vlft.vision.encode import RowImages, pixels_of
 from vlft.vision.shards import read_shards, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vlft.data.encode import EncodedImage
@@ -53,6 +55,16 @@ class Images:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     encoded: int = 0
     reused: int = 0
+
+    def problem_with(self, images: Iterable[EncodedImage]) -> DataError | None:
+        """Why the towers cannot read one of these images any more; features are kept."""
+        if self.stage == "pixels":
+            for image in {image.key: image for image in images}.values():
+                try:
+                    check_unchanged(image.path, image.digest)
+                except DataError as error:
+                    return error
+        return None
 
     def of(self, images: Sequence[EncodedImage]) -> RowImages:
         """The distinct images of a row, as far as they are encoded."""
@@ -91,7 +103,7 @@ def fill(
     world.barrier()
     started = time.perf_counter()
     if plan.where == "memory":
-        features.update(encode(missing))
+        world.together(lambda: features.update(encode(missing)))
     elif any(world.all_gather(bool(missing))):
         features = _encode_to_disk(plan.folder, keys, encode, missing, world)
     seconds = time.perf_counter() - started
@@ -120,14 +132,12 @@ def _encode_to_disk(
     world: World,
 ) -> dict[str, Tensor]:
     """The features of all keys, mapped from files, to which the missing ones are added."""
-    _write_all(encode(missing, world), folder)
-    world.barrier()
+    world.together(lambda: _write_all(encode(missing, world), folder))
     features, _ = read_shards(folder, keys)
+    # Ranks on another machine wrote to a disk that is not shared.
     missing = set(keys) - features.keys()
-    if missing:  # Ranks on another machine wrote to a disk that is not shared.
-        _write_all(encode(missing), folder)
-        features, _ = read_shards(folder, keys)
-    return features
+    world.together(lambda: _write_all(encode(missing), folder))
+    return read_shards(folder, keys)[0] if missing else features
 
 
 def _write_all(encoded: Iterator[tuple[str, Tensor]], folder: Path) -> None:

@@ -1,0 +1,75 @@
+"""Planned rows -> this rank's rows, encoded and packed -> their loss."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlft.errors import VlftError, is_out_of_memory
+from vlft.packing.schedule import divide, row_cost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vlft.data.dataset import Dataset
+    from vlft.packing.packer import RowPlan
+    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.training.job import Job
+
+
+def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
+    """Loss sum of a row in nats, a scalar."""
+    images = job.images.of(row.images)
+    device = job.backend.device
+    loss: torch.Tensor = job.backend.objective(row.to(device), images.to(device))
+    return loss
+
+
+def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[PackedBatch]:
+    """The rows of ``own_plans``, encoded and packed."""
+    rows = []
+    for plan in own_plans(job, plans):
+        row = pack_row(job, data, plan)
+        without_weight = replace(row, weight=torch.zeros_like(row.weight))
+        rows.append(row if plan.targets else without_weight)
+    return rows
+
+
+def own_plans(job: Job, plans: Sequence[RowPlan]) -> list[RowPlan]:
+    """The rows that this rank runs.
+
+    All ranks run equally many rows, because they wait for each other after every row. A rank with
+    fewer rows than another runs the shortest one without targets.
+    """
+    world = job.backend.world
+    shares = divide([row_cost(plan.tokens) for plan in plans], world.size)
+    own = [plans[index] for index in shares[world.rank]]
+    shortest = min(plans, key=lambda plan: plan.tokens)
+    return own + [replace(shortest, targets=0)] * (max(map(len, shares)) - len(own))
+
+
+def pack_row(job: Job, data: Dataset, plan: RowPlan) -> PackedBatch:
+    """A planned row with its samples encoded."""
+    return job.planner.packer.row([data[index] for index in plan.members])
+
+
+@contextmanager
+def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
+    """Turns running out of memory into an error that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        limit = job.planner.packer.tokens_per_row
+        lower = f"lower --tokens-per-microbatch (now {limit})"
+        if len(row) > limit:
+            lower = "it is one sample: lower --max-length"
+        raise VlftError(
+            f"out of memory with a row of {len(row)} tokens",
+            place=str(job.backend.device),
+            hint=f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
+        ) from error
