@@ -13,7 +13,7 @@ from vlft.data.conversation import ImageRef
 from vlft.data.download import ADDRESS, image_ref
 from vlft.data.embedded import store
 from vlft.data.layouts.fields import as_text, wrong_type
-from vlft.errors import DataError, shown
+from vlft.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,23 +131,3 @@ def _decoded(kind: str, body: str, name: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         found = f"{name}: an embedded image is not base64 ({error})"
         raise DataError(found, hint="write the image again, or its path") from None
-
-
-def near_path(path: Path) -> str:
-    """A file whose name almost is that of a missing one, as a hint; empty if there is none."""
-    import unicodedata
-
-    if "\\" in str(path) and path.with_name(path.name.replace("\\", "/")).exists():
-        return f"there is {path.name.replace(chr(92), '/')}; write / in the place of \\"
-    try:
-        names = [item.name for item in path.parent.iterdir()]
-    except OSError:
-        return ""
-    wanted = unicodedata.normalize("NFC", path.name)
-    for name in names:
-        other = unicodedata.normalize("NFC", name)
-        if other == wanted:
-            return f"there is {name!r} in another Unicode form ({name!a})"
-        if other.casefold() == wanted.casefold():
-            return f"there is {shown(path.with_name(name))}"
-    return ""

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft.console import info, tracked, warn
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
 from vlft.data.layouts.ask import LayoutError, with_columns
+from vlft.data.missing import near_image, root_of
 from vlft.data.read import read_record
 from vlft.data.records import RecordError
-from vlft.data.references import near_path
 from vlft.errors import DataError, UsageError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageFacts, ImageRef
     from vlft.data.options import DataOptions
     from vlft.data.read import ReadRecord
     from vlft.data.records import Record, Records
 
-Inspected = dict[Path, "ImageFacts | DataError"]
+Inspected = dict["Path", "ImageFacts | DataError"]
 MISSING = "no such image"
 
 
@@ -141,7 +140,7 @@ def _with_facts(
         facts = inspected[image.path]
         if isinstance(facts, DataError):
             if facts.message == MISSING:
-                facts = DataError(MISSING, hint=hint or near_path(image.path) or facts.hint)
+                facts = DataError(MISSING, hint=hint or near_image(image) or facts.hint)
             raise RecordError(facts, record, image.shown)
         return replace(image, facts=facts)
 
@@ -151,18 +150,12 @@ def _with_facts(
 def _root_hint(
     images: Sequence[ImageRef], inspected: Inspected, path: Path, image_root: Path | None
 ) -> str:
-    """The folder in which all images of a file are found, if they are not where they should be."""
+    """Where all images of a file are, if some are not where they should be."""
     local = [image for image in images if image.address is None]
-    given = {image.given for image in local if not Path(image.given).is_absolute()}
-    missing = any(_is_missing(inspected[image.path]) for image in local)
-    if not missing or not given or image_root is not None:
+    if image_root is not None or not any(_is_missing(inspected[ref.path]) for ref in local):
         return ""
-    here = Path.cwd()
-    for root in (here, *path.absolute().parents):
-        if all((root / name).is_file() for name in given):
-            name = os.path.relpath(root) if root.is_relative_to(here) else str(root)
-            return f"from {name} all are found: add --image-root {name}"
-    return ""
+    root = root_of(local, path)
+    return f"from {root} all are found: add --image-root {root}" if root else ""
 
 
 def _is_missing(facts: ImageFacts | DataError) -> bool:
