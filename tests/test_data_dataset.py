@@ -689,3 +689,79 @@ def test_progress_of_the_checks_is_shown_at_a_terminal(image, monkeypatch, termi
     assert len(load_dataset([write("a.jsonl", rows)], encode, OPTIONS)) == 3
     for words in ("checking images", "checking samples"):
         assert (words in seen.getvalue()) == terminal
+
+
+class TestFlags:
+    """What the data leave open, and the flags that decide it."""
+
+    def test_a_column_that_no_record_has(self):
+        write("a.jsonl", [{"query": "q", "label": "r", "id": 1}])
+        data = load("a.jsonl", columns={"response": "label"})
+        assert data.conversations[0].reply == "r"
+        assert data.flags == {"--columns response=label"}
+        options = dataclasses.replace(
+            OPTIONS,
+            reading=dataclasses.replace(READING, columns={"response": "label", "images": "x"}),
+        )
+        found = message(lambda: load_train_and_val(["a.jsonl"], [], 0, encode, options))
+        assert found == (
+            "--columns images=x: no record has the column 'x'\n"
+            " hint: check its name; vlft check lists the columns"
+        )
+
+    def test_a_prompt_that_no_record_needs(self):
+        write("a.jsonl", [{"caption": "r"}])
+        write("b.jsonl", [{"query": "q", "response": "r"}])
+        reading = dataclasses.replace(READING, prompt="Say.", columns={"response": "caption"})
+        options = dataclasses.replace(OPTIONS, reading=reading)
+        both = load_train_and_val(["a.jsonl"], ["b.jsonl"], 0, encode, options)
+        assert [queries(data) for data in both] == [["Say."], ["q"]]
+        reading = dataclasses.replace(READING, prompt="Say.")
+        options = dataclasses.replace(OPTIONS, reading=reading)
+        found = message(lambda: load_train_and_val(["b.jsonl"], [], 0, encode, options))
+        assert found.startswith("--prompt: every record has a question of its own")
+
+    def test_samples_of_one_record_stay_together(self):
+        rows = [{"question": f"q{i}", "answers": [f"{i}a", f"{i}b", f"{i}a"]} for i in range(6)]
+        write("a.jsonl", rows)
+        reading = dataclasses.replace(READING, answers="each")
+        train, val = load_train_and_val(
+            ["a.jsonl"], [], 0.3, encode, dataclasses.replace(OPTIONS, reading=reading)
+        )
+        assert len(train) + len(val) == 12
+        assert not {position[1] for position in train.positions} & {p[1] for p in val.positions}
+        assert [item.reply for item in load("a.jsonl", answers="most").conversations] == [
+            f"{i}a" for i in range(6)
+        ]
+
+    def test_questions_of_a_record_as_samples(self, image):
+        turns = [["<image>one", "1"], ["two", "2"], ["three", "3"]]
+        texts = [{"user": q, "assistant": a} for q, a in turns]
+        write("a.jsonl", [{"texts": texts, "images": [image]}])
+        assert [flat(item) for item in load("a.jsonl", qa="samples").conversations] == [
+            ["{a.png}one", "1"], ["{a.png}two", "2"], ["{a.png}three", "3"],
+        ]  # fmt: skip
+        assert len(load("a.jsonl").conversations[0].turns) == 6
+
+    def test_one_question_for_the_whole_file(self):
+        rows = [{"caption": "c", "n": i} | ({"more": 1} if i else {}) for i in range(30)]
+        write("a.jsonl", rows)
+        assert message(lambda: load("a.jsonl")) == (
+            "a.jsonl:1: no question and no reply among the columns that are known "
+            "(columns: caption, n, more) (so are all 30 records)\n hint: name it: --columns "
+            "query=COLUMN, or --prompt TEXT if it is the same for all; --columns response=COLUMN"
+        )
+
+    def test_a_pattern_of_folders_and_their_parts(self):
+        arrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        Path("shards").mkdir()
+        for name, start in (("b", 3), ("a", 0)):
+            rows = [{"query": str(i), "response": "r"} for i in range(start, start + 3)]
+            parquet.write_table(
+                arrow.Table.from_pylist(rows), f"shards/{name}.parquet", row_group_size=2
+            )
+        assert queries(load("shards")) == list("012345")
+        assert len(load("shards#4")) == 4
+        assert load("shards").conversations[5].place == "shards:6"

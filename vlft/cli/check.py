@@ -10,14 +10,17 @@ import typer
 from vlft.console import info, out
 from vlft.data.check import file_report, lines_of, problem_report, write_messages
 from vlft.data.options import DataOptions, reading_of
-from vlft.data.source import describe, problems_of
+from vlft.data.source import describe, idle_flags, problems_of
 from vlft.data.specs import expand, read_files
 from vlft.data.split import Draws
 from vlft.errors import UsageError, raise_all, shown
 from vlft.settings import check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlft.config import CheckConfig
+    from vlft.data.source import ReadFile
 
 
 def run_check(config: CheckConfig) -> None:
@@ -48,19 +51,30 @@ def run_check(config: CheckConfig) -> None:
         write_messages(config.write, items, overwrite=config.overwrite)
         samples = "1 sample" if len(items) == 1 else f"{len(items)} samples"
         info(f"{samples} written to {shown(config.write)}")
+    if items:
+        idle = idle_flags({flag for file in files for flag in file.flags}, options.reading)
+        problems, unusable = [*problems, *idle], [*unusable, *idle]
     refused = problems if strict else unusable
     if not items and not refused:
         refused = problems
+    _show(files, problems, is_usable=not refused, as_json=config.json)
+    if not config.json:
+        raise_all(refused)
+    if refused:
+        raise typer.Exit(2)
+
+
+def _show(
+    files: Sequence[ReadFile], problems: Sequence[UsageError], *, is_usable: bool, as_json: bool
+) -> None:
+    """Prints the report: as one JSON object with the problems, or lines without them."""
     reports = [file_report(file) for file in files]
-    if config.json:
+    if as_json:
         found = [problem_report(problem) for problem in problems]
-        report = {"files": reports, "problems": found, "usable": not refused}
+        report = {"files": reports, "problems": found, "usable": is_usable}
         out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
-        if refused:
-            raise typer.Exit(2)
         return
     for file, report in zip(files, reports, strict=True):
         describe(file)
         for line in lines_of(report):
             out.print(line, markup=False)
-    raise_all(refused)

@@ -11,7 +11,7 @@ from vlft.data.fit import fit
 from vlft.data.image_notes import warn_of_images
 from vlft.data.records import Record, RecordError
 from vlft.data.skipped import in_one_line
-from vlft.data.source import describe, problems_of
+from vlft.data.source import ReadFile, describe, idle_flags, problems_of
 from vlft.data.specs import expand, read_files
 from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlft.data.conversation import Conversation
     from vlft.data.encode import EncodedSample, Outline
     from vlft.data.options import DataOptions, Encode
-    from vlft.data.source import Inspected, ReadFile
+    from vlft.data.source import Inspected
 
 Item = tuple["Conversation", "Outline", Position]
 
@@ -33,6 +33,7 @@ class Dataset(Sequence["EncodedSample"]):
         encode: of the processor.
         drawn: positions of all records, skipped ones too.
         skipped: why records were skipped, an error for each.
+        flags: see ReadRecord.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Dataset(Sequence["EncodedSample"]):
         encode: Encode,
         drawn: Sequence[Position] = (),
         skipped: Sequence[UsageError] = (),
+        flags: frozenset[str] = frozenset(),
     ) -> None:
         self._items = tuple(items)
         self.conversations = tuple(conversation for conversation, _, _ in items)
@@ -48,6 +50,7 @@ class Dataset(Sequence["EncodedSample"]):
         self.positions = tuple(position for _, _, position in items)
         self.drawn = tuple(drawn)
         self.skipped = tuple(skipped)
+        self.flags = flags
         self._encode = encode
 
     def __len__(self) -> int:
@@ -116,7 +119,8 @@ def load_dataset(
         hint = "correct the records; the warnings above name the first that was skipped"
         place = ", ".join(map(shown, files))
         raise DataError("no usable sample is left", place=place, hint=hint)
-    return Dataset(items, encode, drawn, [*problems, *long])
+    flags = frozenset(flag for file in read if isinstance(file, ReadFile) for flag in file.flags)
+    return Dataset(items, encode, drawn, [*problems, *long], flags)
 
 
 def load_train_and_val(
@@ -154,6 +158,7 @@ def load_train_and_val(
             problems.append(error)
     raise_all(problems)
     train, val = loaded
+    raise_all(idle_flags(train.flags | val.flags, options.reading))
     warn_of_images(train.conversations + val.conversations)
     if not val_files and len(train) > 1 and val_ratio > 0:
         return _split(train, val_ratio, options)

@@ -13,6 +13,7 @@ from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.draft import ImagePart
 from vlft.data.layouts.fields import Fields
 from vlft.data.layouts.place import NAMED, ImagePlacer
+from vlft.data.layouts.question import PROMPT
 from vlft.data.names import IMAGES, KEPT, KNOWN
 from vlft.data.records import Record, RecordError
 from vlft.data.references import has_bytes, image_refs, images_by_tag, is_empty
@@ -43,12 +44,14 @@ class ReadRecord:
         layout: that was found.
         columns: names that were read.
         unread: names of filled columns that were not.
+        flags: those of ``--columns`` and ``--prompt`` that decided something.
     """
 
     conversations: tuple[Conversation, ...]
     layout: Layout
     columns: tuple[str, ...]
     unread: tuple[str, ...]
+    flags: frozenset[str]
 
 
 def read_record(record: Record, reading: Reading, folder: Path) -> ReadRecord:
@@ -105,7 +108,10 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
             checked = _checked(part, reading)
             made.append(Conversation(checked, draft.system, record.place, origin))
     columns = tuple(name for name in fields.values if name in fields.read)
-    return ReadRecord(tuple(made), layout, columns, unread)
+    flags = {f"--columns {role}={name}" for role, name in fields.given.items()}
+    if any(message.name == PROMPT for draft in drafts for message in draft.messages):
+        flags.add(PROMPT)
+    return ReadRecord(tuple(made), layout, columns, unread, frozenset(flags))
 
 
 def _image_column(fields: Fields) -> str | None:

@@ -10,17 +10,18 @@ from vlft.console import info, tracked, warn
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
 from vlft.data.layouts.ask import LayoutError, with_columns
+from vlft.data.layouts.question import PROMPT
 from vlft.data.missing import near_image, root_of
 from vlft.data.read import read_record
 from vlft.data.records import RecordError
-from vlft.errors import DataError, UsageError, shown
+from vlft.errors import ConfigError, DataError, UsageError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageFacts, ImageRef
-    from vlft.data.options import DataOptions
+    from vlft.data.options import DataOptions, Reading
     from vlft.data.read import ReadRecord
     from vlft.data.records import Record, Records
 
@@ -64,6 +65,7 @@ class ReadFile:
         items: conversations with their images checked, each with the index of its record.
         problems: of the other records.
         indices: of the records that were drawn.
+        flags: see ReadRecord.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class ReadFile:
     items: tuple[tuple[int, Conversation], ...]
     problems: tuple[RecordError, ...]
     indices: tuple[int, ...]
+    flags: frozenset[str]
 
 
 def read_file(
@@ -111,7 +114,8 @@ def read_file(
     items = [(index, item) for index, item in items if index not in problems]
     ordered = tuple(problems[index] for index in sorted(problems))
     form = _form(records, [made for _, made in read])
-    return ReadFile(path, form, tuple(items), ordered, tuple(indices))
+    flags = frozenset(flag for _, made in read for flag in made.flags)
+    return ReadFile(path, form, tuple(items), ordered, tuple(indices), flags)
 
 
 def _read(record: Record | RecordError, options: DataOptions, folder: Path) -> ReadRecord:
@@ -186,6 +190,28 @@ def problems_of(file: ReadFile | UsageError, *, strict: bool) -> list[UsageError
     if isinstance(file, UsageError):
         return [file]
     return list(for_the_file(file) if strict else file.problems)
+
+
+def idle_flags(used: Collection[str], reading: Reading) -> list[UsageError]:
+    """The errors of ``--columns`` and ``--prompt`` that decide nothing in what was read.
+
+    Args:
+        used: those that decide something, see ReadRecord.
+        reading: what they say.
+    """
+    idle: list[UsageError] = [
+        ConfigError(
+            f"no record has the column {name!r}",
+            place=f"--columns {role}={name}",
+            hint="check its name; vlft check lists the columns",
+        )
+        for role, name in reading.columns.items()
+        if f"--columns {role}={name}" not in used
+    ]
+    if reading.prompt is not None and PROMPT not in used:
+        found = "every record has a question of its own"
+        idle.append(ConfigError(found, place=PROMPT, hint="leave it out"))
+    return idle
 
 
 def describe(file: ReadFile | UsageError) -> None:

@@ -62,7 +62,7 @@ def open_file(spec: str, draws: Draws, options: DataOptions, inspected: Inspecte
         DataError: it cannot be read at all.
     """
     path, amount = parse_spec(spec)
-    records = open_records(path)
+    records = open_records(path, options.reading.columns.values())
     if not len(records):
         raise DataError("no records", place=shown(path), hint="add some, or leave it out")
     indices = draws.take(path, len(records), amount, spec)

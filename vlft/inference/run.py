@@ -21,9 +21,10 @@ from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions, reading_of
 from vlft.data.skipped import as_row
+from vlft.data.source import idle_flags
 from vlft.data.specs import expand, parse_spec
 from vlft.data.split import read_history
-from vlft.errors import ConfigError, shown
+from vlft.errors import ConfigError, raise_all, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
 from vlft.inference.chat import chat
@@ -217,6 +218,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
     )
     if config.dataset:
         data = load_dataset(config.dataset, processor.encode_conversation, options)
+        raise_all(idle_flags(data.flags, options.reading))
         warn_of_images(data.conversations)
         return data
     if not config.load_dataset_config or tuned is None:

@@ -12,6 +12,7 @@ from vlft.data.records import EXAMPLE, Records
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -28,8 +29,12 @@ INSTEAD = {
 }  # fmt: skip
 
 
-def open_records(path: Path) -> Records:
+def open_records(path: Path, named: Collection[str] = ()) -> Records:
     """The records of a data file or folder; a bad record is its error, and the others are read.
+
+    Args:
+        path: of it.
+        named: columns that the user has named.
 
     Raises:
         DataError: the file cannot be read at all.
@@ -45,7 +50,7 @@ def open_records(path: Path) -> Records:
     if ending in (".csv", ".tsv"):
         return Records(path, *read_table(text))
     try:
-        return Records(path, *read_json(text))
+        return Records(path, *read_json(text, named))
     except BrokenTextError as error:
         place = f"{shown(path)}:{error.line}"
         raise DataError(error.message, place=place, hint=error.hint) from None

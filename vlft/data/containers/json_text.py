@@ -11,7 +11,7 @@ from vlft.data.records import BOM, EXAMPLE, kind_of
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from vlft.data.records import Found
 
@@ -57,8 +57,12 @@ _lenient = json.JSONDecoder()
 _blank = re.compile(f"[ \\t\\r\\n{BOM}]*")
 
 
-def read_json(text: str) -> tuple[str, list[Found], str]:
+def read_json(text: str, named: Collection[str] = ()) -> tuple[str, list[Found], str]:
     """The kind of a JSON text, its records, and a note on where they were found.
+
+    Args:
+        text: of the file.
+        named: further keys that only a record has.
 
     Raises:
         BrokenTextError: an array, or the one object of the file, cannot be read to its end.
@@ -68,7 +72,12 @@ def read_json(text: str) -> tuple[str, list[Found], str]:
         return "a JSON array", list(_array(text, start)), ""
     found = list(_objects(text, start))
     line, only = found[0]
-    if len(found) == 1 and isinstance(only, dict) and only and not OF_A_RECORD & only.keys():
+    if (
+        len(found) == 1
+        and isinstance(only, dict)
+        and only
+        and only.keys().isdisjoint({*OF_A_RECORD, *named})
+    ):
         return _inside(text, start, line, only)
     return "JSON Lines", found, ""
 

@@ -90,7 +90,7 @@ class ImagePlacer:
         for index, parts in zip(shared, filled, strict=True):
             pieces[index] = parts
         return [
-            Turn(_role(message), _joined(parts), message.is_trained)
+            Turn(_role(message), _joined(parts), message.is_trained or message.speaker == "user")
             for message, parts in zip(messages, pieces, strict=True)
         ]
 

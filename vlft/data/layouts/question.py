@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vlft.data.layouts.fields import Fields
     from vlft.data.options import Reading
 
+# The name of a question that the user gave.
+PROMPT = "--prompt"
 HISTORY = '"history": [["question", "reply"]]'
 
 
@@ -62,7 +64,7 @@ def _is_list(fields: Fields, name: str) -> bool:
 
 def _question(fields: Fields, names: list[str], reading: Reading) -> Message:
     if not names:
-        return Message("user", (str(reading.prompt),), "--prompt")
+        return Message("user", (str(reading.prompt),), PROMPT)
     text = fields.text(names[0])
     if names[0] == "instruction" and fields.values.get("input") is not None:
         more = fields.text("input") if fields.is_free("input") else ""
