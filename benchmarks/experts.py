@@ -94,7 +94,7 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
         )  # fmt: skip
         config._experts_implementation = "grouped_mm"
         with device:
-            experts = PLAIN_EXPERTS(config).to(dtype).requires_grad_(False)
+            experts = PLAIN_EXPERTS[0](config).to(dtype).requires_grad_(False)
         for weight in experts.parameters():
             weight.normal_(std=0.02)
         return experts

@@ -83,8 +83,8 @@ def random_model(
             nn.init.normal_(parameter, std=0.02)
     # The folder does not exist, so that the settings of the pixels are the defaults.
     pixels = family.pixels(Path("/nonexistent"), {"model_type": family_name}, native)
-    views = torch.zeros(1 + tiles[0] * tiles[1], 3, pixels.size, pixels.size)
-    inputs = moved(pixels.inputs(views, [tiles]), model.get_input_embeddings().weight)
+    views = tuple(torch.zeros(count, 3, side, side) for count, side in pixels.sizes(tiles))
+    inputs = moved(pixels.inputs([views], [tiles]), model.get_input_embeddings().weight)
     with torch.no_grad():
         image_tokens = len(encode_images(family, model, inputs, [tiles]))
     return RandomModel(native, family, model, tuned, pixels, tiles, image_tokens)

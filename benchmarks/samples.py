@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.models import RandomModel
+    from vlft.families.base import Views
 
 SEED = 0
 BOS = 1
@@ -57,21 +58,28 @@ WORKLOADS = {
 class RandomProcessor(Processor):
     """A processor whose images are random values in memory instead of files, by their keys.
 
-    ``views`` are (V, 3, H, W) float32 on the CPU, as decoded; ``inputs`` are the model's.
+    ``views`` are float32 on the CPU, as decoded; ``inputs`` are the model's.
     """
 
-    views: dict[str, Tensor]
-    inputs: dict[str, dict[str, Tensor]]
+    views: dict[str, Views]
+    inputs: dict[str, dict[str, Any]]
 
-    def pixel_values(self, images: Sequence[EncodedImage], **_: bool) -> Tensor:
+    def pixel_values(self, images: Sequence[EncodedImage], **_: bool) -> list[Views]:
         """See Processor."""
-        return torch.cat([self.views[image.key] for image in images])
+        return [self.views[image.key] for image in images]
 
-    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
         """See Processor."""
         parts = [self.inputs[image.key] for image in images]
         names = parts[0] if parts else ()
-        return {name: torch.cat([part[name] for part in parts]) for name in names}
+        return {name: joined([part[name] for part in parts]) for name in names}
+
+
+def joined(values: list[Any]) -> Any:
+    """Tensors or lists end to end."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return [item for value in values for item in value]
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,14 @@ def random_samples(workload: Workload, built: RandomModel, count: int) -> Sample
     targets = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
 
     pixels, tiles = built.pixels, built.tiles
-    size = (1 + tiles[0] * tiles[1], 3, pixels.size, pixels.size)
-    views = {image.key: torch.randn(size, generator=generator) for image in images}
-    inputs = {k: moved(pixels.inputs(v, [tiles]), built.weight) for k, v in views.items()}
+    views = {
+        image.key: tuple(
+            torch.randn(count, 3, side, side, generator=generator)
+            for count, side in pixels.sizes(tiles)
+        )
+        for image in images
+    }
+    inputs = {k: moved(pixels.inputs([v], [tiles]), built.weight) for k, v in views.items()}
     # Nothing else of the chat format is asked for where there is no text.
     chat = cast("ChatFormat", SimpleNamespace(image_token_id=image_token_id))
     processor = RandomProcessor(built.family, chat, pixels, 4096, views, inputs)

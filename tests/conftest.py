@@ -15,6 +15,7 @@ import torch
 
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.families.image_settings import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,12 +40,14 @@ class FamilyCase:
         checkpoint: golden checkpoint of the family.
         roles: user and assistant, as the golden conversations write them.
         rows: samples that are compared one by one; fewer where images are slow to encode.
+        image_mode: a small one, of the families that have modes. They take single pages.
     """
 
     family: str
     checkpoint: str
     roles: tuple[str, str]
     rows: int = 20
+    image_mode: str | None = None
 
     def __str__(self) -> str:
         return self.checkpoint
@@ -52,6 +55,11 @@ class FamilyCase:
     @property
     def folder(self) -> Path:
         return GOLDEN / "checkpoints" / self.checkpoint
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of a run."""
+        return {"image_mode": self.image_mode} if self.image_mode else {}
 
     @property
     def cases(self) -> Path:
@@ -69,8 +77,11 @@ VL2_NOAUX = FamilyCase("deepseek_vl2", "deepseek-vl2-noaux", TOKENS, rows=10)
 JANUS = FamilyCase("janus", "janus", WORDS)
 JANUS_PRO = FamilyCase("janus", "janus-pro", TOKENS)
 
+OCR = FamilyCase("deepseek_ocr", "deepseek-ocr", TOKENS, rows=5, image_mode="tiny")
+OCR2 = FamilyCase("deepseek_ocr2", "deepseek-ocr2", TOKENS, rows=5, image_mode="small")
+
 # Golden numbers are compared on every checkpoint, properties of any model on one of each family.
-MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO]
+MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO, OCR, OCR2]
 ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
 only_siglip = pytest.mark.only_siglip
 
@@ -144,8 +155,8 @@ def folder(case) -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
-def processor(folder):
-    return folder.processor()
+def processor(case, folder):
+    return ImageSettings(image_mode=case.image_mode).apply(folder.processor())
 
 
 @pytest.fixture
@@ -174,8 +185,11 @@ def shared_model(folder):
 PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")
 
 
-def make_rows(count: int = 24) -> list[dict[str, Any]]:
-    """Rows with shared images and prompts, repeats, text alone, history, several images."""
+def make_rows(count: int = 24, case: FamilyCase = SIGLIP) -> list[dict[str, Any]]:
+    """Rows with shared images and prompts, repeats, text alone, history, several images.
+
+    Of the last two kinds only what the family takes.
+    """
     rows: list[dict[str, Any]] = []
     for index in range(count - 4):
         rows.append(
@@ -196,6 +210,10 @@ def make_rows(count: int = 24) -> list[dict[str, Any]]:
         }
     )
     rows.append({"query": "Hello.", "response": "Bye.", "system": "Be brief."})
+    if case.image_mode:
+        (asked, _), images = rows[-2]["history"][0], ["photo_a.jpg"]
+        rows[-2] = {"query": asked, "response": "A chart.", "images": images}
+        rows = [{key: row[key] for key in row if key != "system"} for row in rows]
     return rows
 
 

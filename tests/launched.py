@@ -24,7 +24,8 @@ def small_config(case, tmp_path: Path) -> vlft.SftConfig:
     """Rows of one and of three samples, text alone among them, the aligner trained."""
     return vlft.SftConfig(
         model=str(case.folder),
-        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10, case))),),
+        **case.settings,
         image_root=GOLDEN / "images",
         val_ratio=0.2,
         output_dir=tmp_path / "output",

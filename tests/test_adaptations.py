@@ -20,6 +20,7 @@ from transformers.utils import TransformersKwargs
 
 from vlft.checkpoints.load import empty_model
 from vlft.models.adaptations import (
+    HEAD_BY_HEAD,
     HeadByHead,
     prepare_for_inference,
     prepare_for_training,
@@ -125,16 +126,18 @@ def test_lora_on_experts_becomes_pefts_own(model, folder, inputs, language):
 
 class TestSamAttention:
     @pytest.mark.parametrize("relative", [True, False])
-    def test_same_output_and_gradients(self, relative):
+    @pytest.mark.parametrize("plain_class", HEAD_BY_HEAD)
+    def test_same_output_and_gradients(self, plain_class, relative):
         torch.manual_seed(0)
+        # All classes read the same fields.
         config = SamVisionConfig(
             hidden_size=48, num_attention_heads=3, image_size=80, patch_size=16,
             use_rel_pos=relative,
         )  # fmt: skip
-        plain = SamVisionSdpaAttention(config, 0).double()
+        plain = plain_class(config, 0).double()
         for parameter in plain.parameters():
             nn.init.normal_(parameter, std=0.3)
-        ours = HeadByHead(config, 0).double()
+        ours = HEAD_BY_HEAD[plain_class](config, 0).double()
         ours.load_state_dict(plain.state_dict())
         images = torch.randn(2, 5, 5, 48, dtype=torch.float64, requires_grad=True)
         weights = torch.randn_like(images)

@@ -27,7 +27,8 @@ def before_step_one(case, tmp_path, monkeypatch):
     """A function that starts a run and calls another with its job instead of training."""
     config = vlft.SftConfig(
         model=str(case.folder),
-        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10))),),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(10, case))),),
+        **case.settings,
         image_root=GOLDEN / "images",
         output_dir=tmp_path / "output",
         batch_size=9,

@@ -25,8 +25,8 @@ FLAGS = {
         --layout --columns --prompt --answers --preference --qa
         --model --revision --hub --dtype --device --quantize --attn
         --dataset --val-dataset --val-ratio --image-root --confine-images
-        --allow-private-urls --exif --max-tiles --max-image-tokens --max-length --on-long
-        --on-bad-sample --loss-on
+        --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --max-length
+        --on-long --on-bad-sample --loss-on
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
@@ -39,8 +39,10 @@ FLAGS = {
         --layout --columns --prompt --answers --preference --qa
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --accept-changes --load-dataset-config --dataset --image-root --confine-images
-        --allow-private-urls --exif --max-tiles --max-image-tokens --on-bad-sample --system
+        --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens
+        --on-bad-sample --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
+        --no-repeat-ngram --ngram-window
         --batch-size --seed
         --output --overwrite --show-samples
     """,

@@ -644,10 +644,10 @@ class TestEachFactOnce:
         monkeypatch.setattr(batches, "BATCHES_FOR_WORKERS", 0 if workers else 100)
         plan = CachePlan("memory", "aligned", Path(), "")
         cached = fill(plan, shared_model, processor, images)
-        before = [cached.of(sample.images).tensors["features"] for sample in train]
+        before = [cached.of(sample.images).inputs["features"] for sample in train]
         Image.new("RGB", (1500, 20)).save("a.png")
         for sample, expected in zip(train, before, strict=True):
-            assert torch.equal(cached.of(sample.images).tensors["features"], expected)
+            assert torch.equal(cached.of(sample.images).inputs["features"], expected)
             tokens = (sample.input_ids == processor.chat.image_token_id).sum()
             assert len(expected) == tokens
         # Features of other bytes must never be kept under this image's key.

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SIGLIP, VL2_MHA
+from conftest import GOLDEN, OCR, OCR2, SIGLIP, VL2_MHA
 from PIL import Image
 
 from vlft.checkpoints.locate import locate_model
 from vlft.config import InferConfig, SftConfig
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, DataError
 from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.families.pixels import HALF
 from vlft.families.tiles import Tiling, tiled_pixels
@@ -98,4 +98,67 @@ def test_a_trained_model_says_so_in_its_files(base, tmp_path):
     for size in SIZES:
         assert there.view(size, 1) == here.view(size, 1)
     tiles = here.view(image.size, 1)[1]
-    assert there.transform(image, tiles).equal(here.transform(image, tiles))
+    (found,), (expected,) = (pixels.transform(image, tiles) for pixels in (there, here))
+    assert found.equal(expected)
+
+
+class TestPages:
+    """DeepSeek-OCR; test_golden.py has the authors' modes and grids."""
+
+    @pytest.fixture
+    def page(self):
+        return locate_model(str(OCR.folder)).processor()
+
+    def test_fewer_tiles(self, page):
+        six = ImageSettings(max_tiles=6).apply(page).pixels
+        for size in [(640, 640), (850, 1100), (1100, 850), (9000, 1000), (2000, 2000)]:
+            tokens, (across, down) = six.view(size, 1)
+            assert across * down <= 6
+            assert tokens == 273 + 10 * down * (10 * across + 1) * (across > 0)
+        assert page.pixels.view((2000, 2000), 1)[1] == (3, 3)
+        assert six.view((2000, 2000), 1)[1] == (2, 2)
+        few = ImageSettings(max_image_tokens=700).apply(page).pixels
+        assert max(few.view(size, 1)[0] for size in SIZES) <= 700
+
+    def test_a_trained_model_says_so_in_its_files(self, page, tmp_path):
+        model = shutil.copytree(OCR.folder, tmp_path / "model")
+        for settings in (ImageSettings(image_mode="small"), ImageSettings(max_tiles=4)):
+            state_image_settings(model, settings, page)
+            there, here = locate_model(str(model)).processor(), settings.apply(page)
+            assert there.pixels.fingerprint == here.pixels.fingerprint
+            assert there.pixels.fingerprint != page.pixels.fingerprint
+            shutil.copy(OCR.folder / "processor_config.json", model)
+
+    @pytest.mark.parametrize(
+        ("case", "settings", "message"),
+        [
+            (OCR2, {"image_mode": "tiny"},
+             "--image-mode: DeepSeek-OCR-2 has no image mode tiny\n"
+             " hint: allowed: gundam, small, base"),
+            (SIGLIP, {"image_mode": "base"},
+             "--image-mode: DeepSeek-VL (SigLIP tower) has no image mode base\n"
+             " hint: leave it out"),
+            (OCR, {"image_mode": "base", "max_tiles": 4},
+             "--max-tiles: DeepSeek-OCR has no tiles in mode base, which could be limited\n"
+             " hint: leave it out"),
+            (OCR, {"max_image_tokens": 272},
+             "--max-image-tokens: found 272; the whole page has 273 in mode gundam\n"
+             " hint: raise it, or choose another --image-mode"),
+        ],
+    )  # fmt: skip
+    def test_refused(self, case, settings, message):
+        with pytest.raises(ConfigError) as error:
+            ImageSettings(**settings).apply(locate_model(str(case.folder)).processor())
+        assert str(error.value) == message
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"history": [["<image>a", "b"]], "query": "c"}, "2 turns; the model was trained on"),
+            ({"query": "<image><image>a", "images": ["images/ocr_641.png"] * 2}, "2 images; the"),
+            ({"query": "a", "system": "b"}, "a system prompt; the model was trained without"),
+        ],
+    )
+    def test_what_the_authors_code_does_not_take_is_refused(self, page, row, message):
+        with pytest.raises(DataError, match=message):
+            page.encode({"images": ["images/ocr_641.png"] * ("history" in row), **row}, GOLDEN)

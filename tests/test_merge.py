@@ -37,7 +37,7 @@ CHANGES = {
 def runs(tmp_path_factory, case):
     """A function that gives a short run by name, trained at its first call."""
     home = tmp_path_factory.mktemp("merge")
-    data = write_jsonl(home / "train.jsonl", make_rows(16))
+    data = write_jsonl(home / "train.jsonl", make_rows(16, case))
     made = {}
 
     def get(name):
@@ -45,7 +45,7 @@ def runs(tmp_path_factory, case):
             config = vlft.SftConfig(
                 model=str(case.folder), dataset=(str(data),), image_root=GOLDEN / "images",
                 val_ratio=0.0, output_dir=home / name, max_steps=3, batch_size=8,
-                learning_rate=1e-2, show_sample=False,
+                learning_rate=1e-2, show_sample=False, **case.settings,
             )  # fmt: skip
             made[name] = vlft.sft(dataclasses.replace(config, **CHANGES[name])).run
         return made[name]

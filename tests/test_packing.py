@@ -252,7 +252,7 @@ class TestAttention:
         assert output.dtype == torch.bfloat16
         assert [part.dtype for part in gradients] == [part.dtype for part in given]
 
-    def test_rows_do_attend_by_segments(self, model, folder, processor, monkeypatch):
+    def test_rows_do_attend_by_segments(self, case, model, folder, processor, monkeypatch):
         """So that TestSameAsOneAtATime compares this attention."""
         calls = []
         original = attention.BlockAttention.weights
@@ -262,7 +262,7 @@ class TestAttention:
             return original(block, *rest)
 
         monkeypatch.setattr(attention.BlockAttention, "weights", weights)
-        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5)]
+        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
         row = pack(samples, processor.chat.image_token_id)
         with torch.no_grad():
             PackedLoss(model, folder.family)(row, pixels_of(row.images, processor))
@@ -297,8 +297,8 @@ class TestAttention:
 class TestLastLayer:
     """It computes positions with targets alone; TestSameAsOneAtATime compares the output."""
 
-    def test_its_mlp_sees_the_targets_alone(self, model, folder, processor):
-        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5)]
+    def test_its_mlp_sees_the_targets_alone(self, case, model, folder, processor):
+        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
         row = pack(samples, processor.chat.image_token_id)
         seen = []
         layers = model.get_submodule(folder.family.parts.language).layers
@@ -431,7 +431,7 @@ class TestSameAsOneAtATime:
 
     @pytest.fixture
     def samples(self, case, processor):
-        return [processor.encode(row, GOLDEN / "images") for row in make_rows(case.rows)]
+        return [processor.encode(row, GOLDEN / "images") for row in make_rows(case.rows, case)]
 
     @pytest.fixture
     def objective(self, model, folder):

@@ -107,7 +107,8 @@ def test_sizes_of_published_models(known):
 def config(case, tmp_path):
     return PlanConfig(
         model=str(case.folder),
-        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(12))),),
+        dataset=(str(write_jsonl(tmp_path / "train.jsonl", make_rows(12, case))),),
+        **case.settings,
         image_root=GOLDEN / "images",
         batch_size=4,
         tokens_per_microbatch=300,

@@ -42,9 +42,10 @@ from vlft.vision.encode import pixels_of
 @pytest.fixture
 def config(case, train_file, tmp_path):
     """A short LoRA run: 10 samples, 2 of them for validation, 4 steps of 2."""
-    write_jsonl(train_file, make_rows(10))
+    write_jsonl(train_file, make_rows(10, case))
     return vlft.SftConfig(
         model=str(case.folder),
+        **case.settings,
         dataset=(str(train_file),),
         image_root=GOLDEN / "images",
         val_ratio=0.2,
@@ -203,7 +204,7 @@ class TestInvariance:
         sample = processor.encode(make_rows(5)[0], GOLDEN / "images")
         images = pixels_of(sample.images, processor)
         assert model.is_gradient_checkpointing
-        features = encode_images(folder.family, model.train(), images.tensors, images.tiles)
+        features = encode_images(folder.family, model.train(), images.inputs, images.tiles)
         assert not features.requires_grad
 
     def test_one_step_of_all_samples_is_the_same_without_sharing(self, config):

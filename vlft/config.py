@@ -22,6 +22,7 @@ DEVICES = ("auto", "cpu", "cuda")
 QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "sdpa", "eager")
 LAYOUTS = ("auto", "messages", "list", "completion", "query")
+IMAGE_MODES = ("tiny", "small", "base", "large", "gundam")
 HUBS = ("huggingface", "modelscope")
 EXIF = ("auto", "rotate")
 INIT_LORA = ("default", "gaussian", "orthogonal", "olora", "pissa")
@@ -59,6 +60,33 @@ PANELS = ("Model", "Data", "Reading", "Tuning", "Optimisation", "Run", "Generati
 _model, _data, _reading, _tuning, _optim, _run, _generation, _output = (
     partial(setting, panel=panel) for panel in PANELS
 )
+
+
+def _image_mode(default: str) -> Any:
+    return _data(
+        None,
+        "How a page becomes views, for DeepSeek-OCR, and small, base, gundam for DeepSeek-OCR-2.",
+        choices=IMAGE_MODES,
+        default_text=default,
+    )
+
+
+def _max_tiles(default: str) -> Any:
+    return _data(
+        None,
+        "Most tiles of an image, for DeepSeek-VL2 and DeepSeek-OCR.",
+        minimum=1,
+        default_text=default,
+    )
+
+
+def _max_image_tokens(default: str) -> Any:
+    return _data(
+        None,
+        "Most tokens of an image, for DeepSeek-VL2 and DeepSeek-OCR.",
+        minimum=1,
+        default_text=default,
+    )
 
 
 # A table: one or two lines for a setting.
@@ -110,10 +138,9 @@ class SftConfig(ReadingSettings):
     allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str = _data("auto", "Turn images as their EXIF orientation says. auto: only where the "
                       "authors' code does.", choices=EXIF)
-    max_tiles: int | None = _data(None, "Most tiles of an image, for DeepSeek-VL2.", minimum=1,
-                                  default_text="the checkpoint's")
-    max_image_tokens: int | None = _data(None, "Most tokens of an image, for DeepSeek-VL2.",
-                                         minimum=1, default_text="the checkpoint's")
+    image_mode: str | None = _image_mode("the checkpoint's")
+    max_tiles: int | None = _max_tiles("the checkpoint's")
+    max_image_tokens: int | None = _max_image_tokens("the checkpoint's")
     max_length: int | None = _data(
         None, "Longest sample, in tokens.", minimum=8, default_text="the model's")
     on_long: str = _data("error", "What to do with a longer sample.",
@@ -289,15 +316,15 @@ class InferConfig(ReadingSettings):
     allow_private_urls: bool = _data(False, "Download images from addresses that are not public.")
     exif: str | None = _data(None, "Turn images as their EXIF orientation says.", choices=EXIF,
                              default_text="as in training")
-    max_tiles: int | None = _data(None, "Most tiles of an image, for DeepSeek-VL2.", minimum=1,
-                                  default_text="as in training")
-    max_image_tokens: int | None = _data(None, "Most tokens of an image, for DeepSeek-VL2.",
-                                         minimum=1, default_text="as in training")
+    image_mode: str | None = _image_mode("as in training")
+    max_tiles: int | None = _max_tiles("as in training")
+    max_image_tokens: int | None = _max_image_tokens("as in training")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
     system: str | None = _data(
         None, "System prompt of a chat; empty for none.", default_text="the family's")
 
-    max_new_tokens: int = _generation(512, "Longest reply, in tokens.", minimum=1)
+    max_new_tokens: int | None = _generation(
+        None, "Longest reply, in tokens.", minimum=1, default_text="512; 8192 for DeepSeek-OCR")
     temperature: float = _generation(0.0, "0 decodes greedily, above 0 samples.", minimum=0)
     top_p: float = _generation(1.0, "Sample from the likeliest tokens of this total probability.",
                                above=0, maximum=1)
@@ -307,6 +334,12 @@ class InferConfig(ReadingSettings):
     repetition_context: str = _generation(
         "reply", "What counts as said before: the reply alone, as in the authors' chats, or the "
         "prompt too.", choices=("reply", "all"))
+    no_repeat_ngram: int | None = _generation(
+        None, "Ban tokens that would repeat so many tokens, prompt included; 0 bans none.",
+        minimum=0, maximum=1000, default_text="20 for DeepSeek-OCR, else 0")
+    ngram_window: int | None = _generation(
+        None, "Ban repetitions within so many last tokens of the reply alone; <td> and </td> may "
+        "repeat.", minimum=1, default_text="all tokens")
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
     seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
@@ -348,6 +381,8 @@ class InferConfig(ReadingSettings):
              "allowed", "use 0 for the likeliest token"),
             (self.repetition_penalty == 1, changed(self, "repetition_context"),
              "--repetition-penalty is 1", None),
+            (self.no_repeat_ngram == 0, changed(self, "ngram_window"),
+             "--no-repeat-ngram is 0", None),
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *_hub_rules(self, self.model),
         )

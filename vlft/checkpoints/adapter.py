@@ -167,7 +167,7 @@ def _check_start(model: Any, config: Any, folder: Path) -> None:
 def register_experts_layer(config: Any) -> None:
     """Registers vlft's LoRA layer for experts with peft, in place of peft's own."""
     if config.target_parameters:
-        config._register_custom_module({PLAIN_EXPERTS: ParamWrapper, Experts4bit: ParamWrapper})
+        config._register_custom_module(dict.fromkeys((*PLAIN_EXPERTS, Experts4bit), ParamWrapper))
 
 
 def _read_config(folder: Path) -> tuple[Any, tuple[str, ...]]:

@@ -223,9 +223,8 @@ def _write_other_layout(
         chat = base.processor().chat
         generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
         _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
-    pixels, processor = base.processor().pixels.files[layout]
-    _write_json(folder / "preprocessor_config.json", pixels)
-    _write_json(folder / "processor_config.json", processor)
+    for name, content in base.processor().pixels.files[layout].items():
+        _write_json(folder / name, content)
 
 
 def _native_config(model: PreTrainedModel, base: ModelFolder) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vlft.families.base import keeps_dtype
 from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.files import digest, real_path
 from vlft.settings import check
+from vlft.vision.encode import on_device
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
@@ -61,7 +62,7 @@ class MergeResult:
 class _Sample:
     """A test batch, its logits from the base alone, and its logits with the adapter."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     base: Tensor
     tuned: Tensor
 
@@ -178,7 +179,7 @@ def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]
     return merged, sample
 
 
-def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
+def _sample(processor: Processor, folder: Path) -> dict[str, Any]:
     """A batch of one question about an image with many colours and edges."""
     from PIL import Image
 
@@ -194,10 +195,9 @@ def _sample(processor: Processor, folder: Path) -> dict[str, Tensor]:
     return inputs
 
 
-def _logits(model: Any, inputs: dict[str, Tensor], placement: Placement) -> Tensor:
-    batch = {name: value.to(placement.device) for name, value in inputs.items()}
+def _logits(model: Any, inputs: dict[str, Any], placement: Placement) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = model(**batch).logits
+        logits: Tensor = model(**on_device(inputs, placement.device)).logits
     return logits.float().cpu()
 
 

@@ -112,7 +112,7 @@ def _plain_linear(module: Any) -> nn.Linear:
 
 def _plain_experts(module: Experts4bit) -> nn.Module:
     with torch.device("meta"):
-        experts: nn.Module = PLAIN_EXPERTS(module.config)
+        experts: nn.Module = module.plain_class(module.config)
     for name in PROJECTIONS:
         weight = dequantized(getattr(module, name)).float()
         setattr(experts, name, nn.Parameter(weight, requires_grad=False))

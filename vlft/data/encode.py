@@ -1,19 +1,18 @@
 """Conversations -> token ids and labels. The one function for training and inference alike.
 
-conversation --template--> chat text, reply spans --tokenizer--> ids, labels
+conversation --family--> pieces of chat text, their trained spans --tokenizer--> ids, labels
              --image tags replaced by the tokens of the images--> EncodedSample
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from vlft.data.conversation import Conversation, Turn, flat_text
 from vlft.data.download import downloaded
 from vlft.data.images import inspect_image
 from vlft.errors import DataError
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
+    from vlft.data.conversation import Conversation
+
 IGNORE = -100
 
 
@@ -33,11 +34,37 @@ Tiles = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Chat text that is tokenised on its own, with a tag for each image.
+
+    Attributes:
+        trained: (start, end) of its trained spans, in characters.
+    """
+
+    text: str
+    trained: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatText:
+    """A conversation as text.
+
+    Attributes:
+        text: the official chat text, to be shown.
+        pieces: what is tokenised, in order.
+    """
+
+    text: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
 class ChatFormat:
     """What turns a conversation of one checkpoint into token ids.
 
     Attributes:
-        template: Jinja source of the chat template.
+        write: (conversation, this format) -> its chat text.
+        template: Jinja source of the chat template; empty if there is none.
         tokenizer: of the checkpoint; adds no special tokens by itself.
         roles: names of user and assistant in the chat text.
         system_prompt: default, for conversations whose own is None.
@@ -47,13 +74,13 @@ class ChatFormat:
         view: ((width, height) of an image, number of images in the conversation) -> (number of
             its tokens, its tiles).
         rotate: whether an image is turned by its EXIF orientation.
-        tokenize_per_message: whether each message is tokenised on its own, and replies without the
-            space before them, instead of the chat text as a whole.
         bos_id: first token of every sample.
         eos_token: end-of-sentence token, which ends a reply.
         pad_id: for left padding of plain batches.
+        ngram_exempt: ids that may repeat although n-grams within a window must not.
     """
 
+    write: Callable[[Conversation, ChatFormat], ChatText]
     template: str
     tokenizer: Tokenizer
     roles: tuple[str, str]
@@ -63,11 +90,11 @@ class ChatFormat:
     image_border: tuple[tuple[int, ...], tuple[int, ...]]
     view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
     rotate: bool
-    tokenize_per_message: bool
     bos_id: int
     eos_token: str
     eos_id: int
     pad_id: int
+    ngram_exempt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,11 +117,6 @@ class EncodedImage:
         """Equal for images with equal features: the same file, cut into tiles the same way."""
         across, down = self.tiles
         return self.digest if self.tiles == (0, 0) else f"{self.digest}/{across}x{down}"
-
-    @property
-    def views(self) -> int:
-        """Number of views: the whole image and its tiles."""
-        return 1 + self.tiles[0] * self.tiles[1]
 
 
 @dataclass(frozen=True)
@@ -162,11 +184,15 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
 
     Every reply that is to be trained is, with its end-of-sentence token.
     """
-    text, replies = _render(conversation, chat)
-    if chat.tokenize_per_message:
-        ids, labels = _tokenize_messages(conversation, chat)
-    else:
-        ids, labels = _tokenize_text(text, replies, chat)
+    written = chat.write(conversation, chat)
+    ids, labels = list[int](), list[int]()
+    for piece in written.pieces:
+        tokens, offsets = tokenize(piece.text, chat)
+        ids += tokens
+        labels += [
+            token if _inside(start, piece.trained) and token != chat.image_token_id else IGNORE
+            for token, (start, _) in zip(tokens, offsets, strict=True)
+        ]
     images = _view_images(conversation, chat)
     tags = ids.count(chat.image_token_id)
     if tags != len(images):
@@ -176,65 +202,13 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
         )
     ids, labels = _expand(ids, labels, images, chat)
     # Python lists until here: on so few elements, tensor operations would cost more time.
-    return EncodedSample(torch.tensor(ids), torch.tensor(labels), text, images)
-
-
-def _render(conversation: Conversation, chat: ChatFormat) -> tuple[str, list[tuple[int, int]]]:
-    """The official chat text, and (start, end) of each trained span of it, in characters."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    system = chat.system_prompt if conversation.system is None else conversation.system
-    texts, spans = render_jinja_template(
-        [[_message(turn, chat) for turn in conversation.turns]],
-        chat_template=chat.template,
-        return_assistant_tokens_mask=True,
-        add_generation_prompt=conversation.turns[-1].role == "user",
-        system=system,
-        assistant=chat.roles[1],
-        eos_token=chat.eos_token,
-    )
-    text = texts[0]
-    cut = len(text) - len(text.lstrip())
-    # Each reply is one span; a chat may have an empty one, which has none.
-    replies = [t for t in conversation.turns if t.role == "assistant" and flat_text(t, "").strip()]
-    trained = [s for s, turn in zip(spans[0], replies, strict=True) if turn.is_trained]
-    return text.strip(), [(start - cut, end - cut) for start, end in trained]
+    return EncodedSample(torch.tensor(ids), torch.tensor(labels), written.text, images)
 
 
 def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids of a text, without special tokens, and (start, end) of each in characters."""
     encoding = chat.tokenizer.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
-
-
-def _tokenize_text(
-    text: str, replies: list[tuple[int, int]], chat: ChatFormat
-) -> tuple[list[int], list[int]]:
-    """Ids and labels of the whole chat text."""
-    ids, offsets = tokenize(text, chat)
-    labels = [
-        token if _inside(start, replies) and token != chat.image_token_id else IGNORE
-        for token, (start, _) in zip(ids, offsets, strict=True)
-    ]
-    return ids, labels
-
-
-def _tokenize_messages(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[int]]:
-    """Ids and labels of each message on its own, so that no token spans two of them."""
-    system = chat.system_prompt if conversation.system is None else conversation.system
-    ids = tokenize(system.strip(), chat)[0]
-    labels = [IGNORE] * len(ids)
-    for turn in conversation.turns:
-        if turn.role == "user":
-            text, _ = _render(replace(conversation, turns=(turn,), system=""), chat)
-            piece = tokenize(text, chat)[0]
-            labels += [IGNORE] * len(piece)
-        else:
-            piece = [*tokenize(flat_text(turn, chat.image_tag).strip(), chat)[0], chat.eos_id]
-            ignored = chat.image_token_id
-            labels += [t if turn.is_trained and t != ignored else IGNORE for t in piece]
-        ids += piece
-    return ids, labels
 
 
 def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
@@ -270,11 +244,6 @@ def _expand(
     return all_ids, all_labels
 
 
-def _message(turn: Turn, chat: ChatFormat) -> dict[str, str]:
-    role = chat.roles[0] if turn.role == "user" else chat.roles[1]
-    return {"role": role, "content": flat_text(turn, chat.image_tag)}
-
-
-def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
+def _inside(position: int, spans: tuple[tuple[int, int], ...]) -> bool:
     index = bisect_right(spans, position, key=lambda span: span[0]) - 1
     return index >= 0 and position < spans[index][1]

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from vlft.data.encode import Tiles
+    from vlft.data.conversation import Conversation
+    from vlft.data.encode import ChatFormat, ChatText, Tiles
     from vlft.families.keymap import KeyMap
 
 Config = Mapping[str, Any]
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+# The contents of small JSON files by their names.
+Files = Mapping[str, Mapping[str, Any]]
+# The views of an image, those of equal size together: (V, 3, H, W) float32 for each size. The
+# whole image comes first.
+Views = tuple["Tensor", ...]
 
 
 class Roles(NamedTuple):
@@ -57,32 +64,37 @@ class Pixels:
 
     Attributes:
         tokens: number of image tokens per image; None where it depends on the image.
-        size: height and width of a view, in pixels.
         view: ((width, height) of an image, number of images in its conversation) -> (number of its
             tokens, its tiles).
-        transform: (RGB image, its tiles) -> (V, 3, H, W) float32, its V views with the pixel values
-            of the authors' processor.
-        inputs: (all views of I images (V, 3, H, W), tiles of each image) -> keyword arguments of
-            the model.
+        sizes: tiles of an image -> (number, height and width in pixels) of its views of each size.
+        rows: tiles of an image -> length of the first axis of its tower features.
+        transform: (RGB image, its tiles) -> its views, with the pixel values of the authors'
+            processor.
+        inputs: (views of each of I images, tiles of each) -> keyword arguments of the model.
         fingerprint: text that differs if any setting of the above does.
         limit: (most tiles, most tokens of an image) -> Pixels that keep to them. Raises ConfigError
             if no image can. None for a family without tiles.
         stated: file -> entries of it that say so in a merged model.
+        modes: names of the ways in which an image becomes views; empty if there is one.
+        in_mode: name -> Pixels in this mode; None if there is one.
         rotate: whether an image is turned by its EXIF orientation when it is opened.
-        files: layout -> preprocessor_config.json and processor_config.json; empty for a family with
-            one layout, where they are copied.
+        files: layout -> its files about images and their contents; empty for a family with one
+            layout, where they are copied.
     """
 
     tokens: int | None
-    size: int
     view: Callable[[tuple[int, int], int], tuple[int, Tiles]]
-    transform: Callable[[Image, Tiles], Tensor]
-    inputs: Callable[[Tensor, Sequence[Tiles]], dict[str, Tensor]]
+    sizes: Callable[[Tiles], tuple[tuple[int, int], ...]]
+    rows: Callable[[Tiles], int]
+    transform: Callable[[Image, Tiles], Views]
+    inputs: Callable[[Sequence[Views], Sequence[Tiles]], dict[str, Any]]
     fingerprint: str
-    files: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     rotate: bool = False
+    files: Mapping[str, Files] = field(default_factory=dict)
     limit: Callable[[int | None, int | None], Pixels] | None = None
     stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    modes: tuple[str, ...] = ()
+    in_mode: Callable[[str], Pixels] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,8 @@ class Family:
         matches: whether a config.json of the authors' layout with one of these model_types is of
             this family. It must be true of no other family's.
         class_name: of the model, as ``module:class``.
-        template: chat template, a file name under ``templates/``.
+        chat_text: (conversation, chat format) -> its text, see families.chat_text.
+        template: chat template, a file name under ``templates/``; None if the text has no roles.
         image_tag: stands for an image in the chat text.
         system_prompt: used by conversations that have none.
         keys: tensor names of both layouts.
@@ -104,7 +117,8 @@ class Family:
             class's config; unknown fields are dropped. Raises CheckpointError for what the class
             does not support.
         pixels: (model folder, its config.json, keyword arguments of the config) -> Pixels.
-        vision_features: (model, inputs of I images) -> (V, T, W), tower features of their V views.
+        vision_features: (model, inputs of I images) -> (R, ..., W), tower features of their views,
+            image after image; see Pixels.rows.
         align: (model, those features, tiles of each image) -> (R, D), the features that replace
             the image tokens, all images end to end.
         original_config: (keyword arguments of the config, dtype) -> config.json of the authors'
@@ -117,6 +131,10 @@ class Family:
         tokenize_per_message: whether each message is tokenised on its own instead of the chat text
             as a whole.
         keep_special_tokens: whether decoded replies keep special tokens (grounding).
+        max_new_tokens: longest reply, in tokens, unless the user asks for another.
+        no_repeat_ngram: tokens of a sequence that may not occur twice, likewise; 0 for none.
+        ngram_exempt: tokens that are never banned for it within a window.
+        stops_loops: whether a reply that repeats itself without end is stopped.
         keep_dtype_suffixes: tensors with these name endings are never cast.
     """
 
@@ -125,14 +143,15 @@ class Family:
     model_types: Mapping[str, str]
     matches: Callable[[Config], bool]
     class_name: str
-    template: str
+    chat_text: Callable[[Conversation, ChatFormat], ChatText]
+    template: str | None
     image_tag: str
     system_prompt: str
     parts: Parts
     keys: KeyMap
     native_config: Callable[[Config, int], dict[str, Any]]
     pixels: Callable[[Path, Config, Config], Pixels]
-    vision_features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    vision_features: Callable[[nn.Module, Mapping[str, Any]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
     original_config: Callable[[Config, str], dict[str, Any]] | None = None
     roles: Callable[[Path, Config], Roles] = lambda *_: Roles(("User", "Assistant"))
@@ -140,8 +159,11 @@ class Family:
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None
-    tokenize_per_message: bool = False
     keep_special_tokens: bool = False
+    max_new_tokens: int = 512
+    no_repeat_ngram: int = 0
+    ngram_exempt: tuple[str, ...] = ()
+    stops_loops: bool = False
     keep_dtype_suffixes: tuple[str, ...] = ()
 
     @property
@@ -165,7 +187,7 @@ def keeps_dtype(name: str, family: Family) -> bool:
 
 
 def encode_images(
-    family: Family, model: nn.Module, inputs: Mapping[str, Tensor], tiles: Sequence[Tiles]
+    family: Family, model: nn.Module, inputs: Mapping[str, Any], tiles: Sequence[Tiles]
 ) -> Tensor:
     """(R, D) features of I images, end to end."""
     return family.align(model, family.vision_features(model, inputs), tiles)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import multi_modality, siglip
+from vlft.families import chat_text, multi_modality, siglip
 from vlft.families.base import Config, Family, Parts, Pixels
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import read_settings, square_pixels
@@ -102,6 +102,7 @@ FAMILY = Family(
     model_types={multi_modality.MODEL_TYPE: "original", "deepseek_vl": "transformers"},
     matches=_matches,
     class_name="transformers:DeepseekVLForConditionalGeneration",
+    chat_text=chat_text.as_a_whole,
     template="deepseek_vl.jinja",
     image_tag=multi_modality.IMAGE_TAG,
     system_prompt=SYSTEM_PROMPT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import siglip
+from vlft.families import chat_text, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, Roles
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import HALF
@@ -166,10 +166,10 @@ FAMILY = Family(
     matches=_matches,
     # Of vlft, because transformers has none.
     class_name="vlft.models.deepseek_vl2:DeepseekVL2ForConditionalGeneration",
+    chat_text=chat_text.by_message,
     template="deepseek_vl2.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=ADDED_TOKENS,
-    tokenize_per_message=True,
     keep_special_tokens=True,
     # The router bias: rounding it can change which experts are chosen.
     keep_dtype_suffixes=("e_score_correction_bias",),

@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from vlft.families import deepseek_vl, multi_modality, sam, siglip
-from vlft.families.base import Config, Parts, Pixels
+from vlft.families.base import PREPROCESSOR_FILE, Config, Parts, Pixels, Views
 from vlft.families.keymap import KeyMap, KeyRule
-from vlft.families.pixels import HALF, PREPROCESSOR_FILE, normalised, read_settings, square_pixels
+from vlft.families.pixels import HALF, normalised, read_settings, square_pixels
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -102,29 +102,30 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     if not multi_modality.is_original(raw):
         settings = replace(settings, mean=tuple(high_mean), std=tuple(high_std), normalise=False)
 
-    def inputs(views: Tensor, tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
+    def inputs(views: Sequence[Views], tiles: Sequence[Tiles]) -> dict[str, Tensor]:  # noqa: ARG001
+        squares = torch.cat([of_image for (of_image,) in views])
         low = F.interpolate(
-            views, (low_size, low_size), mode="bilinear", align_corners=False, antialias=True
+            squares, (low_size, low_size), mode="bilinear", align_corners=False, antialias=True
         )
         return {
             "pixel_values": normalised(low, low_mean, low_std),
-            "high_res_pixel_values": normalised(views, high_mean, high_std),
+            "high_res_pixel_values": normalised(squares, high_mean, high_std),
         }
 
     fingerprint = repr((asdict(settings), low_size, *means_and_stds))
     square = square_pixels(settings, deepseek_vl.image_tokens(native), "DeepseekVLHybrid")
-    preprocessor, processor = square.files["transformers"]
+    written = square.files["transformers"]
     preprocessor = {
-        **preprocessor,
+        **written[PREPROCESSOR_FILE],
         "do_normalize": True,
         "image_mean": list(low_mean),
         "image_std": list(low_std),
         "high_res_image_mean": list(high_mean),
         "high_res_image_std": list(high_std),
         "size": {"height": low_size, "width": low_size},
-        "high_res_size": preprocessor["size"],
+        "high_res_size": written[PREPROCESSOR_FILE]["size"],
     }
-    files = {**square.files, "transformers": (preprocessor, processor)}
+    files = {**square.files, "transformers": {**written, PREPROCESSOR_FILE: preprocessor}}
     return replace(square, inputs=inputs, fingerprint=fingerprint, files=files)
 
 

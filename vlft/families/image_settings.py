@@ -1,6 +1,7 @@
 """What a user sets about images beyond the files of a checkpoint, and where a merged model has it.
 
 --exif rotate                     turns images by their EXIF orientation
+--image-mode                      chooses how a page becomes views, in families with modes
 --max-tiles, --max-image-tokens   leave out grids of tiles, in families with tiles
 """
 
@@ -11,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import ConfigError
-from vlft.families.pixels import EXIF, PREPROCESSOR_FILE, PROCESSOR_FILE
+from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE
+from vlft.families.pixels import EXIF
 from vlft.files import read_object
 from vlft.settings import flag
 
@@ -31,6 +33,7 @@ class ImageSettings:
     exif: str = "auto"
     max_tiles: int | None = None
     max_image_tokens: int | None = None
+    image_mode: str | None = None
 
     @classmethod
     def of(cls, config: Any, run: Any = None) -> ImageSettings:
@@ -58,14 +61,25 @@ class ImageSettings:
         chat = replace(processor.chat, view=pixels.view, rotate=pixels.rotate)
         return replace(processor, pixels=pixels, chat=chat)
 
+    def _in_mode(self, processor: Processor) -> Pixels:
+        mode, pixels = self.image_mode, processor.pixels
+        if mode is None:
+            return pixels
+        if pixels.in_mode is None or mode not in pixels.modes:
+            hint = f"allowed: {', '.join(pixels.modes)}" if pixels.modes else "leave it out"
+            found = f"{processor.family.title} has no image mode {mode}"
+            raise ConfigError(found, place="--image-mode", hint=hint)
+        return replace(pixels.in_mode(mode), rotate=pixels.rotate)
+
     def _limited(self, processor: Processor) -> Pixels:
-        pixels = processor.pixels
-        given = [name for name in self.changed if name != "exif"]
+        pixels = self._in_mode(processor)
+        given = [name for name in ("max_tiles", "max_image_tokens") if name in self.changed]
         if not given:
             return pixels
         if pixels.limit is None:
+            mode = f" in mode {self.image_mode}" if self.image_mode else ""
             raise ConfigError(
-                f"{processor.family.title} has no tiles, which could be limited",
+                f"{processor.family.title} has no tiles{mode}, which could be limited",
                 place=", ".join(map(flag, given)),
                 hint="leave it out",
             )

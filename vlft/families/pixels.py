@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlft.families.base import Pixels
+from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE, Files, Pixels
 from vlft.families.multi_modality import IMAGE_TAG
 from vlft.files import read_object_if_there
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALF = (0.5, 0.5, 0.5)
-PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
-# A key of one of these files that vlft alone writes and reads: the setting --exif of the training.
+# A key of a small file that vlft alone writes and reads: the setting --exif of the training.
 EXIF = "exif"
 
 
@@ -76,6 +75,20 @@ def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:
 
     ``native`` is the prefix of transformers' ``Processor`` and ``ImageProcessor`` classes.
     """
+    return Pixels(
+        tokens=tokens,
+        view=lambda _size, _count: (tokens, (0, 0)),
+        sizes=lambda _tiles: ((1, settings.size),),
+        rows=lambda _tiles: 1,
+        transform=lambda image, _tiles: (_square(image, settings).unsqueeze(0),),
+        inputs=lambda views, _tiles: {"pixel_values": torch.cat([square for (square,) in views])},
+        fingerprint=repr(asdict(settings)),
+        files=_files(settings, tokens, native),
+    )
+
+
+def _files(settings: SquareSettings, tokens: int, native: str) -> dict[str, Files]:
+    """preprocessor_config.json and processor_config.json of both layouts."""
     shared = {
         "min_size": settings.min_size,
         "image_mean": list(settings.mean),
@@ -105,18 +118,10 @@ def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:
         "size": {"height": settings.size, "width": settings.size},
     }
     transformers_chat = {"processor_class": f"{native}Processor", "num_image_tokens": tokens}
-    return Pixels(
-        tokens=tokens,
-        size=settings.size,
-        view=lambda _size, _count: (tokens, (0, 0)),
-        transform=lambda image, _tiles: _square(image, settings).unsqueeze(0),
-        inputs=lambda views, _tiles: {"pixel_values": views},
-        fingerprint=repr(asdict(settings)),
-        files={
-            "original": (original, original_chat),
-            "transformers": (transformers, transformers_chat),
-        },
-    )
+    return {
+        "original": {PREPROCESSOR_FILE: original, PROCESSOR_FILE: original_chat},
+        "transformers": {PREPROCESSOR_FILE: transformers, PROCESSOR_FILE: transformers_chat},
+    }
 
 
 def _square(image: Image.Image, settings: SquareSettings) -> Tensor:

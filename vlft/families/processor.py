@@ -18,16 +18,15 @@ from vlft.data.images import decode
 from vlft.data.options import Reading
 from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
-from vlft.families.pixels import PROCESSOR_FILE, stated_exif
+from vlft.families.base import PROCESSOR_FILE
+from vlft.families.pixels import stated_exif
 from vlft.files import read_object, read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import Tensor
-
     from vlft.data.conversation import Conversation
-    from vlft.families.base import Family, Pixels
+    from vlft.families.base import Family, Pixels, Views
 
 # The padding token of tokenizers that name none.
 PAD = "<｜▁pad▁｜>"
@@ -67,26 +66,26 @@ class Processor:
         """A conversation as ids and labels."""
         return encode(conversation, self.chat)
 
-    def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> Tensor:
-        """(V, 3, H, W) float32: all views of I images, as the authors' processor makes them.
+    def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> list[Views]:
+        """The views of each image, as the authors' processor makes them.
 
         Raises:
             DataError: a file cannot be decoded or, if ``verify``, changed since it was checked.
         """
-        turned = self.pixels.rotate
-        decoded = (
-            decode(i.path, digest=i.digest if verify else None, rotate=turned) for i in images
-        )
-        views = zip(decoded, images, strict=True)
-        return torch.cat([self.pixels.transform(rgb, image.tiles) for rgb, image in views])
+        found = []
+        for image in images:
+            digest = image.digest if verify else None
+            rgb = decode(image.path, digest=digest, rotate=self.pixels.rotate)
+            found.append(self.pixels.transform(rgb, image.tiles))
+        return found
 
-    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+    def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
         """The keyword arguments of the model for I images; empty if there is none."""
         if not images:
             return {}
         return self.pixels.inputs(self.pixel_values(images), [image.tiles for image in images])
 
-    def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
+    def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
         """A left-padded batch of B samples, as the model's class takes it.
 
         It has input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images.
@@ -136,7 +135,10 @@ class Processor:
 
 
 def load_processor(
-    folder: Path, family: Family, config: Mapping[str, Any], roles: tuple[str, str] | None = None
+    folder: Path,
+    family: Family,
+    config: Mapping[str, Any],
+    roles: tuple[str, str] | None = None,
 ) -> Processor:
     """The processor of a model folder, which holds the tokenizer and this config.json.
 
@@ -159,7 +161,8 @@ def load_processor(
     eos_token = names.get("eos_token", "")
     border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
     chat = ChatFormat(
-        template=template_source(family.template),
+        write=family.chat_text,
+        template=template_source(family.template) if family.template else "",
         tokenizer=tokenizer,
         roles=roles or _roles(folder, family, config),
         system_prompt=family.system_prompt,
@@ -168,11 +171,11 @@ def load_processor(
         image_border=(tuple(border[:1]), tuple(border[1:])),
         view=pixels.view,
         rotate=pixels.rotate,
-        tokenize_per_message=family.tokenize_per_message,
         bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,
         eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
         pad_id=_token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
+        ngram_exempt=tuple(_token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
     )
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)

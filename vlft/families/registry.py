@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
-from vlft.families import deepseek_vl, deepseek_vl2, deepseek_vl_hybrid, janus
+from vlft.families import (
+    deepseek_ocr,
+    deepseek_ocr2,
+    deepseek_vl,
+    deepseek_vl2,
+    deepseek_vl_hybrid,
+    janus,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +24,8 @@ FAMILIES: tuple[Family, ...] = (
     deepseek_vl_hybrid.FAMILY,
     deepseek_vl2.FAMILY,
     janus.FAMILY,
+    deepseek_ocr.FAMILY,
+    deepseek_ocr2.FAMILY,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,10 +59,14 @@ def tiled_pixels(tiling: Tiling, stated: Mapping[str, Mapping[str, Any]] | None 
 
     return Pixels(
         tokens=None,
-        size=tiling.size,
         view=view,
-        transform=lambda image, tiles: _cut(image, tiles, tiling),
-        inputs=lambda views, tiles: {"pixel_values": views, "tiles": torch.tensor(tiles)},
+        sizes=lambda tiles: ((1 + prod(tiles), tiling.size),),
+        rows=lambda tiles: 1 + prod(tiles),
+        transform=lambda image, tiles: (_cut(image, tiles, tiling),),
+        inputs=lambda views, tiles: {
+            "pixel_values": torch.cat([of_image for (of_image,) in views]),
+            "tiles": torch.tensor(tiles),
+        },
         fingerprint=repr(asdict(tiling)),
         limit=lambda tiles, tokens: _limited(tiling, tiles, tokens),
         stated=stated or {},
@@ -115,16 +120,22 @@ def _cut(image: Image, tiles: Tiles, tiling: Tiling) -> Tensor:
     border = tuple(int(value * 255) for value in tiling.mean)
     whole = ImageOps.pad(image, (size, size), color=border)
     large = ImageOps.pad(image, (across * size, down * size), color=border)
-    views = [whole] + [
-        large.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
-        for y in range(down)
-        for x in range(across)
-    ]
-    values = torch.stack([_to_floats(view) for view in views])
+    views = [whole, *split(large, tiles, size)]
+    values = torch.stack([to_floats(view) for view in views])
     return normalised(values, tiling.mean, tiling.std) if tiling.normalise else values
 
 
-def _to_floats(image: Image) -> Tensor:
+def split(image: Image, tiles: Tiles, size: int) -> list[Image]:
+    """The tiles of an image, row by row."""
+    across, down = tiles
+    return [
+        image.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
+        for y in range(down)
+        for x in range(across)
+    ]
+
+
+def to_floats(image: Image) -> Tensor:
     """(3, H, W) float32 from 0 to 1."""
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, 3).permute(2, 0, 1).float().div(255)

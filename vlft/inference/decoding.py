@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vlft.data.encode import ChatFormat
     from vlft.data.split import Position
     from vlft.inference.generate import Sampling
+
+
+# A reply that goes on like this has become a loop: so many tokens in which a piece of at most
+# LOOP_PIECE repeats. A table of empty cells is shorter.
+LOOP_TOKENS, LOOP_PIECE = 1024, 64
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
@@ -60,24 +66,116 @@ class RowLimits(StoppingCriteria):  # type: ignore[misc]
         return input_ids.shape[1] >= self._ends
 
 
+class Loops(StoppingCriteria):  # type: ignore[misc]
+    """Stops a reply that repeats itself without end.
+
+    Args:
+        prompt: length of the padded prompts, in tokens.
+        rows: number of replies.
+        enabled: whether any is stopped.
+
+    Attributes:
+        ends: the length at which each reply was stopped; None for those that were not.
+    """
+
+    def __init__(self, prompt: int, rows: int, *, enabled: bool = True) -> None:
+        self._prompt = prompt
+        self._enabled = enabled
+        self.ends: list[int | None] = [None] * rows
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
+        """(B,), whether each reply has become a loop."""
+        length = input_ids.shape[1] - self._prompt
+        if self._enabled and length >= LOOP_TOKENS and length % LOOP_PIECE == 0:
+            for row, tail in enumerate(input_ids[:, -LOOP_TOKENS:].cpu()):
+                if self.ends[row] is None and is_loop(tail):
+                    self.ends[row] = length
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
+
+
+def is_loop(tokens: Tensor) -> bool:
+    """Whether (T,) tokens are a piece of at most LOOP_PIECE tokens, over and over."""
+    return any(torch.equal(tokens[p:], tokens[:-p]) for p in range(1, LOOP_PIECE + 1))
+
+
+class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]
+    """Bans tokens that would complete a sequence of ``size`` tokens which has occurred before.
+
+    Each row is looked at from its own start, so that padding bans nothing. What has occurred is
+    kept from step to step.
+
+    Args:
+        size: tokens of a sequence.
+        starts: of each row, the first token that counts.
+        window: only sequences within so many of the last tokens count; 0 for all.
+        exempt: ids that are never banned.
+    """
+
+    def __init__(
+        self, size: int, starts: Sequence[int], window: int = 0, exempt: Sequence[int] = ()
+    ) -> None:
+        self._size, self._window, self._exempt = size, window, set(exempt)
+        self._tokens: list[list[int]] = [[] for _ in starts]
+        self._starts = list(starts)
+        # By the first size - 1 tokens: (place of the first, the last token) of each sequence.
+        self._seen: list[dict[tuple[int, ...], list[tuple[int, int]]]] = [{} for _ in starts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores, minus infinity for banned tokens."""
+        scores = scores.clone()
+        for row, start in enumerate(self._starts):
+            self._read(row, input_ids[row, start + len(self._tokens[row]) :].tolist())
+            banned = self.banned(row)
+            if banned:
+                scores[row, torch.tensor(sorted(banned), device=scores.device)] = -torch.inf
+        return scores
+
+    def banned(self, row: int) -> set[int]:
+        """The tokens that must not come next."""
+        tokens = self._tokens[row]
+        if len(tokens) < self._size:
+            return set()
+        first = max(0, len(tokens) - self._window) if self._window else 0
+        found = self._seen[row].get(tuple(tokens[len(tokens) - self._size + 1 :]), ())
+        return {token for place, token in found if place >= first} - self._exempt
+
+    def _read(self, row: int, new: list[int]) -> None:
+        tokens, seen = self._tokens[row], self._seen[row]
+        for token in new:
+            place = len(tokens) - self._size + 1
+            if place >= 0:
+                seen.setdefault(tuple(tokens[place:]), []).append((place, token))
+            tokens.append(token)
+
+
 def score_changes(
-    sampling: Sampling, lengths: Sequence[int], seeds: Sequence[int], device: torch.device
+    sampling: Sampling,
+    lengths: Sequence[int],
+    seeds: Sequence[int],
+    device: torch.device,
+    chat: ChatFormat,
 ) -> LogitsProcessorList:
     """The processors of the scores before the argmax, in transformers' order.
 
     Args:
-        sampling: settings of the replies.
+        sampling: settings of the replies, all of them resolved.
         lengths: of the prompts, in tokens.
         seeds: one for each row.
         device: of the scores.
+        chat: of the model.
     """
     found = LogitsProcessorList()
+    longest = max(lengths)
     if sampling.repetition_penalty != 1:
-        longest = max(lengths)
         all_counts = sampling.repetition_context == "all"
         ignored = [longest - length if all_counts else longest for length in lengths]
         penalty = float(sampling.repetition_penalty)
         found.append(RepetitionPenaltyLogitsProcessor(penalty, torch.tensor(ignored)))
+    if size := sampling.no_repeat_ngram:
+        window = sampling.ngram_window or 0
+        starts = [longest if window else longest - length for length in lengths]
+        exempt = chat.ngram_exempt if window else ()
+        found.append(NoRepeatNgram(size, starts, window, exempt))
     if sampling.temperature > 0:
         found.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_k > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,8 @@ from vlft.checkpoints.tuned import other_base
 from vlft.config import InferConfig, SftConfig
 from vlft.console import warn
 from vlft.errors import DataError
-from vlft.inference.decoding import RowLimits, score_changes
+from vlft.families.image_settings import ImageSettings
+from vlft.inference.decoding import Loops, RowLimits, score_changes
 from vlft.settings import build
 from vlft.vision.encode import moved
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vlft.data.encode import EncodedSample
+    from vlft.families.base import Family
     from vlft.families.processor import Processor
 
 
@@ -34,12 +36,24 @@ class Sampling:
         UsageError: a setting, or a combination of them, that is not allowed.
     """
 
-    max_new_tokens: int = InferConfig.max_new_tokens
+    max_new_tokens: int | None = InferConfig.max_new_tokens
     temperature: float = InferConfig.temperature
     top_p: float = InferConfig.top_p
     top_k: int = InferConfig.top_k
     repetition_penalty: float = InferConfig.repetition_penalty
     repetition_context: str = InferConfig.repetition_context
+    no_repeat_ngram: int | None = InferConfig.no_repeat_ngram
+    ngram_window: int | None = InferConfig.ngram_window
+
+    def resolved(self, family: Family) -> Sampling:
+        """The settings with the family's own in the place of None."""
+        return replace(
+            self,
+            max_new_tokens=self.max_new_tokens or family.max_new_tokens,
+            no_repeat_ngram=family.no_repeat_ngram
+            if self.no_repeat_ngram is None
+            else self.no_repeat_ngram,
+        )
 
     def __post_init__(self) -> None:
         build(InferConfig, asdict(self))
@@ -53,12 +67,13 @@ class Reply:
         text: without special tokens and surrounding white space.
         token_ids: up to and including the end-of-sentence token, if there is one.
         finish: how it ended: stop, with that token; length, at the most new tokens that were asked
-            for; window, where the model's context was full.
+            for; window, where the model's context was full; loop, where it repeated itself without
+            end.
     """
 
     text: str
     token_ids: list[int]
-    finish: Literal["stop", "length", "window"]
+    finish: Literal["stop", "length", "window", "loop"]
 
 
 def load(
@@ -67,6 +82,8 @@ def load(
     dtype: str = InferConfig.dtype,
     quantize: str = SftConfig.quantize,
     device: str = InferConfig.device,
+    image_mode: str | None = InferConfig.image_mode,
+    max_tiles: int | None = InferConfig.max_tiles,
 ) -> tuple[Any, Processor]:
     """A model in evaluation mode, and its processor.
 
@@ -76,6 +93,8 @@ def load(
         dtype: auto, float32, bfloat16 or float16.
         quantize: none, nf4 or int8.
         device: auto, cpu or cuda.
+        image_mode: how a page becomes views, for the families that have modes.
+        max_tiles: most tiles of an image, for the families that have tiles.
 
     Returns:
         transformers' class of the family, or peft's model around it if there is an adapter.
@@ -84,7 +103,7 @@ def load(
         CheckpointError: a folder cannot be used.
     """
     folder = locate_model(str(path))
-    processor = folder.processor()
+    processor = ImageSettings(image_mode=image_mode, max_tiles=max_tiles).apply(folder.processor())
     placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
     model: Any = load_model(folder, placement)
     if adapter is None:
@@ -98,7 +117,7 @@ def generate(
     model: Any,
     processor: Processor,
     rows: Sequence[Mapping[str, Any]],
-    max_new_tokens: int = InferConfig.max_new_tokens,
+    max_new_tokens: int | None = InferConfig.max_new_tokens,
     *,
     image_root: str | Path | None = None,
     temperature: float = InferConfig.temperature,
@@ -106,6 +125,8 @@ def generate(
     top_k: int = InferConfig.top_k,
     repetition_penalty: float = InferConfig.repetition_penalty,
     repetition_context: str = InferConfig.repetition_context,
+    no_repeat_ngram: int | None = InferConfig.no_repeat_ngram,
+    ngram_window: int | None = InferConfig.ngram_window,
 ) -> list[Reply]:
     """Replies to rows of the native layout, in one batch; a ``response`` in them is ignored.
 
@@ -120,7 +141,14 @@ def generate(
         for row in rows
     ]
     sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, repetition_penalty, repetition_context
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        repetition_context,
+        no_repeat_ngram,
+        ngram_window,
     )
     return generate_replies(model, processor, prompts, sampling)
 
@@ -148,28 +176,38 @@ def generate_replies(
     """
     if not prompts:
         return []
+    sampling = sampling.resolved(processor.family)
     lengths = list(map(len, prompts))
     longest = max(lengths)
-    if longest >= processor.max_length:
-        raise DataError(
-            f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
-            hint="shorten the history (in a chat: /clear), or use fewer images",
-        )
+    _check_room(longest, processor)
     inputs = {name: t for name, t in processor.collate(prompts).items() if name != "labels"}
     embeddings = model.get_input_embeddings().weight
-    limits = [min(sampling.max_new_tokens, processor.max_length - length) for length in lengths]
+    asked = sampling.max_new_tokens or 0
+    limits = [min(asked, processor.max_length - length) for length in lengths]
+    loops = Loops(longest, len(prompts), enabled=processor.family.stops_loops)
     seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
     with torch.inference_mode():
         output = model.generate(
             **moved(inputs, embeddings),
             generation_config=_generation_config(processor, max(limits)),
             # These processors also sample, so transformers only has to take the argmax.
-            logits_processor=score_changes(sampling, lengths, seeds, embeddings.device),
-            stopping_criteria=[RowLimits(longest, torch.tensor(limits))],
+            logits_processor=score_changes(
+                sampling, lengths, seeds, embeddings.device, processor.chat
+            ),
+            stopping_criteria=[RowLimits(longest, torch.tensor(limits)), loops],
             streamer=streamer,
         )
-    rows = zip(output[:, longest:].tolist(), limits, strict=True)
-    return [_reply(ids[:limit], sampling, processor) for ids, limit in rows]
+    rows = zip(output[:, longest:].tolist(), limits, loops.ends, strict=True)
+    return [_reply(ids[: end or limit], limit < asked, end, processor) for ids, limit, end in rows]
+
+
+def _check_room(longest: int, processor: Processor) -> None:
+    """Raises DataError if a prompt leaves no room for a reply."""
+    if longest >= processor.max_length:
+        raise DataError(
+            f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
+            hint="shorten the history (in a chat: /clear), or use fewer images",
+        )
 
 
 def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
@@ -185,10 +223,16 @@ def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
     )
 
 
-def _reply(ids: list[int], sampling: Sampling, processor: Processor) -> Reply:
+def _reply(
+    ids: list[int], has_full_window: bool, loop_end: int | None, processor: Processor
+) -> Reply:
+    """The reply of generated ids, which end where it was stopped."""
     eos_id = processor.chat.eos_id
+    finish: Literal["stop", "length", "window", "loop"] = "length"
     if eos_id in ids:
-        ids = ids[: ids.index(eos_id) + 1]
-        return Reply(processor.decode(ids), ids, "stop")
-    cut_by_window = len(ids) < sampling.max_new_tokens
-    return Reply(processor.decode(ids), ids, "window" if cut_by_window else "length")
+        ids, finish = ids[: ids.index(eos_id) + 1], "stop"
+    elif loop_end is not None:
+        finish = "loop"
+    elif has_full_window:
+        finish = "window"
+    return Reply(processor.decode(ids), ids, finish)

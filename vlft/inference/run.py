@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from vlft.config import InferConfig
     from vlft.families.processor import Processor
 
+# Settings that older result files do not name; without them replies are as before.
+NEWER = ("no_repeat_ngram", "ngram_window")
+
 
 @dataclass(frozen=True)
 class InferResult:
@@ -59,15 +62,10 @@ def run_infer(config: InferConfig) -> InferResult | None:
     """
     config = check(config)
     sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
-    hub: Any = {"revision": config.revision, "hub": config.hub}
-    if config.ckpt_dir is None:
-        tuned, folder = None, locate_model(config.model, **hub)
-    else:
-        accept = config.accept_changes
-        tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
-        folder = tuned.base
+    tuned, folder = _find_model(config)
     treatment = ImageSettings.of(config, tuned.settings if tuned else None)
     processor = treatment.apply(folder.processor())
+    sampling = sampling.resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
     if config.image_root is not None and data and not any(line.images for line in data.outlines):
@@ -98,6 +96,16 @@ def run_infer(config: InferConfig) -> InferResult | None:
     return InferResult(results.path, results.done)
 
 
+def _find_model(config: InferConfig) -> tuple[Tuned | None, ModelFolder]:
+    """The checkpoint, if one is named, and its base or the model itself."""
+    hub: Any = {"revision": config.revision, "hub": config.hub}
+    if config.ckpt_dir is None:
+        return None, locate_model(config.model, **hub)
+    accept = config.accept_changes
+    tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
+    return tuned, tuned.base
+
+
 def _header(
     config: InferConfig,
     sampling: Sampling,
@@ -113,7 +121,7 @@ def _header(
     return {
         "vlft": __version__,
         "settings": {
-            **asdict(sampling),
+            **{key: value for key, value in asdict(sampling).items() if value or key not in NEWER},
             "seed": config.seed,
             "dtype": str(placement.dtype).removeprefix("torch."),
             "quantize": placement.quantize,
@@ -141,7 +149,7 @@ def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: P
             place="--merge-lora",
             hint="leave it out",
         )
-    if config.max_new_tokens > processor.max_length:
+    if (config.max_new_tokens or 0) > processor.max_length:
         console.warn(
             f"--max-new-tokens {config.max_new_tokens}: prompt and reply together have at most "
             f"{processor.max_length} tokens"

@@ -21,7 +21,13 @@ import torch
 from peft.tuners.lora import layer as peft_layers
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.models.sam.modeling_sam import SamVisionLayer, SamVisionSdpaAttention
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import (
+    DeepseekOcr2SamVisionSdpaAttention,
+)
+from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+    UnlimitedOcrSamVisionSdpaAttention,
+)
 
 from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
 from vlft.models.tree_attention import TREE
@@ -60,8 +66,8 @@ def restore(model: nn.Module) -> None:
                 config._experts_implementation = module.get_correct_experts_implementation(None)
         elif type(module) is ParamWrapper and _wraps_plain_experts(module):
             module.__class__ = peft_layers.ParamWrapper
-        elif type(module) is HeadByHead:
-            module.__class__ = SamVisionSdpaAttention
+        elif isinstance(module, HeadByHead):
+            module.__class__ = type(module).plain
         elif _is_narrowed(module):
             del module.forward
 
@@ -96,16 +102,17 @@ def _attend_head_by_head(model: nn.Module) -> None:
     Needed with: transformers 5.23.
     """
     for module in model.modules():
-        if isinstance(module, SamVisionLayer) and module.window_size == 0:
-            attention: Any = module.attn
-            if type(attention) is SamVisionSdpaAttention:
-                attention.__class__ = HeadByHead
+        attention: Any = getattr(module, "attn", None)
+        if type(attention) in HEAD_BY_HEAD and module.window_size == 0:
+            attention.__class__ = HEAD_BY_HEAD[type(attention)]
 
 
-class HeadByHead(SamVisionSdpaAttention):
-    """SAM's attention with the same output, one head at a time."""
+class HeadByHead:
+    """Before one of transformers' classes of SAM's attention: same output, one head at a time."""
 
-    def forward(self, hidden_states: Tensor, output_attentions: Any = None) -> tuple[Tensor, None]:  # noqa: ARG002
+    plain: Any
+
+    def forward(self: Any, hidden_states: Tensor, **_options: Any) -> tuple[Tensor, None]:
         """(B, H, W, D) -> (B, H, W, D), and None in place of attention weights."""
         batch, height, width, _ = hidden_states.shape
         size, tokens = (height, width), height * width
@@ -122,6 +129,16 @@ class HeadByHead(SamVisionSdpaAttention):
             heads.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
         attended = torch.cat(heads, 1).transpose(1, 2)
         return self.proj(attended.reshape(batch, height, width, -1)), None
+
+
+HEAD_BY_HEAD = {
+    plain: type(f"HeadByHead{plain.__name__}", (HeadByHead, plain), {"plain": plain})
+    for plain in (
+        SamVisionSdpaAttention,
+        DeepseekOcr2SamVisionSdpaAttention,
+        UnlimitedOcrSamVisionSdpaAttention,
+    )
+}
 
 
 def _attend_by_trees(language: Any) -> None:

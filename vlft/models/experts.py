@@ -26,12 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextExperts
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextExperts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-PLAIN_EXPERTS = DeepseekV2Experts
+# transformers' classes of experts; they differ in their names alone.
+PLAIN_EXPERTS = (DeepseekV2Experts, DeepseekOcr2TextExperts, UnlimitedOcrTextExperts)
 IMPLEMENTATION = "vlft_grouped_mm"
 PROJECTIONS = ("gate_up_proj", "down_proj")
 
@@ -200,6 +203,7 @@ class Experts4bit(nn.Module):
 
     def __init__(self, plain: Any, dtype: torch.dtype) -> None:
         super().__init__()
+        self.plain_class = type(plain)
         self.config = plain.config
         self.num_experts: int = plain.num_experts
         self.act_fn = plain.act_fn

@@ -55,7 +55,7 @@ def run_plan(config: PlanConfig) -> None:
         lines = _data_lines(data) if data is not None else []
         lines += _memory_lines(config, model, data)
         lines.append(verdict(config, model, data))
-    for line in lines:
+    for line in "\n".join(lines).splitlines():
         console.out.print(printable(line), markup=False)
 
 

@@ -92,6 +92,8 @@ def text_sizes(text: Mapping[str, Any]) -> TextSizes:
     """The sizes in the keyword arguments of a text config, where None and absence mean 0."""
     heads = text["num_attention_heads"]
     found = {"num_key_value_heads": heads, "head_dim": text["hidden_size"] // heads}
+    # The config of DeepSeek-OCR's class names the kind of each layer.
+    found["first_k_dense_replace"] = list(text.get("mlp_layer_types", ())).count("dense")
     names = [field.name for field in fields(TextSizes)]
     return TextSizes(**found | {name: text[name] for name in names if text.get(name)})
 
@@ -139,7 +141,7 @@ def sam_attention_scores(native: Mapping[str, Any]) -> int:
     SAM adds relative positions to its scores, so that they exist as a tensor, one head after the
     other (see models.sam_attention). SigLIP's attention is fused and stores none.
     """
-    tower = native.get("high_res_vision_config")
+    tower = native.get("high_res_vision_config") or native["vision_config"].get("sam_config")
     return 0 if tower is None else int((tower["image_size"] // tower["patch_size"]) ** 4)
 
 

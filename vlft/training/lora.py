@@ -161,6 +161,6 @@ def _experts(model: nn.Module, language: str) -> list[str]:
     return [
         f"{name}.{projection}"
         for name, module in model.named_modules()
-        if is_in(name, [language]) and isinstance(module, PLAIN_EXPERTS | Experts4bit)
+        if is_in(name, [language]) and isinstance(module, (*PLAIN_EXPERTS, Experts4bit))
         for projection in PROJECTIONS
     ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vlft.data.encode import EncodedImage
     from vlft.distributed import World
+    from vlft.families.base import Views
     from vlft.families.processor import Processor
     from vlft.vision.encode import Stage
 
@@ -61,9 +62,9 @@ def encode_batch(
     processor: Processor,
     images: Sequence[EncodedImage],
     stage: Stage,
-    views: Tensor | None = None,
+    views: list[Views] | None = None,
 ) -> list[Tensor]:
-    """The features of each image on the CPU: (tokens, D) if aligned, else (views, T, W)."""
+    """The features of each image on the CPU: (tokens, D) if aligned, else as in Pixels.rows."""
     family, tiles = processor.family, [image.tiles for image in images]
     # Features may be stored under the digest of an image, so they must come from these bytes.
     views = processor.pixel_values(images, verify=True) if views is None else views
@@ -77,17 +78,25 @@ def encode_batch(
         if stage == "aligned":
             rows = family.align(model, rows, tiles)
     rows = rows.to(weight.dtype)
-    sizes = [image.tokens if stage == "aligned" else image.views for image in images]
+    sizes = feature_lengths(processor, images, stage)
     return [part.cpu() for part in torch.split(rows, sizes)]
+
+
+def feature_lengths(
+    processor: Processor, images: Sequence[EncodedImage], stage: Stage
+) -> list[int]:
+    """The length of the first axis of each image's features."""
+    if stage == "aligned":
+        return [image.tokens for image in images]
+    return [processor.pixels.rows(image.tiles) for image in images]
 
 
 def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[list[EncodedImage]]:
     """The images in batches of at most PIXELS_AT_ONCE, or of one larger image, in order."""
-    size = processor.pixels.size
     batches: list[list[EncodedImage]] = []
     used = 0
     for image in images:
-        pixels = image.views * size * size
+        pixels = sum(views * side**2 for views, side in processor.pixels.sizes(image.tiles))
         if not batches or used + pixels > PIXELS_AT_ONCE:
             batches.append([])
             used = 0
@@ -98,10 +107,10 @@ def cut_batches(images: Sequence[EncodedImage], processor: Processor) -> list[li
 
 def _decoded(
     processor: Processor, batches: Sequence[Sequence[EncodedImage]]
-) -> Iterator[tuple[Sequence[EncodedImage], Tensor]]:
-    """The batches with their views (V, 3, H, W), verified; threads decode the next ones."""
+) -> Iterator[tuple[Sequence[EncodedImage], list[Views]]]:
+    """The batches with the views of their images, verified; threads decode the next ones."""
     threads = _threads()
-    waiting: deque[tuple[Sequence[EncodedImage], Future[Tensor]]] = deque()
+    waiting: deque[tuple[Sequence[EncodedImage], Future[list[Views]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(processor.pixel_values, batch, verify=True)))

@@ -20,7 +20,7 @@ from torch import Tensor
 from vlft.errors import ConfigError, shown
 from vlft.families.base import is_in
 from vlft.files import cache_folder
-from vlft.vision.batches import encode_batch
+from vlft.vision.batches import encode_batch, feature_lengths
 from vlft.vision.shards import SUFFIX
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _size_of_features(
         return sum(image.tokens for image in images) * row.nbytes
     with torch.no_grad():
         first = encode_batch(model, processor, images[:1], stage)[0]
-    return sum(image.views for image in images) * first[0].nbytes
+    return sum(feature_lengths(processor, images, stage)) * first[0].nbytes
 
 
 def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:

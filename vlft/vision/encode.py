@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,18 @@ class RowImages:
 
     Attributes:
         stage: pixels; vision: features of the towers; aligned: ready to replace image tokens.
-        tensors: for pixels the image inputs of the model, else ``features``: (V, T, W) if vision,
-            (R, D) if aligned.
+        inputs: for pixels the image inputs of the model, else ``features``: of the towers if
+            vision, (R, D) if aligned.
         tiles: of each image; empty for a row of text only.
     """
 
     stage: Stage
-    tensors: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     tiles: tuple[Tiles, ...]
 
     def to(self, device: torch.device) -> RowImages:
         """The same on a device."""
-        return replace(self, tensors={k: t.to(device) for k, t in self.tensors.items()})
+        return replace(self, inputs=on_device(self.inputs, device))
 
 
 def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:
@@ -62,21 +62,28 @@ def place_features(
     embeddings: Tensor = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
     if not images.tiles:
         return embeddings
-    tensors = moved(images.tensors, embeddings)
+    inputs = moved(images.inputs, embeddings)
     if images.stage == "pixels":
-        features = encode_images(family, model, tensors, images.tiles)
+        features = encode_images(family, model, inputs, images.tiles)
     elif images.stage == "vision":
-        features = family.align(model, tensors["features"], images.tiles)
+        features = family.align(model, inputs["features"], images.tiles)
     else:
-        features = tensors["features"]
+        features = inputs["features"]
     # Not by indexing: if an image occurs twice, its backward adds the gradients in any order.
     chosen = features.index_select(0, feature_rows).to(embeddings.dtype)
     return torch.index_copy(embeddings, 1, image_positions, chosen.unsqueeze(0))
 
 
-def moved(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """Inputs on the device of a tensor; those of floating point also in its dtype."""
+def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Inputs with their tensors on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def moved(inputs: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+    """Inputs with their tensors on the device of a tensor, and floats also in its dtype."""
     return {
-        name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
+        name: value.to(like.dtype)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in on_device(inputs, like.device).items()
     }
