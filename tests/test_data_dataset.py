@@ -28,7 +28,6 @@ from vlft.data.options import DataOptions, Reading
 from vlft.data.split import read_history, write_split
 from vlft.errors import CollectedError, DataError, UsageError
 from vlft.training.samples import distinct_images, make_schedule
-from vlft.vision import batches
 from vlft.vision.cache import fill
 from vlft.vision.cache_plan import CachePlan
 
@@ -634,14 +633,12 @@ class TestEachFactOnce:
         assert {image.digest for image in distinct_images(data)} == {groups[0], groups[1]}
         assert (opened["a.png"], opened["b.jpg"]) == (1, 1)
 
-    @pytest.mark.parametrize("workers", [False, True])
     def test_an_image_written_anew_is_the_same_until_the_run_ends(
-        self, sets, shared_model, processor, monkeypatch, workers
+        self, sets, shared_model, processor
     ):
         """Its features are those of the image that was checked."""
         train, val = sets()
         images = distinct_images((train, val))
-        monkeypatch.setattr(batches, "BATCHES_FOR_WORKERS", 0 if workers else 100)
         plan = CachePlan("memory", "aligned", Path(), "")
         cached = fill(plan, shared_model, processor, images)
         before = [cached.of(sample.images).inputs["features"] for sample in train]
