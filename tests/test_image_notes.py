@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -19,7 +21,8 @@ from PIL import Image, features
 import vlft
 from vlft.checkpoints.locate import locate_model
 from vlft.config import InferConfig, MergeLoraConfig, SftConfig
-from vlft.data import image_notes, images
+from vlft.data import embedded, image_notes, images, references
+from vlft.data.containers import text
 from vlft.data.image_kinds import what_it_is
 from vlft.data.images import decode, inspect_image, inspect_images
 from vlft.errors import DataError
@@ -191,7 +194,9 @@ class TestDecoders:
             image.load()
         assert detail in capfd.readouterr().err
 
-    def test_lines_of_pillows_logger(self, capfd):
+    def test_lines_of_pillows_logger(self, capfd, monkeypatch):
+        # Those of pytest would take them.
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
         NOISE.save("a.tif")
         content = bytearray(Path("a.tif").read_bytes())
         # 60,000 samples a pixel; the three that are described are read all the same.
@@ -268,19 +273,62 @@ class TestRefused:
             inspect_image(Path("a.png"))
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    @pytest.mark.parametrize("kind", ["data:image/png;base64,", ""])
+    def test_an_embedded_image_that_is_too_large(self, monkeypatch, kind):
+        monkeypatch.setattr(embedded, "LARGEST", 3000)
+        monkeypatch.setattr(references, "LONGEST_TEXT", 4500)
+        for size, found in ((3001, "of 0 MiB, at most 0 are read"), (30_000, "of 0 MiB, at most")):
+            text = kind + base64.b64encode(bytes(size)).decode()
+            with pytest.raises(DataError, match=f"an embedded image {found}"):
+                references.image_refs(text, "images", Path())
+        [ref] = references.image_refs(kind + base64.b64encode(bytes(2999)).decode(), "", Path())
+        assert ref.path.stat().st_size == 2999
+
+    @pytest.mark.parametrize(
+        ("parts", "line"),
+        [
+            (['{"query": "a"}\n\n{"images": "', 9000 * "A", '"}\n'], 3),
+            (['[{"query": "', 6000 * "é", '"}]'], 1),
+            (["\ufeff\n{'a", 9000 * "b", "\n"], 2),
+        ],
+    )
+    @pytest.mark.parametrize("chunk", [10, 100, 7000])
+    def test_a_text_that_is_too_long_is_not_read(self, monkeypatch, parts, line, chunk):
+        monkeypatch.setattr(text, "LONGEST_TEXT", 8000)
+        monkeypatch.setattr(text, "CHUNK", chunk)
+        Path("a.jsonl").write_text("".join(parts), "utf-8")
+        with pytest.raises(DataError, match=rf"^a\.jsonl:{line}: a text of more than 0 MiB"):
+            text.read_text(Path("a.jsonl"))
+
+    @pytest.mark.parametrize("content", [3000 * '{"a": "b"}\n', 9000 * "a,b\n", 9000 * '"a"\n'])
+    @pytest.mark.parametrize("chunk", [100, 2**20])
+    def test_a_long_file_of_short_texts_is_read(self, monkeypatch, content, chunk):
+        monkeypatch.setattr(text, "LONGEST_TEXT", 8000)
+        monkeypatch.setattr(text, "CHUNK", chunk)
+        Path("a.jsonl").write_text(content)
+        assert text.read_text(Path("a.jsonl")) == content
+
     def test_bombs_cost_neither_time_nor_memory(self):
         """In a process of its own: less than two seconds each, less than 300 MB in all."""
         write_png("huge.png", 50_000, 50_000)
         write_png("thin.png", 70_000_000, 1)
         write_gif("long.gif", 100_000)
+        with Path("long.jsonl").open("wb") as file:
+            file.write(b'{"query": "What?", "response": "x", "images": "')
+            for _ in range(1024):
+                file.write(2**20 * b"A")
+            file.write(b'"}\n')
         program = """if 1:
             import re, sys, time
             from pathlib import Path
             from vlft.data.images import inspect_image
             from vlft.errors import DataError
+            from vlft.data.containers.text import read_text
             for name in sys.argv[1:]:
                 before = time.process_time()
                 try:
+                    if name.endswith(".jsonl"):
+                        read_text(Path(name))
                     said = inspect_image(Path(name)).notes[0].detail
                 except DataError as error:
                     said = str(error)
@@ -288,12 +336,14 @@ class TestRefused:
                 print(said.splitlines()[0])
             print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
         """
-        names = ["huge.png", "thin.png", "long.gif"]
+        names = ["huge.png", "thin.png", "long.gif", "long.jsonl"]
         lines = subprocess.check_output([sys.executable, "-c", program, *names], text=True)
-        huge, thin, long, kilobytes = lines.splitlines()
+        huge, thin, long, encoded, kilobytes = lines.splitlines()
         assert huge.startswith("huge.png: 50,000 x 50,000 pixels, at most")
         assert thin.startswith("thin.png: 70,000,000 x 1 pixels, at most")
         assert long == "an animation, the first frame is read"
+        assert encoded == "long.jsonl:1: a text of more than 150 MiB"
+        Path("long.jsonl").unlink()
         assert int(kilobytes) < 300_000
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vlft.console import tracked
 from vlft.data.conversation import ImageRef
-from vlft.data.image_cache import keep, path_of
+from vlft.data.image_cache import LARGEST, keep, path_of
 from vlft.data.image_kinds import HEAD, other_kind
 from vlft.errors import DataError, shown
 
@@ -47,7 +47,7 @@ class Limits:
         redirects: most redirects in a row.
     """
 
-    size: int = 100 * MEBIBYTE
+    size: int = LARGEST
     silence: float = 20
     total: float = 120
     attempts: int = 4

@@ -7,16 +7,30 @@ import os
 import tempfile
 from pathlib import Path
 
+from vlft.data.image_cache import LARGEST
 from vlft.errors import DataError, shown
 from vlft.files import cache_folder
+
+# Of base64, with some white space.
+LONGEST_TEXT = LARGEST * 3 // 2
+
+
+def check_size(size: int) -> None:
+    """Raises DataError if an embedded image has too many bytes."""
+    if size > LARGEST:
+        raise DataError(
+            f"an embedded image of {size / 2**20:,.0f} MiB, at most {LARGEST // 2**20} are read",
+            hint="make it smaller, or write it as a file and name its path",
+        )
 
 
 def store(data: bytes) -> Path:
     """The file that holds these bytes, named by their SHA-256.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it is too large, or cannot be written.
     """
+    check_size(len(data))
     digest = hashlib.sha256(data).hexdigest()
     path = cache_folder("images") / digest[:2] / digest
     if path.is_file() and path.stat().st_size == len(data):

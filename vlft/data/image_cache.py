@@ -15,6 +15,8 @@ from pathlib import Path
 from vlft.files import cache_folder
 
 NAME = "images"
+# Most bytes of an image that is kept.
+LARGEST = 100 * 2**20
 
 
 def path_of(address: str) -> Path:

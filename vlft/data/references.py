@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from vlft.data.conversation import ImageRef
 from vlft.data.download import ADDRESS, image_ref
-from vlft.data.embedded import store
+from vlft.data.embedded import LONGEST_TEXT, check_size, store
 from vlft.data.layouts.fields import as_text, wrong_type
 from vlft.errors import DataError
 
@@ -124,6 +124,8 @@ def _from_text(text: str, name: str, folder: Path) -> ImageRef:
 
 def _decoded(kind: str, body: str, name: str) -> bytes:
     """The bytes of a ``data:`` URI."""
+    if len(body) > LONGEST_TEXT:
+        check_size(len(body) * 3 // 4)
     try:
         if not kind.lower().endswith(";base64"):
             return unquote(body).encode("latin-1")

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from typing import TYPE_CHECKING
 
+from vlft.data.embedded import LONGEST_TEXT
 from vlft.data.records import BOM
 from vlft.errors import DataError, shown
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
+CHUNK = 2**20
 # The first bytes of what is no text, what it is, and what to do.
 MARKS = (
     (GZIP, "compressed with gzip", "add .gz to its name, or unpack it with gunzip"),
@@ -57,6 +59,7 @@ def read_bytes(path: Path, expected: bytes = b"") -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise DataError("not a regular file", place=place, hint="name a data file")
+        _check_texts(path, place)
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError("no such file", place=place, hint="check the path") from None
@@ -72,6 +75,30 @@ def read_bytes(path: Path, expected: bytes = b"") -> bytes:
         hint = "download the file that the page shows or links to"
         raise DataError("found an HTML page", place=place, hint=hint)
     return data
+
+
+def _check_texts(path: Path, place: str) -> None:
+    """Raises DataError if a JSON file holds a text that is too long for an embedded image.
+
+    Only what lies between two quotes is measured, chunk by chunk, so that a file that would not fit
+    the memory is refused before it is read.
+    """
+    if path.stat().st_size <= LONGEST_TEXT:
+        return
+    line, length = 1, 0
+    with path.open("rb") as file:
+        chunk = file.read(CHUNK)
+        if not chunk.lstrip(BOM.encode() + b" \t\r\n").startswith((b"{", b"[")):
+            return
+        while chunk:
+            first = chunk.find(b'"')
+            if length + (first if first >= 0 else len(chunk)) > LONGEST_TEXT:
+                found = f"a text of more than {LONGEST_TEXT // 2**20} MiB"
+                hint = "write an image as a file, and name its path"
+                raise DataError(found, place=f"{place}:{line}", hint=hint)
+            line += chunk.count(b"\n")
+            length = length + len(chunk) if first < 0 else len(chunk) - 1 - chunk.rfind(b'"')
+            chunk = file.read(CHUNK)
 
 
 def _unpacked(data: bytes, place: str) -> bytes:
