@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import GOLDEN, HYBRID, ONE_EACH, VL2_MHA, VL2_NOAUX, make_rows, only_siglip
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from tolerances import assert_close
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import SamVisionConfig
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers import LlamaConfig, SamVisionConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 from transformers.utils import TransformersKwargs
 
@@ -22,6 +24,8 @@ from vlft.checkpoints.load import empty_model
 from vlft.models.adaptations import (
     HEAD_BY_HEAD,
     HeadByHead,
+    _cast_once,
+    _keep_gate_and_up,
     prepare_for_inference,
     prepare_for_training,
     restore,
@@ -42,7 +46,9 @@ def state(model: nn.Module) -> dict[str, tuple[object, ...]]:
         config = getattr(module, "config", None)
         attention = getattr(config, "_attn_implementation", None)
         experts = getattr(config, "_experts_implementation", None)
-        found[name] = (type(module), vars(module).get("forward"), attention, experts)
+        replaced = (vars(module).get(name) for name in ("forward", "_cast_input_dtype"))
+        methods = [getattr(method, "func", None) for method in replaced]
+        found[name] = (type(module), *methods, attention, experts)
     return found
 
 
@@ -95,7 +101,7 @@ class TestPrepareAndRestore:
         other = copy.deepcopy(model)
         restore(other)
         assert state(model) == prepared
-        assert TREE not in [values[2] for values in state(other).values()]
+        assert TREE not in [values[3] for values in state(other).values()]
 
 
 @pytest.mark.parametrize("attn", ["eager", "flex_attention"])
@@ -200,6 +206,63 @@ class TestLastLayer:
         finally:
             torch.set_num_threads(threads)
         assert all(torch.equal(gradient, found[0]) for gradient in found)
+
+
+def kept_bytes(module, hidden, weights) -> tuple[int, list[torch.Tensor]]:
+    """Bytes that autograd keeps of a call of a module, and its output with all gradients."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor
+    ):
+        output = module(hidden)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad((output * weights).sum(), [hidden, *trained])
+    own = {parameter.data_ptr() for parameter in module.parameters()}
+    return sum(t.nbytes for address, t in kept.items() if address not in own), [output, *gradients]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_feed_forward_part_keeps_two_of_three_tensors_and_has_the_same_bits(dtype):
+    torch.manual_seed(0)
+    mlp = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=96)).to(dtype)
+    mlp.requires_grad_(False)
+    hidden = torch.randn(1, 50, 32, dtype=dtype, requires_grad=True)
+    weights = torch.randn(1, 50, 32, dtype=dtype)
+    plain, expected = kept_bytes(mlp, hidden, weights)
+    _keep_gate_and_up(mlp)
+    ours, found = kept_bytes(mlp, hidden, weights)
+    assert (plain, ours) == (3 * 50 * 96 * dtype.itemsize, 2 * 50 * 96 * dtype.itemsize)
+    assert all(map(torch.equal, found, expected))
+
+
+class Sum(nn.ModuleList):
+    """The sum of layers that read the same input, as q, k and v do."""
+
+    def forward(self, hidden):
+        return sum(layer(hidden) for layer in self)
+
+
+def test_lora_under_autocast_keeps_its_input_once():
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, init_lora_weights=False)
+    bases = [nn.Linear(32, 48, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
+    layers = Sum(LoraLinear(base, "default", config, r=4, lora_alpha=8) for base in bases)
+    for layer in layers:  # As peft's get_peft_model leaves them.
+        layer.lora_A.float()
+        layer.lora_B.float()
+    hidden = torch.randn(1, 50, 32, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.randn(1, 50, 48, dtype=torch.bfloat16)
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(kept_bytes(layers, hidden, weights))
+        _cast_once(layers)
+    (plain, expected), (ours, made) = found
+    assert plain - ours == 2 * hidden.nbytes
+    assert torch.equal(made[0], expected[0])
+    # The contributions to the input's gradient are rounded to 16 bit in another order.
+    for tensor, other in zip(made[1:], expected[1:], strict=True):
+        assert (tensor.float() - other.float()).norm() < 0.01 * other.float().norm()
 
 
 class TestStillNeeded:

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import layer as peft_layers
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import (
     DeepseekOcr2SamVisionSdpaAttention,
 )
@@ -33,7 +36,7 @@ from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
 from vlft.models.tree_attention import TREE
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Callable
 
 
 def prepare_for_inference(model: nn.Module) -> None:
@@ -50,6 +53,8 @@ def prepare_for_training(model: nn.Module, language: str) -> None:
     prepare_for_inference(model)
     _attend_by_trees(model.get_submodule(language))
     _narrow_last_layer(model.get_submodule(language))
+    _keep_gate_and_up(model.get_submodule(language))
+    _cast_once(model)
 
 
 def restore(model: nn.Module) -> None:
@@ -68,8 +73,16 @@ def restore(model: nn.Module) -> None:
             module.__class__ = peft_layers.ParamWrapper
         elif isinstance(module, HeadByHead):
             module.__class__ = type(module).plain
-        elif _is_narrowed(module):
+        elif _replaces(module, "forward", (_narrowed_forward, _gated_forward)):
             del module.forward
+        elif _replaces(module, "_cast_input_dtype", (_cast_unless_autocast,)):
+            del module._cast_input_dtype
+
+
+def _replaces(module: Any, name: str, functions: tuple[Callable[..., Any], ...]) -> bool:
+    """Whether a method of the module is replaced by one of these functions."""
+    method = vars(module).get(name)
+    return isinstance(method, partial) and method.func in functions
 
 
 def _group_experts(model: nn.Module) -> None:
@@ -167,13 +180,7 @@ def _narrow_last_layer(language: Any) -> None:
     Needed with: transformers 5.23.
     """
     layer = language.layers[-1]
-    if not _is_narrowed(layer):
-        layer.forward = partial(_narrowed_forward, layer)
-
-
-def _is_narrowed(layer: Any) -> bool:
-    forward = vars(layer).get("forward")
-    return isinstance(forward, partial) and forward.func is _narrowed_forward
+    layer.forward = partial(_narrowed_forward, layer)
 
 
 def _narrowed_forward(
@@ -188,3 +195,61 @@ def _narrowed_forward(
     hidden = (hidden + attended).index_select(1, positions_to_keep)
     result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return result
+
+
+def _keep_gate_and_up(language: nn.Module) -> None:
+    """A feed-forward part keeps gate and up alone for its backward pass.
+
+    Reason: autograd also keeps the activated gate, the largest of three equal tensors that hold
+    more than half of a layer's memory; it is recomputed in one pass over the gate.
+
+    Needed with: torch 2.13, transformers 5.23.
+    """
+    for module in language.modules():
+        # The MLPs of all families' LLMs, by what they compute; each has its own class.
+        activation = getattr(module, "act_fn", None)
+        if hasattr(module, "gate_proj") and isinstance(activation, (SiLUActivation, nn.SiLU)):
+            module.forward = partial(_gated_forward, module)
+
+
+def _gated_forward(mlp: Any, hidden: Tensor) -> Tensor:
+    product: Tensor = _SwiGLU.apply(mlp.gate_proj(hidden), mlp.up_proj(hidden))
+    result: Tensor = mlp.down_proj(product)
+    return result
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, of equal shapes; the same bits as by autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        of_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return of_gate, F.silu(gate).mul_(gradient)
+
+
+def _cast_once(model: nn.Module) -> None:
+    """Under autocast LoRA takes its input in 16 bit, as it is.
+
+    Reason: peft casts it to the float32 of LoRA's weights, and autocast back to 16 bit at once: the
+    same numbers, but two copies for each of a layer's matrices, one of which is kept.
+
+    Needed with: peft 0.21.
+    """
+    for module in model.modules():
+        # DoRA and the like compute with the input elsewhere too.
+        if isinstance(module, peft_layers.LoraLayer) and not module.lora_variant:
+            module._cast_input_dtype = partial(_cast_unless_autocast, module)
+
+
+def _cast_unless_autocast(layer: Any, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    if torch.is_autocast_enabled(hidden.device.type):
+        return hidden
+    cast: Tensor = type(layer)._cast_input_dtype(layer, hidden, dtype)
+    return cast
