@@ -327,3 +327,78 @@ class TestFields:
 def test_addresses_are_refused_as_they_are_written(name):
     found = message({"query": "What?", "images": [name], "response": "r"})
     assert found.startswith(f"a.jsonl:7: found {name!r} as an image; paths and http(s) addresses")
+
+
+class TestRules:
+    """Where two readings are near, the one that the order of the rules gives."""
+
+    @pytest.mark.parametrize(
+        ("fields", "turns"),
+        [
+            ({"messages": [], "query": "q", "response": "r"}, ["q", "r"]),
+            ({"query": "q", "response": "[]", "tools": "[]", "videos": []}, ["q", "[]"]),
+            ({"prompt": "", "question": "q", "answer": "", "solution": "r"}, ["q", "r"]),
+            ({"question": "q", "answer": "r", "answers": ["x", "y"]}, ["q", "r"]),
+            ({"texts": ["a", None], "question": "q", "answer": "r"}, ["q", "r"]),
+            (
+                {"messages": [{"user": "q", "assistant": "r", "role": None, "content": None}]},
+                ["q", "r"],
+            ),
+            (
+                {"conversations": [{"from": "user", "value": "q", "role": None, "content": None},
+                                   {"from": None, "value": None, "role": "MODEL", "content": "r"}]},
+                ["q", "r"],
+            ),
+            ({"query": "<img>a.png</img>q", "response": "r"}, ["{a.png}q", "r"]),
+            ({"query": "q", "response": "r", "image": {"bytes": None, "path": "a.png"}},
+             ["{a.png}q", "r"]),
+            ({"query": "q", "response": "r", "image": {"bytes": None, "path": None}}, ["q", "r"]),
+        ],
+    )  # fmt: skip
+    def test_is_read(self, fields, turns):
+        assert flat(fields) == turns
+
+    @pytest.mark.parametrize(
+        ("fields", "found"),
+        [
+            ({"messages": []}, '"messages" has no turn'),
+            ({"messages": [{"role": "user", "content": "q"}], "texts": [{"user": "a"}]},
+             "messages and texts are lists of turns"),
+            ({"question": "q", "answer": "B", "choices": ["x"]}, "found answer beside choices"),
+            ({"question": "q", "answer": "B", "A": "x", "B": "y"}, "found answer beside A and B"),
+            ({"question": "q", "answers": ["x"]}, "found answers, a list"),
+            ({"prompt": "q", "chosen": "a", "rejected": "b"}, "found chosen, rejected"),
+            ({"query": "q", "response": "r", "label": False}, "found label with true or false"),
+            ({"query": "q", "response": "r", "objects": {"ref": ["x"]}}, 'found "objects"'),
+            ({"query": "<img>a.png</img>q", "response": "r", "images": ["a.png"]},
+             "1 image listed, 0 <image>"),
+            ({"query": "q", "response": "r", "image": {"<x>": "a.png"}},
+             "<x> has an image and is not in the text"),
+            ({"query": "q", "response": "r", "image": "a.png", "file_name": "b.png"},
+             "image and file_name could be the images"),
+            ({"messages": [{"role": "user", "content": "q", "loss": True},
+                           {"role": "assistant", "content": "r"}]}, "turn 1 is to be trained"),
+        ],
+    )  # fmt: skip
+    def test_is_refused(self, fields, found):
+        assert message(fields).startswith(f"a.jsonl:7: {found}")
+
+    @pytest.mark.parametrize(
+        ("fields", "turns"),
+        [
+            ({"prompt": "q", "chosen": "a", "rejected": "b"}, ["q", "a"]),
+            ({"prompt": "q", "chosen": {"role": "assistant", "content": "a"}, "rejected": "b"},
+             ["q", "a"]),
+            ({"prompt": "q", "chosen": [{"role": "user", "content": "q"},
+                                        {"role": "assistant", "content": "a"}], "rejected": []},
+             ["q", "a"]),
+            ({"prompt": [{"role": "user", "content": "q"}],
+              "chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"}, ["q", "a"]),
+            ({"messages": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"},
+             ["q", "a"]),
+        ],
+    )  # fmt: skip
+    def test_the_chosen_reply(self, fields, turns):
+        record = Record(fields, Path("a.jsonl"), 7)
+        made = read_record(record, Reading(preference="chosen"), Path()).conversations[0]
+        assert [turn.parts[0] for turn in made.turns] == turns

@@ -68,4 +68,13 @@ MESSAGE_LIST = Layout(
     lambda fields: bool(fields.turns) and is_dialogue(fields.turns),
     _read_list,
 )
-DIALOGUE = Layout("messages", "a list of turns", lambda fields: bool(_names(fields)), _read)
+
+
+def _fits(fields: Fields) -> bool:
+    names = _names(fields)
+    others = (*fields.named("query"), *fields.named("response"))
+    # An empty list is a dialogue only if nothing else can be the sample.
+    return any(map(fields.filled, names)) or bool(names and not any(map(fields.filled, others)))
+
+
+DIALOGUE = Layout("messages", "a list of turns", _fits, _read)

@@ -49,7 +49,7 @@ class Fields:
     def filled(self, name: str) -> bool:
         """Whether a field is there and not empty."""
         value = self.values.get(name)
-        return value is not None and value not in ("", [], {}, ()) and value != "[]"
+        return value is not None and value not in ("", [], {}, ())
 
     def take(self, name: str) -> Any:
         """The value of a field, None if it is absent; the field counts as read."""

@@ -85,6 +85,9 @@ class ImagePlacer:
         if self._by_tag:
             self._check_tags(slots)
         elif self._images and not slots and shared:
+            if any(isinstance(piece, ImageRef) for index in shared for piece in pieces[index]):
+                # The texts name images themselves, maybe the same ones.
+                raise _wrong_number(len(self._images), 0)
             pieces = _at_starts(pieces, shared, self._images)
         filled = _fill([pieces[index] for index in shared], self._images or self._by_tag)
         for index, parts in zip(shared, filled, strict=True):

@@ -50,7 +50,7 @@ def read_turns(turns: Sequence[Any], what: str) -> list[Message]:
         if not isinstance(turn, dict):
             raise wrong_type(turn, name, "an object", EXAMPLE)
         pair = next((pair for pair in PAIRS if all(key in turn for key in pair)), None)
-        if pair is not None and not any(key in turn for key in ROLES):
+        if pair is not None and all(turn.get(key) is None for key in ROLES):
             question, reply = (as_text(turn[key], f'{name}: "{key}"') for key in pair)
             messages += [
                 Message("user", (question,), name),
