@@ -106,7 +106,9 @@ def test_config_there_and_back(folder):
     """A config.json written in the authors' layout means the same to the class."""
     native = folder.native_config(image_token_id=1)
     if folder.family.original_config is not None:
-        written = folder.family.original_config(native, "float32")
+        means = dict.fromkeys(("mean", "std"), [0.5] * 3)
+        images = {f"{k}image_{m}": v for k in ("", "high_res_") for m, v in means.items()}
+        written = folder.family.original_config(native, "float32", images)
         assert folder.family.native_config(written, 1) == native
 
 

@@ -11,6 +11,7 @@ from vlft import console
 from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
+from vlft.checkpoints.stock import check_stock_ids
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.files import real_path
@@ -46,7 +47,9 @@ def convert(config: ConvertConfig) -> Path:
     size = config.max_shard_size
     with temporary_folder(target) as part:
         export_model(model, base, part, layout=config.format, dtype=dtype, max_shard_size=size)
-        _compare(model, describe(part), dtype)
+        written = describe(part)
+        _compare(model, written, dtype)
+        check_stock_ids(written)
     console.info(f"written and compared: {shown(target)} ({config.format} layout)")
     return target
 

@@ -5,24 +5,23 @@ The folder is never one with foreign files, and never half written.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
 
+from vlft.checkpoints.small_files import write_json, write_small_files
 from vlft.checkpoints.weights import MERGED, merged_adapters, read_tensors
 from vlft.config import MergeLoraConfig
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import keeps_dtype
-from vlft.families.processor import template_source
-from vlft.files import json_text, read_object, real_path, save_tensors
+from vlft.files import real_path, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,15 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlft.checkpoints.locate import ModelFolder
-    from vlft.data.encode import ChatFormat
 
 # Where transformers' layout keeps tensors of the authors' layout that no module uses.
 _UNUSED_FILE = "unused.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "chat_template.json",
-)  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
 def export_model(
@@ -62,6 +55,9 @@ def export_model(
         dtype: of the written tensors; None keeps that of each tensor.
         max_shard_size: of a weight file, e.g. ``5GB``.
         merged: SHA-256 of the adapter that was merged into the model, if one was.
+
+    Raises:
+        CheckpointError: the layout has no field for a setting of the model; no weights are written.
     """
     state = _original_state(model, base) if layout == "original" else _native_state(model)
     # Shards are sized by the written dtypes; tensors that share storage are written one by one.
@@ -69,6 +65,7 @@ def export_model(
     for key, tensor in state.items():
         kept = tensor.dtype if dtype is None or keeps_dtype(key, base.family) else dtype
         written[key] = torch.empty(tensor.shape, dtype=kept, device="meta")
+    write_small_files(model, base, folder, layout, _commonest_dtype(written))
     shards = split_torch_state_dict_into_shards(
         written, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -82,12 +79,15 @@ def export_model(
         save_tensors(unused, folder / _UNUSED_FILE)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _commonest_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The data type of most numbers, as config.json states it."""
     numbers: Counter[torch.dtype] = Counter()
-    for tensor in written.values():
+    for tensor in tensors.values():
         numbers[tensor.dtype] += tensor.numel()
-    stated_dtype = str(numbers.most_common(1)[0][0]).removeprefix("torch.")
-    _write_small_files(model, base, folder, layout, stated_dtype)
+    return str(numbers.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def check_layout(base: ModelFolder, layout: str) -> None:
@@ -182,62 +182,3 @@ def _unused_tensors(base: ModelFolder) -> dict[str, Tensor]:
         return dict(read_tensors(base.path, base.family.keys.is_unused))
     path = base.path / _UNUSED_FILE
     return load_file(path) if path.is_file() else {}
-
-
-def _write_small_files(
-    model: PreTrainedModel, base: ModelFolder, folder: Path, layout: str, dtype: str
-) -> None:
-    """Writes configuration and tokenizer; files of the same layout are copied from the base."""
-    _copy(base, folder, TOKENIZER_FILES)
-    if layout == base.layout:
-        _copy(base, folder, PROCESSOR_FILES)
-        config = {key: value for key, value in base.config.items() if key != "dtype"}
-        _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
-    else:
-        _write_other_layout(model, base, folder, layout, dtype)
-    written, chat = read_object(folder / "config.json"), base.processor().chat
-    if base.family.roles(folder, written).names != chat.roles:
-        # The files that are written do not imply these roles; a chat template states them.
-        (folder / "chat_template.jinja").write_text(_janus_chat_template(chat), "utf-8")
-
-
-def _janus_chat_template(chat: ChatFormat) -> str:
-    """Janus' chat template for transformers, with this checkpoint's roles."""
-    text = template_source("janus_chat.jinja")
-    user, assistant = chat.roles
-    text = text.replace('"USER"', json.dumps(user)).replace('"ASSISTANT"', json.dumps(assistant))
-    return text.replace("ASSISTANT:", f"{assistant}:").replace("SYSTEM", chat.system_prompt)
-
-
-def _write_other_layout(
-    model: PreTrainedModel, base: ModelFolder, folder: Path, layout: str, dtype: str
-) -> None:
-    original_config = base.family.original_config
-    if original_config is None:
-        raise ValueError(f"{base.family.title} has one layout")
-    if layout == "original":
-        _write_json(folder / "config.json", original_config(_native_config(model, base), dtype))
-    else:
-        stated = {"dtype": dtype, "architectures": [type(model).__name__]}
-        _write_json(folder / "config.json", {**model.config.to_dict(), **stated})
-        chat = base.processor().chat
-        generation = {"bos_token_id": chat.bos_id, "eos_token_id": chat.eos_id}
-        _write_json(folder / "generation_config.json", {**generation, "pad_token_id": chat.pad_id})
-    for name, content in base.processor().pixels.files[layout].items():
-        _write_json(folder / name, content)
-
-
-def _native_config(model: PreTrainedModel, base: ModelFolder) -> dict[str, Any]:
-    """The base's configuration, tied as the loaded model is."""
-    config, tied = base.native_config(), {"tie_word_embeddings": model.config.tie_word_embeddings}
-    return {**config, **tied, "text_config": {**config["text_config"], **tied}}
-
-
-def _copy(base: ModelFolder, folder: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if (base.path / name).is_file():
-            shutil.copyfile(base.path / name, folder / name)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json_text(value, indent=2) + "\n", "utf-8")

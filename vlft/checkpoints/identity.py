@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from vlft.checkpoints.export import PROCESSOR_FILES, TOKENIZER_FILES, canonical_name
+from vlft.checkpoints.export import canonical_name
+from vlft.checkpoints.small_files import PROCESSOR_FILES, TOKENIZER_FILES
 from vlft.checkpoints.weights import read_tensors
 from vlft.errors import CheckpointError
 from vlft.files import digest

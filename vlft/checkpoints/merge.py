@@ -24,6 +24,7 @@ from vlft.checkpoints.load import (
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.runs import ADAPTER_WEIGHTS
+from vlft.checkpoints.stock import check_stock_ids, sample_image
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
@@ -111,6 +112,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
         gc.collect()  # Modules are in cycles, and would stay beside the model that is loaded now.
         after = _logits(load_model(describe(part), placement), sample.inputs, placement)
         _compare(after, rounded, f"the files in {shown(part)}")
+        check_stock_ids(describe(part))
     return _report(target, layout, after, sample)
 
 
@@ -181,15 +183,7 @@ def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]
 
 def _sample(processor: Processor, folder: Path) -> dict[str, Any]:
     """A batch of one question about an image with many colours and edges."""
-    from PIL import Image
-
-    size = 64
-    image = Image.new("RGB", (size, size))
-    places = [(x, y) for y in range(size) for x in range(size)]
-    image.putdata([(4 * x, 4 * y, 255 * ((x // 8 + y // 8) % 2)) for x, y in places])
-    path = folder / "sample.png"
-    image.save(path)
-    row = {"query": "<image>What do you see in 12 words?", "images": [str(path)]}
+    row = {"query": "<image>What do you see in 12 words?", "images": [str(sample_image(folder))]}
     inputs = processor.collate([processor.encode(row)])
     del inputs["labels"]
     return inputs

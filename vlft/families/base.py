@@ -121,8 +121,9 @@ class Family:
             image after image; see Pixels.rows.
         align: (model, those features, tiles of each image) -> (R, D), the features that replace
             the image tokens, all images end to end.
-        original_config: (keyword arguments of the config, dtype) -> config.json of the authors'
-            layout; None if transformers has no class, so that this layout is the only one.
+        original_config: (keyword arguments of the config, dtype, preprocessor_config.json of
+            transformers' layout) -> config.json of the authors' layout; None if transformers has
+            no class, so that this layout is the only one.
         roles: (model folder, its config.json) -> names of user and assistant in the chat text.
         roles_by_kind: the names that ``vlft convert --model-roles`` may state; empty if fixed.
         attention_inputs: leaf names of the LLM's attention inputs, the LoRA target ``qkv``.
@@ -153,7 +154,7 @@ class Family:
     pixels: Callable[[Path, Config, Config], Pixels]
     vision_features: Callable[[nn.Module, Mapping[str, Any]], Tensor]
     align: Callable[[nn.Module, Tensor, Sequence[Tiles]], Tensor]
-    original_config: Callable[[Config, str], dict[str, Any]] | None = None
+    original_config: Callable[[Config, str, Config], dict[str, Any]] | None = None
     roles: Callable[[Path, Config], Roles] = lambda *_: Roles(("User", "Assistant"))
     roles_by_kind: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")

@@ -77,7 +77,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def _original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:  # noqa: ARG001
     """config.json of the authors' layout for keyword arguments of DeepseekOcr2Config."""
     encoder = native["vision_config"]["encoder_config"]
     return ocr_config.original_config(

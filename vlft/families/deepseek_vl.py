@@ -54,7 +54,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     return multi_modality.native_config(config, image_token_id, vision_config=tower)
 
 
-def _original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:  # noqa: ARG001
     """config.json of the authors' layout for keyword arguments of DeepseekVLConfig."""
     text, vision = native["text_config"], native["vision_config"]
     tower = siglip.tower_params(vision)

@@ -67,16 +67,17 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     )
 
 
-def _original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:
     """config.json of the authors' layout for keyword arguments of DeepseekVLHybridConfig.
 
-    Mean and standard deviation of both towers are those of the published checkpoints.
+    It holds mean and standard deviation of the pixels of both towers.
     """
     vision, text = native["vision_config"], native["text_config"]
     high = sam.tower_params(native["high_res_vision_config"])
-    high |= {"pixel_mean": list(CLIP_MEAN), "pixel_std": list(CLIP_STD)}
+    high["pixel_mean"], high["pixel_std"] = (images[f"high_res_image_{k}"] for k in ("mean", "std"))
     low = siglip.tower_params(vision)
-    low |= {"pixel_mean": list(HALF), "pixel_std": list(HALF), "ckpt_path": ""}
+    low["pixel_mean"], low["pixel_std"] = images["image_mean"], images["image_std"]
+    low["ckpt_path"] = ""
     low["output_dim"] = vision["hidden_size"]
     towers = {"concat_type": "tuple", "high_res_cfg": high, "low_res_cfg": low}
     return multi_modality.original_config(

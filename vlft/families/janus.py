@@ -163,7 +163,7 @@ def _native_config_of_original(config: Config, image_token_id: int) -> dict[str,
     return {**native, "vq_config": _vq_config(config, hidden_size)}
 
 
-def _original_config(native: Config, dtype: str) -> dict[str, Any]:
+def _original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:  # noqa: ARG001
     """config.json of the authors' layout for keyword arguments of JanusConfig."""
     vision, vq = native["vision_config"], native["vq_config"]
     intermediate = round(vision["hidden_size"] * vision["mlp_ratio"])
