@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile
 
 from vlft.data import images
 from vlft.data.conversation import ImageFacts
-from vlft.data.images import decode, inspect_image, inspect_images
+from vlft.data.images import decoded, inspect_image, inspect_images
 from vlft.errors import DataError
 
 IMAGES = GOLDEN / "images"
@@ -33,6 +34,11 @@ EXPECTED = {
 @pytest.fixture(autouse=True)
 def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def decode(path: Path, **options: object) -> Image.Image:
+    with decoded(path, **options) as image:
+        return image
 
 
 def message(path: str | Path, place: str = "") -> str:
@@ -163,28 +169,46 @@ class TestInspect:
         assert facts == inspect_image(GOLDEN / name)
         assert (facts.digest, facts.size) == (hashlib.sha256(content).hexdigest(), size)
 
-    @pytest.mark.parametrize(("total", "most"), [(90, 80), (10, 40)])
-    def test_pixels_in_flight_are_bounded(self, monkeypatch, total, most):
-        """However many threads there are; an image above the bound is checked alone."""
-        loading, seen, lock = [], [], threading.Lock()
-        load = ImageFile.ImageFile.load
+    @pytest.mark.parametrize("total", [160, 10])
+    @pytest.mark.parametrize("copies", [1, 2])
+    def test_pixels_in_flight_are_bounded(self, monkeypatch, total, copies):
+        """However many threads there are; an image above the bound is decoded alone.
 
-        def observed(image):
+        A check holds the image as it is stored, decoding a copy in RGB too.
+        """
+        most = max(1, total // (40 * copies))
+        seen, lock, running = [], threading.Lock(), 0
+        # So many are decoded at the same time; else it breaks.
+        together = threading.Barrier(most)
+
+        def work(path: Path) -> tuple[int, int]:
+            if copies == 1:
+                return inspect_image(path).size
+            with decoded(path) as image:
+                return count(image)
+
+        def count(image: Image.Image) -> tuple[int, int]:
+            nonlocal running
             with lock:
-                loading.append(image.width)
-                seen.append(sum(loading))
+                running += 1
+                seen.append(running)
+            together.wait(20)
             time.sleep(0.01)
-            pixels = load(image)
             with lock:
-                loading.remove(image.width)
-            return pixels
+                running -= 1
+            return image.size
 
+        load = ImageFile.ImageFile.load
+        if copies == 1:
+            monkeypatch.setattr(
+                ImageFile.ImageFile, "load", lambda image: (load(image), count(image))[0]
+            )
+        monkeypatch.setattr(images, "_budget", images._Budget(total))
         for number in range(12):
             Image.new("L", (40, 1), number).save(f"{number}.png")
-        monkeypatch.setattr(images, "_budget", images._Budget(total))
-        monkeypatch.setattr(ImageFile.ImageFile, "load", observed)
-        found = inspect_images(Path(f"{number}.png") for number in range(12))
-        assert {facts.size for facts in found.values()} == {(40, 1)}
+        with ThreadPoolExecutor(8) as pool:
+            sizes = set(pool.map(work, [Path(f"{number}.png") for number in range(12)]))
+        assert sizes == {(40, 1)}
         assert max(seen) == most
 
     def test_they_follow_the_file(self):

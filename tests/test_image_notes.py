@@ -24,7 +24,7 @@ from vlft.config import InferConfig, MergeLoraConfig, SftConfig
 from vlft.data import embedded, image_notes, images, references
 from vlft.data.containers import text
 from vlft.data.image_kinds import what_it_is
-from vlft.data.images import decode, inspect_image, inspect_images
+from vlft.data.images import decoded, inspect_image, inspect_images
 from vlft.errors import DataError
 
 RNG = np.random.default_rng(7)
@@ -34,6 +34,11 @@ NOISE = Image.fromarray(RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8))
 @pytest.fixture(autouse=True)
 def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def decode(path: Path, **options: object) -> Image.Image:
+    with decoded(path, **options) as image:
+        return image
 
 
 def notes(path: str, **options: bool) -> list[tuple[str, str]]:

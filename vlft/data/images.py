@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-# Most pixels of the images that are checked at the same time, four bytes each; a larger image is
-# checked alone.
+# Most pixels of the images that are decoded at the same time, four bytes each; a larger image is
+# decoded alone.
 PIXELS_IN_FLIGHT = 2**27
 # Twice what Pillow warns of: it opens no larger image, and neither does the authors' code.
 MOST_PIXELS = 178_956_970
@@ -65,24 +65,32 @@ class _Budget:
 _budget = _Budget(PIXELS_IN_FLIGHT)
 
 
-def decode(path: Path, *, digest: str | None = None, rotate: bool = False) -> Image.Image:
+@contextmanager
+def decoded(
+    path: Path, *, digest: str | None = None, rotate: bool = False
+) -> Iterator[Image.Image]:
     """The image in RGB: alpha dropped, first frame; EXIF orientation ignored unless ``rotate``.
+
+    What other threads decode within their blocks waits if this image leaves too little memory.
 
     Raises:
         DataError: the file is missing, is not a whole image, or has another SHA-256 than given.
     """
+    with ExitStack() as held:
 
-    def read(file: BufferedReader, _lines: list[str]) -> Image.Image:
-        if digest is not None:
-            _check_digest(file, digest)
-        with Image.open(file, formats=_formats()) as image:
-            image.load()
-            turning = TURNS.get(orientation(image)) if rotate else None
-            # convert() copies an image that is RGB already.
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return rgb if turning is None else rgb.transpose(turning)
+        def read(file: BufferedReader, _lines: list[str]) -> Image.Image:
+            if digest is not None:
+                _check_digest(file, digest)
+            with Image.open(file, formats=_formats()) as image:
+                # The image as it is stored, and its copy in RGB.
+                held.enter_context(_budget.share(2 * image.width * image.height))
+                image.load()
+                turning = TURNS.get(orientation(image)) if rotate else None
+                # convert() copies an image that is RGB already.
+                rgb = image if image.mode == "RGB" else image.convert("RGB")
+                return rgb if turning is None else rgb.transpose(turning)
 
-    return _read(path, read, "")
+        yield _read(path, read, "")
 
 
 def check_unchanged(path: Path, digest: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
-from vlft.data.images import decode
+from vlft.data.images import decoded
 from vlft.data.options import Reading
 from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
@@ -75,8 +75,8 @@ class Processor:
         found = []
         for image in images:
             digest = image.digest if verify else None
-            rgb = decode(image.path, digest=digest, rotate=self.pixels.rotate)
-            found.append(self.pixels.transform(rgb, image.tiles))
+            with decoded(image.path, digest=digest, rotate=self.pixels.rotate) as rgb:
+                found.append(self.pixels.transform(rgb, image.tiles))
         return found
 
     def image_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
