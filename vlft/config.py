@@ -127,8 +127,9 @@ class SftConfig(ReadingSettings):
 
     dataset: tuple[str, ...] = _data(
         (), "Training data: JSON, CSV or parquet. FILE#N or FILE#20% draws records. Repeatable.",
-        path=True, default_text="required")
-    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True)
+        path=True, records=True, default_text="required")
+    val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True,
+                                         records=True)
     val_ratio: float = _data(0.05, "Share split off for validation where --val-dataset is not "
                              "given.", minimum=0, maximum=0.9)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
@@ -308,7 +309,7 @@ class InferConfig(ReadingSettings):
 
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
     dataset: tuple[str, ...] = _data(
-        (), "Answer the records of these files. Repeatable.", path=True)
+        (), "Answer the records of these files. Repeatable.", path=True, records=True)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
     confine_images: Path | None = _data(None, "The only folder that images are read from.",

@@ -80,6 +80,12 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def expand_home(path: str) -> str:
+    """The path with the home folder in the place of its ``~``."""
+    # Path.expanduser raises RuntimeError for the ~name of an unknown user; this leaves it alone.
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
 def real_path(path: Path) -> Path:
     """The absolute path without symbolic links; links in a circle stay, as they lead nowhere."""
     # Path.resolve raises RuntimeError for a circle.

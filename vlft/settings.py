@@ -7,7 +7,6 @@ import difflib
 import functools
 import json
 import math
-import os
 import reprlib
 import types
 import typing
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
+from vlft.files import expand_home
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -61,6 +61,7 @@ class Traits:
     argument: bool = False  # whether its place on the command line gives it, not a flag
     auto: bool = False  # whether the word auto, read as None, is allowed for a number
     path: bool = False  # whether a text may be a path, whose ~ is the home folder
+    records: bool = False  # whether Python may give records in the place of files
     # A run setting is saved with the run, one of the command is not. A flag is not read from a file
     # either, so that no file can continue a run or remove its checkpoints.
     scope: Literal["run", "command", "flag"] = "run"
@@ -84,12 +85,6 @@ def changed(config: Any, *names: str) -> str:
     return ", ".join(
         flag(name) for name in names if getattr(config, name) != getattr(type(config), name, ())
     )
-
-
-def expand_home(path: str) -> str:
-    """The path with the home folder in the place of its ``~``."""
-    # Path.expanduser raises RuntimeError for the ~name of an unknown user; this leaves it alone.
-    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def field_type(cls: type, name: str) -> Any:
@@ -231,6 +226,8 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
     value_type = field_type(cls, spec.name)
     if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
+        if spec.metadata["records"] and any(isinstance(item, dict) for item in items):
+            return tuple(items)
         values = tuple(_scalar(value_type, item, place) for item in items)
         return tuple(map(expand_home, values)) if spec.metadata["path"] else values
     converted = _scalar(value_type, value, place)

@@ -13,8 +13,7 @@ from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, config_errors, load_processor
 from vlft.families.registry import find_family
-from vlft.files import read_object
-from vlft.settings import expand_home
+from vlft.files import expand_home, read_object
 
 if TYPE_CHECKING:
     from vlft.families.base import Family

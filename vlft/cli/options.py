@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
+from vlft.files import expand_home
 from vlft.settings import (
     Config,
     build,
     convert,
-    expand_home,
     field_type,
     flag,
     is_repeatable,

@@ -76,7 +76,19 @@ def _is_image(item: Any) -> bool:
     """Whether a value can be an image: a text, bytes, {bytes, path}, or an image of Pillow."""
     if isinstance(item, dict):
         return not item.keys() - {"bytes", "path"} and not is_empty(item)
-    return isinstance(item, str | bytes) or (hasattr(item, "save") and hasattr(item, "mode"))
+    return isinstance(item, str | bytes) or is_in_memory(item)
+
+
+def is_in_memory(value: Any) -> bool:
+    """Whether a value is an image of Pillow."""
+    return hasattr(value, "save") and hasattr(value, "mode")
+
+
+def png_of(image: Any) -> bytes:
+    """The bytes of an image of Pillow, without loss."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _reference(item: Any, name: str, folder: Path) -> ImageRef:
@@ -86,11 +98,7 @@ def _reference(item: Any, name: str, folder: Path) -> ImageRef:
         given, item = path or given, data or path
     if isinstance(item, str):
         return _from_text(item, name, folder)
-    if not isinstance(item, bytes) and hasattr(item, "save"):
-        buffer = io.BytesIO()
-        item.save(buffer, format="PNG")
-        item = buffer.getvalue()
-    return _stored(item, given, name)
+    return _stored(png_of(item) if is_in_memory(item) else item, given, name)
 
 
 def _stored(data: Any, given: str, name: str) -> ImageRef:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vlft.console import info, tracked, warn
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
+from vlft.data.in_memory import image_folder
 from vlft.data.layouts.ask import LayoutError, with_columns
 from vlft.data.layouts.question import PROMPT
 from vlft.data.missing import near_image, root_of
@@ -88,7 +89,7 @@ def read_file(
         inspected: images that were checked before; those checked here are added.
     """
     path = records.path
-    folder = options.image_root or (path if path.is_dir() else path.parent)
+    folder = options.image_root or image_folder(path)
     read: list[tuple[int, ReadRecord]] = []
     problems: dict[int, RecordError] = {}
     for index in tracked(indices, f"reading {path.name}", len(indices)):

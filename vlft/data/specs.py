@@ -5,14 +5,15 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft.data.containers import FORMATS, open_records
+from vlft.data.in_memory import keep_records
 from vlft.data.source import read_file
 from vlft.errors import DataError, UsageError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlft.data.options import DataOptions
     from vlft.data.source import Inspected, ReadFile
@@ -23,14 +24,17 @@ _ENDINGS = "|".join(map(re.escape, sorted(FORMATS, key=len, reverse=True)))
 SAMPLED = re.compile(f"(.+(?:{_ENDINGS}))(#)(.*)", re.IGNORECASE | re.DOTALL)
 
 
-def expand(files: Sequence[str]) -> list[str]:
+def expand(files: Sequence[str | Mapping[str, Any]]) -> list[str]:
     """The files, with those that match in the place of a pattern like ``data/*.jsonl``.
+
+    Records that are given in the place of files become a file, the last one.
 
     Raises:
         DataError: a pattern matches no file.
     """
     made: list[str] = []
-    for spec in files:
+    rows = [item for item in files if not isinstance(item, str)]
+    for spec in (item for item in files if isinstance(item, str)):
         path, count = parse_spec(spec)
         if path.exists() or not glob.has_magic(str(path)):
             made.append(spec)
@@ -39,7 +43,7 @@ def expand(files: Sequence[str]) -> list[str]:
         if not found:
             raise DataError("matches no file", place=shown(path), hint="check the pattern")
         made += [name if count is None else f"{name}#{count}" for name in found]
-    return made
+    return [*made, keep_records(rows)] if rows else made
 
 
 def read_files(

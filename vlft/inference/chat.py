@@ -25,8 +25,8 @@ from vlft.data.images import inspect_image
 from vlft.data.layouts.place import COMMON_TAG, place_in_text
 from vlft.data.records import BOM
 from vlft.errors import LONE_SURROGATE, DataError, VlftError, shown
+from vlft.files import expand_home
 from vlft.inference.generate import Sampling, generate_replies
-from vlft.settings import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
