@@ -20,8 +20,9 @@ from PIL import Image, features
 
 import vlft
 from vlft.checkpoints.locate import locate_model
-from vlft.config import InferConfig, MergeLoraConfig, SftConfig
-from vlft.data import embedded, image_notes, images, references
+from vlft.cli.check import run_check
+from vlft.config import CheckConfig, InferConfig, MergeLoraConfig, SftConfig
+from vlft.data import download, embedded, image_notes, images, references
 from vlft.data.containers import text
 from vlft.data.image_kinds import what_it_is
 from vlft.data.images import decoded, inspect_image, inspect_images
@@ -420,8 +421,9 @@ class TestRuns:
         ]  # fmt: skip
         err = capfd.readouterr().err
         assert (
-            "warning: 2 images: EXIF says how to turn them, which is ignored, as in the authors' "
-            "code; --exif rotate turns them (the first: a.jsonl:1: 1.jpg: EXIF orientation 8)\n"
+            "warning: 2 images: EXIF says how to turn them, which the authors' code does for "
+            "DeepSeek-OCR alone; --exif rotate turns them (the first: a.jsonl:1: 1.jpg: EXIF "
+            "orientation 8)\n"
         ) in err
         assert (
             "warning: skipped 3 bad records (2 no such image, 1 not a whole image), the first: "
@@ -429,6 +431,11 @@ class TestRuns:
         ) in err
         assert "hint" not in err
         assert f"records that were skipped: 3, see {run}" in err
+        checked = {"dataset": ("a.jsonl",), "on_bad_sample": "skip"}
+        run_check(CheckConfig(**checked))
+        assert "warning: 2 images: EXIF says" in capfd.readouterr().err
+        run_check(CheckConfig(**checked, json=True))
+        assert json.loads(capfd.readouterr().out)["image_notes"] == rows
 
     def test_exif_is_stored_with_the_run_and_infer_follows(self, capfd):
         upright = NOISE.resize((40, 8))
@@ -454,3 +461,20 @@ class TestRuns:
         merged = vlft.merge_lora(MergeLoraConfig(ckpt_dir=rotated, output_dir=Path("merged")))
         assert locate_model(str(merged.folder)).processor().pixels.rotate
         assert not locate_model(str(SIGLIP.folder)).processor().pixels.rotate
+
+
+def test_the_limits_in_the_docs_are_those_of_the_code():
+    text = " ".join((Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8").split())
+    limits = download.Limits()
+    for line in (
+        f"{images.MOST_PIXELS:,} pixels",
+        f"{images.LONGEST_SIDE:,} pixels on a side and {images.LARGEST_FILE // 2**30} GiB",
+        f"{images.PIXELS_IN_FLIGHT:,} pixels together, {images.PIXELS_IN_FLIGHT * 4 // 2**20} MiB",
+        f"An embedded image has at most {embedded.LARGEST // 2**20} MiB",
+        f"At most {limits.size // 2**20} MiB and {limits.redirects} redirects an image, "
+        f"{limits.silence:.0f} seconds without a byte and {limits.total:.0f} seconds in all. It is "
+        f"tried {limits.attempts} times",
+    ):
+        assert line in text, line
+    with pytest.raises(Image.DecompressionBombError):
+        Image._decompression_bomb_check((images.MOST_PIXELS + 1, 1))

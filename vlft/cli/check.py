@@ -9,6 +9,7 @@ import typer
 
 from vlft.console import info, out
 from vlft.data.check import file_report, lines_of, problem_report, write_messages
+from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions, reading_of
 from vlft.data.source import describe, idle_flags, problems_of
 from vlft.data.specs import expand, read_files
@@ -69,12 +70,15 @@ def _show(
 ) -> None:
     """Prints the report: as one JSON object with the problems, or lines without them."""
     reports = [file_report(file) for file in files]
+    items = [item for file in files for _, item in file.items]
     if as_json:
         found = [problem_report(problem) for problem in problems]
         report = {"files": reports, "problems": found, "usable": is_usable}
+        report["image_notes"] = list_notes(items)
         out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
         return
     for file, report in zip(files, reports, strict=True):
         describe(file)
         for line in lines_of(report):
             out.print(line, markup=False)
+    warn_of_images(items)

@@ -22,7 +22,7 @@ Kind = Literal["turned", "transparent", "deep", "pages", "damaged"]
 # What is said of the images of a kind, and what can be done.
 KINDS: dict[Kind, tuple[str, str]] = {
     "turned": (
-        "EXIF says how to turn them, which is ignored, as in the authors' code",
+        "EXIF says how to turn them, which the authors' code does for DeepSeek-OCR alone",
         "--exif rotate turns them",
     ),
     "transparent": (
