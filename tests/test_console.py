@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import time
 
 import pytest
@@ -84,3 +85,17 @@ def test_tracked(screen):
             wait_for(screen, "checking images\n")
     assert seen == [0, 1, 2]
     assert screen.getvalue().count("\n") == 1
+
+
+def test_long_work_says_how_far_it_is_where_there_is_no_terminal(screen, monkeypatch):
+    if console.err.is_terminal:
+        return  # It has a bar.
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    assert list(console.tracked(range(6), "checking samples", 1200)) == list(range(6))
+    lines = [line for line in screen.getvalue().splitlines() if " of " in line]
+    assert lines == [
+        "checking samples: 1 of 1,200, 239:48 left",
+        "checking samples: 3 of 1,200, 159:36 left",
+        "checking samples: 5 of 1,200, 143:24 left",
+    ]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Item = TypeVar("Item")
+# Seconds between lines about long work, where there is no terminal for a bar.
+LINE_EVERY = 10.0
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
@@ -101,15 +103,29 @@ def _spinner(what: str, after: float) -> Iterator[None]:
 
 
 def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """The items one by one, with a progress bar on a terminal and a line elsewhere."""
+    """The items one by one, with a progress bar on a terminal.
+
+    Elsewhere a line says what is done, and every LINE_EVERY seconds how far that is.
+    """
     from rich.progress import Progress
 
     if not err.is_terminal:
         with working(what):
-            yield from items
+            yield from _with_lines(items, what, total)
         return
     with Progress(console=err, transient=True) as live:
         yield from live.track(items, total=total, description=what)
+
+
+def _with_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    begin = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - said >= LINE_EVERY:
+            minutes, seconds = divmod(round((now - begin) / max(done, 1) * (total - done)), 60)
+            info(f"{what}: {done:,} of {total:,}, {minutes}:{seconds:02} left")
+            said = now
+        yield item
 
 
 def show_error(text: str) -> None:

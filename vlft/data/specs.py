@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.console import working
 from vlft.data.containers import FORMATS, open_records
 from vlft.data.in_memory import keep_records
 from vlft.data.source import read_file
@@ -66,7 +67,8 @@ def open_file(spec: str, draws: Draws, options: DataOptions, inspected: Inspecte
         DataError: it cannot be read at all.
     """
     path, amount = parse_spec(spec)
-    records = open_records(path, options.reading.columns.values())
+    with working(f"opening {path.name}"):
+        records = open_records(path, options.reading.columns.values())
     if not len(records):
         raise DataError("no records", place=shown(path), hint="add some, or leave it out")
     indices = draws.take(path, len(records), amount, spec)
