@@ -25,6 +25,9 @@ from vlft.models.deepseek_vl2.text import DeepseekVL2TextModel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# The field of a model's output that holds keys and values; transformers 5.24 renamed it.
+CACHE = next(name for name in ("cache", "past_key_values") if hasattr(CausalLMOutputWithPast, name))
+
 
 class Projector(nn.Module):
     """Squares of patches -> one token each: concatenated, then linear layers with GELU between."""
@@ -61,7 +64,7 @@ class DeepseekVL2PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' form)
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012 (transformers' form)
     _no_split_modules = ["DecoderLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     @classmethod
@@ -166,7 +169,6 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
         tiles: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -176,7 +178,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
 
         pixel_values (V, 3, H, W) and tiles (I, 2) hold all images in order, see get_image_features.
         Logits are computed for the ``logits_to_keep`` last positions, all if 0. The other arguments
-        are those of transformers' causal LLMs; ``settings`` reach the attention layers.
+        are those of transformers' causal LLMs; ``settings``, with the cache, reach the LLM.
         """
         output = self.model(
             input_ids=input_ids,
@@ -184,21 +186,16 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
             tiles=tiles,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **settings,
         )
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: output[CACHE]})
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of the next step; images are given with the prompt only."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
-        if past_key_values is not None and past_key_values.get_seq_length():
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        if (cache := kwargs.get(CACHE)) is not None and cache.get_seq_length():
             inputs["pixel_values"] = inputs["tiles"] = None
         return inputs
