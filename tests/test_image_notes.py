@@ -459,6 +459,7 @@ class TestRuns:
         assert header["image_notes"] == []
         # A merged model turns them, too; the other did not.
         merged = vlft.merge_lora(MergeLoraConfig(ckpt_dir=rotated, output_dir=Path("merged")))
+        assert "trained with --exif rotate" in capfd.readouterr().err
         assert locate_model(str(merged.folder)).processor().pixels.rotate
         assert not locate_model(str(SIGLIP.folder)).processor().pixels.rotate
 

@@ -107,13 +107,24 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     }
     with temporary_folder(target) as part:
         export_model(model, base, part, **options)
-        state_image_settings(part, ImageSettings.of(tuned.settings), base.processor())
+        _state_images(part, tuned)
         del model
         gc.collect()  # Modules are in cycles, and would stay beside the model that is loaded now.
         after = _logits(load_model(describe(part), placement), sample.inputs, placement)
         _compare(after, rounded, f"the files in {shown(part)}")
         check_stock_ids(describe(part))
     return _report(target, layout, after, sample)
+
+
+def _state_images(folder: Path, tuned: Tuned) -> None:
+    """Writes how the images of the run were treated, and says what other tools do not read."""
+    settings = ImageSettings.of(tuned.settings)
+    state_image_settings(folder, settings, tuned.base.processor())
+    if "exif" in settings.changed:
+        console.warn(
+            "the model was trained with --exif rotate, which vlft alone reads in its files: turn "
+            "images before other tools show them to it"
+        )
 
 
 def _report(target: Path, layout: str, after: Tensor, sample: _Sample) -> MergeResult:
