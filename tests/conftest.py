@@ -185,6 +185,16 @@ def shared_model(folder):
 PHOTOS = ("photo_a.jpg", "photo_b.jpg", "chart.png")
 
 
+@pytest.fixture
+def large_epsilon(monkeypatch):
+    """Runs in this process step as those of ``launched.rehearse_on_the_cpu``."""
+    from launched import with_large_epsilon
+
+    from vlft.training import run
+
+    monkeypatch.setattr(run, "make_optimizer", with_large_epsilon(run.make_optimizer))
+
+
 def make_rows(count: int = 24, case: FamilyCase = SIGLIP) -> list[dict[str, Any]]:
     """Rows with shared images and prompts, repeats, text alone, history, several images.
 

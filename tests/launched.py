@@ -103,8 +103,25 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
     return load_file(find_checkpoint(run) / "adapter_model.safetensors")
 
 
+def with_large_epsilon(make_optimizer):
+    """AdamW whose step is proportional to a gradient far below the others.
+
+    With its usual epsilon it makes a full step of a gradient that is nothing but rounding: of a
+    LoRA A, whose gradient is zero until B has moved, one such number has moved by 2e-3 in one
+    process and not in two.
+    """
+
+    def make(*arguments):
+        optimizer = make_optimizer(*arguments)
+        for group in optimizer.param_groups:
+            group["eps"] = 1e-3
+        return optimizer
+
+    return make
+
+
 def rehearse_on_the_cpu() -> None:
-    """Tries the longest row before step one, as on a GPU."""
+    """Tries the longest row before step one, as on a GPU; steps as ``with_large_epsilon``."""
     from vlft.training import run
     from vlft.training.autotune import try_longest_row
 
@@ -115,3 +132,4 @@ def rehearse_on_the_cpu() -> None:
         return train(job, *rest)
 
     run.train = train_after_a_rehearsal
+    run.make_optimizer = with_large_epsilon(run.make_optimizer)

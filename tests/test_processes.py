@@ -57,7 +57,7 @@ def as_fsdp() -> None:
 
 
 @pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
-def test_two_processes_are_one(config, tmp_path):
+def test_two_processes_are_one(config, tmp_path, large_epsilon):
     """Same losses, gradient norms and adapter; only rank 0 writes and prints."""
     alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run
     assert finish(launch(config, tmp_path / "two", rehearse_on_the_cpu), tmp_path / "two") == [0, 0]
@@ -76,7 +76,7 @@ def test_two_processes_are_one(config, tmp_path):
 
 
 @only_siglip
-def test_sharded_weights_are_one_model(config, tmp_path):
+def test_sharded_weights_are_one_model(config, tmp_path, large_epsilon):
     """FSDP2 gives the losses and adapter of one process, and either resumes the other's run."""
     config = dataclasses.replace(config, train_aligner=False, num_train_epochs=2, save_steps=3)
     alone = vlft.sft(dataclasses.replace(config, output_dir=tmp_path / "alone")).run

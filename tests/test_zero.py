@@ -88,7 +88,7 @@ def moments(run: Path) -> dict[str, torch.Tensor]:
 @needs_deepspeed
 @pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str)
 @pytest.mark.parametrize("stage", ["2", "3"])
-def test_zero_is_one_model(config, tmp_path, stage):
+def test_zero_is_one_model(config, tmp_path, large_epsilon, stage):
     """Same losses, adapter and moments as one process, and either resumes the other's run."""
     clipped = float(stage == "3")
     config = dataclasses.replace(config, num_train_epochs=2, save_steps=3, max_grad_norm=clipped)
