@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from conftest import ONE_EACH, SIGLIP, VL2_NOAUX, logits, only_siglip
+from conftest import OCR, OCR2, ONE_EACH, SIGLIP, VL2_NOAUX, logits, only_siglip
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 from torch import nn
@@ -40,7 +41,8 @@ OPTIONS = {
 USUAL = ("qkv", "ALL", "parts")
 ways = pytest.mark.parametrize(
     ("case", "name"),
-    [(case, name) for case in ONE_EACH for name in OPTIONS if case is SIGLIP or name in USUAL],
+    [(case, name) for case in ONE_EACH for name in OPTIONS if case is SIGLIP or name in USUAL]
+    + [(OCR, "ALL"), (OCR2, "parts")],
     indirect=["case"],
     ids=str,
 )
@@ -193,8 +195,10 @@ def as_plain_class(make_model, folder, target):
 
 @ways
 def test_plain_peft_loads_it_onto_the_plain_class(
-    model, make_model, folder, processor, inputs, tmp_path, name
+    case, model, make_model, folder, processor, inputs, tmp_path, name
 ):
+    if case in (OCR, OCR2):
+        pytest.skip("see test_peft_still_loses_weights_of_deepseek_ocr")
     from peft import PeftModel
 
     plain_model = as_plain_class(make_model, folder, tmp_path / "native")
@@ -300,3 +304,14 @@ def test_a_damaged_adapter_and_a_wrong_base_are_named(model, folder, make_model,
     path.write_bytes(b"half")
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_adapter(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("case", [OCR, OCR2], indirect=True, ids=str)
+def test_peft_still_loses_weights_of_deepseek_ocr(make_model, folder):
+    """If this fails, adapter._load can be peft's set_peft_model_state_dict again."""
+    tuned = add_lora(make_model(), folder.family, LoraOptions())
+    shake(tuned)
+    state = {name: tensor + 1 for name, tensor in get_peft_model_state_dict(tuned).items()}
+    set_peft_model_state_dict(tuned, state)
+    found = get_peft_model_state_dict(tuned)
+    assert not any(torch.equal(found[name], tensor) for name, tensor in state.items())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -89,7 +89,7 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         state = _state(peft_model, adapted.lora)
         expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
         refuse(state.keys() - expected, expected - state.keys())
-        set_peft_model_state_dict(peft_model, state)
+        _load(peft_model, state)
     except CheckpointError as error:
         place, hint = error.place or str(folder / ADAPTER_WEIGHTS), error.hint or _OTHER_BASE
         raise CheckpointError(error.message, place=place, hint=hint) from None
@@ -98,6 +98,21 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         message = f"the adapter does not fit the model: {reason}"
         raise CheckpointError(message, place=str(folder), hint=_OTHER_BASE) from None
     return peft_model.train(trainable)
+
+
+def _load(peft_model: Any, state: dict[str, Tensor]) -> None:
+    """Loads the weights under peft's names into the adapter.
+
+    Not by set_peft_model_state_dict: it applies transformers' renaming of the authors' tensors to
+    names that are the model's own already, which loses all weights of DeepSeek-OCR without an error
+    (peft 0.21).
+    """
+    config = peft_model.peft_config["default"]
+    named = LoraModel._remap_adapter_state_dict_for_load(
+        model=peft_model, config=config, adapter_name="default", state_dict=dict(state)
+    )
+    unknown = peft_model.load_state_dict(named, strict=False).unexpected_keys
+    refuse(unknown, ())
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

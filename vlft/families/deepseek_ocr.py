@@ -72,15 +72,17 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     text = ocr_config.text_config(config)
     full = ["full_attention"] * text["num_hidden_layers"]
     if ocr_config.is_original(config):
+        has_window = "sliding_window" in config or config.get("model_type") == "unlimited_ocr"
         clip = ocr_config.widths(config, "clip-l-14-224", CLIP)
     else:
+        has_window = config["text_config"].get("layer_types") != full
         encoder = config["vision_config"]["encoder_config"]
         clip = {name: encoder[native] for name, native in CLIP_NAMES.items()}
-        if config["text_config"].get("layer_types") != full:
-            raise CheckpointError(
-                "attention with a sliding window (Unlimited-OCR)",
-                hint="supported is DeepSeek-OCR, with full_attention in all layers",
-            )
+    if has_window:
+        raise CheckpointError(
+            "Unlimited-OCR: its replies attend through a sliding window, which vlft does not train",
+            hint="supported is DeepSeek-OCR, with full_attention in all layers",
+        )
     encoder = {
         **{native: clip[name] for name, native in CLIP_NAMES.items()},
         "intermediate_size": 4 * clip["width"],
