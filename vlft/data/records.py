@@ -28,6 +28,7 @@ class Record:
         line: 1-based line in it where the record starts.
         number: 1-based number among the records of the file.
         is_alone: whether no record before it starts on the same line.
+        shown: the path for messages, if it is known already.
     """
 
     fields: Any
@@ -35,12 +36,13 @@ class Record:
     line: int
     number: int = 0
     is_alone: bool = True
+    shown: str = ""
 
     @property
     def place(self) -> str:
         """For messages: ``train.jsonl:17``."""
         number = "" if self.is_alone else f" (record {self.number})"
-        return f"{shown(self.path)}:{self.line}{number}"
+        return f"{self.shown or shown(self.path)}:{self.line}{number}"
 
     @property
     def source(self) -> str:
@@ -74,7 +76,7 @@ class Records(Sequence["Record | RecordError"]):
 
     def __init__(self, path: Path, kind: str, found: Sequence[Found], note: str = "") -> None:
         self.path, self.kind, self.note = path, kind, note
-        self._found = found
+        self._found, self._shown = found, shown(path)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -83,10 +85,10 @@ class Records(Sequence["Record | RecordError"]):
         """A record, or its problem."""
         line, value = self._found[index]
         is_alone = index == 0 or self._found[index - 1][0] != line
-        record = Record(value, self.path, line, index + 1, is_alone)
+        where = (self.path, line, index + 1, is_alone, self._shown)
         if isinstance(value, DataError):
-            return RecordError(value, Record(None, self.path, line, index + 1, is_alone))
-        return record
+            return RecordError(value, Record(None, *where))
+        return Record(value, *where)
 
 
 def kind_of(value: object) -> str:

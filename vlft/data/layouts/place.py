@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from vlft.data.conversation import ImageRef, Turn
@@ -42,6 +43,12 @@ _Piece = str | ImageRef | _Slot
 _Images = Sequence[ImageRef] | Mapping[str, ImageRef]
 
 
+@lru_cache
+def _tag_pattern(tags: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(tags, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, longest_first), NAMED.pattern]), re.DOTALL)
+
+
 class ImagePlacer:
     """Puts the images of a record into its messages.
 
@@ -60,8 +67,7 @@ class ImagePlacer:
         self._by_tag = images if isinstance(images, Mapping) else {}
         self._images = [] if isinstance(images, Mapping) else list(images)
         self._resolve = resolve
-        keys = sorted({*TAGS, image_tag, *self._by_tag}, key=len, reverse=True)
-        self._tag = re.compile("|".join([*map(re.escape, keys), NAMED.pattern]), re.DOTALL)
+        self._tag = _tag_pattern(frozenset({*TAGS, image_tag, *self._by_tag}))
 
     def place(self, messages: Sequence[Message]) -> list[Turn]:
         """The turns of the messages.
