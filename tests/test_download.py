@@ -241,7 +241,7 @@ class TestData:
         data = self.load(processor, address, allow_private_urls=True)
         [image] = data[0].images
         assert image.digest == hashlib.sha256(png()).hexdigest()
-        assert processor.pixel_values([image], verify=True).shape[1] == 3
+        assert len(processor.pixel_values([image], verify=True)) == 1
         [row] = [Columns(data.conversations, "").row(item) for item in data.conversations]
         assert row["images"] == [address]
         run_cache(CacheConfig(action="info"))
