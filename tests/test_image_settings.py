@@ -127,6 +127,9 @@ class TestPages:
             there, here = locate_model(str(model)).processor(), settings.apply(page)
             assert there.pixels.fingerprint == here.pixels.fingerprint
             assert there.pixels.fingerprint != page.pixels.fingerprint
+            for files in there.pixels.files.values():
+                stated = there.pixels.stated["processor_config.json"]
+                assert stated.items() <= files["processor_config.json"].items()
             shutil.copy(OCR.folder / "processor_config.json", model)
 
     @pytest.mark.parametrize(

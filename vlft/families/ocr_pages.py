@@ -131,7 +131,7 @@ def _pixels(pages: Pages) -> Pixels:
         inputs=lambda views, tiles: _inputs(views, tiles, grids=pages.grids),
         fingerprint=repr((asdict(sizes), grids)),
         rotate=True,
-        files=_files(sizes, pages.max_tiles, pages.native),
+        files=_files(sizes, pages.max_tiles, pages.native, entries),
         modes=tuple(pages.modes),
         in_mode=lambda mode: _pixels(replace(pages, mode=mode)),
         limit=(lambda tiles, tokens: _limited(pages, tiles, tokens)) if grids else None,
@@ -156,8 +156,13 @@ def _limited(pages: Pages, most_tiles: int | None, most_tokens: int | None) -> P
     return _pixels(replace(pages, max_tiles=most, max_tokens=most_tokens))
 
 
-def _files(mode: ImageMode, max_tiles: int, native: str) -> dict[str, Files]:
-    """preprocessor_config.json and processor_config.json; the authors' layout has the latter."""
+def _files(
+    mode: ImageMode, max_tiles: int, native: str, entries: Mapping[str, Any]
+) -> dict[str, Files]:
+    """preprocessor_config.json and processor_config.json; the authors' layout has the latter.
+
+    ``entries`` are what vlft alone writes and reads: the mode and the limits.
+    """
     half = {"image_mean": list(HALF), "image_std": list(HALF)}
     original = {
         **half,
@@ -172,6 +177,7 @@ def _files(mode: ImageMode, max_tiles: int, native: str) -> dict[str, Files]:
         "patch_size": 16,
         "processor_class": "DeepseekVLV2Processor",
         "sft_format": "deepseek",
+        **entries,
     }
     transformers = {
         **half,
@@ -181,7 +187,7 @@ def _files(mode: ImageMode, max_tiles: int, native: str) -> dict[str, Files]:
         "crop_to_patches": mode.tile > 0,
         **({"tile_size": mode.tile, "max_patches": max_tiles} if mode.tile else {}),
     }
-    chat = {"processor_class": f"{native}Processor"}
+    chat = {"processor_class": f"{native}Processor", **entries}
     return {
         "original": {PROCESSOR_FILE: original},
         "transformers": {PREPROCESSOR_FILE: transformers, PROCESSOR_FILE: chat},
