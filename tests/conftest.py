@@ -88,11 +88,17 @@ only_siglip = pytest.mark.only_siglip
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how many runs test_torture.py kills")
+    parser.addoption("--mutations", type=int, default=60, help="trials of test_hostile.py")
 
 
 @pytest.fixture(scope="session")
 def kills(request) -> int:
     return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def mutations(request) -> int:
+    return request.config.getoption("--mutations")
 
 
 # The slowest files start first, so that at the end no worker runs one while the others are idle.

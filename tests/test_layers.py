@@ -18,6 +18,7 @@ LAYERS = [
     {"models", "data"},
     {"config", "settings", "distributed"},
     {"files", "gpus"},
+    {"schema"},
     {"errors", "console"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -69,7 +70,8 @@ def test_sizes(path):
             assert node.end_lineno - node.lineno <= 45, node.name
 
 
-def test_only_the_command_line_catches_everything():
+def test_hardly_anything_catches_everything():
+    """The last catch of the command line, and the reader of tokenizers, whose errors are bare."""
     broad = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -79,7 +81,7 @@ def test_only_the_command_line_catches_everything():
                 }
                 if node.type is None or caught & {"Exception", "BaseException"}:
                     broad.append(path.relative_to(PACKAGE))
-    assert broad == [Path("cli/app.py")]
+    assert broad == [Path("cli/app.py"), Path("families/tokenizer.py")]
 
 
 def test_no_code_from_the_hub():

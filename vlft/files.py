@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.errors import LONE_SURROGATE, CheckpointError, ConfigError, shown
+from vlft.schema import AGAIN, check_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,40 +20,37 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vlft.schema import Schema
+
 
 # A full disk, a used-up quota, a file that is too large.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The largest small file, in bytes: tokenizer.json of published models has about 8 MB.
+LARGEST = 2**27
 # The system's error number, as Rust ends the text of an error.
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def read_object_if_there(path: Path) -> dict[str, Any]:
+def read_object_if_there(path: Path, schema: Schema) -> dict[str, Any]:
     """As ``read_object``, but an empty object if there is no such file."""
-    return read_object(path) if path.is_file() else {}
+    return read_object(path, schema) if os.path.lexists(path) else {}
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_object(path: Path, schema: Schema) -> dict[str, Any]:
+    """The object in a JSON file, whose fields keep to a schema.
 
     Raises:
         CheckpointError: the file is missing, is no JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no {path.name}", place=shown(path.parent), hint="name the folder that holds it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", place=shown(path), hint="write or download it again"
-        ) from None
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointError(f"not JSON: {reason}", place=shown(path), hint=AGAIN) from None
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"found {type(value).__name__}, an object is allowed",
-            place=shown(path),
-            hint="write or download it again",
-        )
+        found = f"found {type(value).__name__}, an object is allowed"
+        raise CheckpointError(found, place=shown(path), hint=AGAIN)
+    check_fields(value, schema, shown(path))
     return value
 
 
@@ -72,6 +70,32 @@ def cache_folder(name: str, instead: str = "") -> Path:
         hint = f"set XDG_CACHE_HOME to a folder for it{instead}"
         raise ConfigError("no home folder for the cache", place="HOME", hint=hint) from None
     return Path(base) / "vlft" / name
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file.
+
+    Raises:
+        CheckpointError: the file is missing, no regular one, too large, or not UTF-8.
+    """
+    hint = AGAIN
+    try:
+        # Opened without waiting: a named pipe may have no writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            facts = os.fstat(descriptor)
+            if stat.S_ISREG(facts.st_mode) and facts.st_size <= LARGEST:
+                return file.read()
+            found = f"of {facts.st_size:,} bytes, at most {LARGEST:,} are allowed"
+            found = found if stat.S_ISREG(facts.st_mode) else "not a regular file"
+    except FileNotFoundError:
+        found, path = f"no {path.name}", path.parent
+        hint = "name the folder that holds it"
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 (byte {error.start})"
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+    raise CheckpointError(found, place=shown(path), hint=hint)
 
 
 def digest(path: Path) -> str:

@@ -18,12 +18,12 @@ from vlft import console
 from vlft.checkpoints.adapter_names import PREFIX, adapt, refuse
 from vlft.checkpoints.identity import BASE
 from vlft.checkpoints.quantize import holds_quantized, is_quantized
-from vlft.checkpoints.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlft.checkpoints.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from vlft.config import INIT_LORA
 from vlft.distributed import full_tensor
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.registry import family_of
-from vlft.files import read_object, save_tensors
+from vlft.files import save_tensors
 from vlft.models.experts import PLAIN_EXPERTS, Experts4bit, ParamWrapper
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def register_experts_layer(config: Any) -> None:
 def _read_config(folder: Path) -> tuple[Any, tuple[str, ...]]:
     """Reads the LoraConfig and modules_to_save; fields that vlft does not read are refused."""
     path = folder / ADAPTER_CONFIG
-    fields = read_object(path)
+    fields = read_adapter_config(folder)
     if (kind := fields.get("peft_type")) != "LORA":
         raise CheckpointError(f"found peft_type {kind!r}, 'LORA' is allowed", place=str(path))
     defaults = LoraConfig().to_dict()
@@ -207,12 +207,8 @@ def _read_config(folder: Path) -> tuple[Any, tuple[str, ...]]:
     if not isinstance(init, bool) and init not in INIT_LORA:
         hint = f"allowed: true, false, {', '.join(INIT_LORA[1:])}"
         raise CheckpointError(f"found init_lora_weights {init!r}", place=str(path), hint=hint)
-    saved = fields.get("modules_to_save") or []
-    if not (isinstance(saved, list) and all(isinstance(name, str) and name for name in saved)):
-        hint = "a list of names is allowed"
-        raise CheckpointError(f"found modules_to_save {saved!r}", place=str(path), hint=hint)
     try:
         config = LoraConfig(**{name: fields[name] for name in _READ_FIELDS if name in fields})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"cannot be used: {error}", place=str(path)) from None
-    return config, tuple(saved)
+    return config, tuple(fields.get("modules_to_save") or ())

@@ -150,15 +150,11 @@ def empty_model(
 ) -> PreTrainedModel:
     """The model of a folder with its weights on the meta device and real buffers."""
     cls: Any = folder.family.model_class()
-    try:
-        config = cls.config_class(**folder.native_config(image_token_id))
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"a value that the model cannot have: {error}",
-            place=shown(folder.path / "config.json"),
-            hint="download the model again",
-        ) from None
     with init_empty_weights(include_buffers=False), config_errors(folder.path, folder.family):
+        try:
+            config = cls.config_class(**folder.native_config(image_token_id))
+        except StrictDataclassError as error:
+            raise CheckpointError(f"a value that the model cannot have: {error}") from None
         model: PreTrainedModel = cls._from_config(config, attn_implementation=attn)
     prepare_for_inference(model)
     return model

@@ -13,6 +13,7 @@ from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families.processor import Processor, config_errors, load_processor
 from vlft.families.registry import find_family
+from vlft.families.schemas import CONFIG as CONFIG_SCHEMA
 from vlft.files import expand_home, read_object
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def describe(path: Path, name: str = "") -> ModelFolder:
             place=str(path),
             hint="name the folder that holds config.json and the weights",
         )
-    config = read_object(path / "config.json")
+    config = read_object(path / "config.json", CONFIG_SCHEMA)
     family, layout = find_family(config, place=str(path))
     return ModelFolder(path, name or str(path), config, family, layout)
 

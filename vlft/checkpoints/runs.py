@@ -21,6 +21,20 @@ from vlft.console import warn
 from vlft.data.specs import expand, parse_spec
 from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
 from vlft.files import digest, is_disk_full, json_text, read_object, real_path
+from vlft.schema import (
+    ANY,
+    BOOL,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    Rule,
+    Schema,
+    either,
+    many,
+    number,
+    table,
+    whole,
+)
 from vlft.settings import convert
 
 if TYPE_CHECKING:
@@ -34,6 +48,26 @@ PROVENANCE = "provenance.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PROVENANCE_SCHEMA: Schema = {
+    "data": table(TEXT),
+    "model_files": table(TEXT),
+    "base_weights": TEXT,
+    "model_config": TEXT,
+    "changes": many(OBJECT),
+}
+_ADAPTER_SCHEMA: Schema = {
+    "base_model_name_or_path": TEXT,
+    "r": whole(1, 2**16),
+    "lora_alpha": number(0, 1e9),
+    "lora_dropout": number(0, 1),
+    "rank_pattern": table(whole(1, 2**16)),
+    "alpha_pattern": table(number(0, 1e9)),
+    "bias": Rule("none, all or lora_only", ("none", "all", "lora_only").__contains__),
+    "layers_to_transform": either(whole(0, 255), many(whole(0, 255))),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), either(TEXT, TEXTS)),
+    **dict.fromkeys(("modules_to_save", "target_parameters"), TEXTS),
+    **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias"), BOOL),
+}
 _warn_once = functools.cache(warn)
 
 
@@ -192,6 +226,16 @@ def _named_by(file: Path) -> Path:
     return real_path(file.parent / name if _CHECKPOINT.fullmatch(name) else file)
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The fields of adapter_config.json; their types are checked."""
+    return read_object(folder / ADAPTER_CONFIG, _ADAPTER_SCHEMA)
+
+
+def read_provenance(run: Path) -> dict[str, Any]:
+    """The fields of provenance.json; their types are checked."""
+    return read_object(run / PROVENANCE, _PROVENANCE_SCHEMA)
+
+
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a run into its folder, or into that of a checkpoint."""
     (folder / RUN_CONFIG).write_text(json_text(settings, indent=2) + "\n", "utf-8")
@@ -206,7 +250,7 @@ def read_run_config(folder: Path) -> SftConfig:
         UsageError: there are none, or their values are wrong.
     """
     path = folder / RUN_CONFIG
-    values, problems = convert(SftConfig, read_object(path), source=str(path))
+    values, problems = convert(SftConfig, read_object(path, ANY), source=shown(path))
     raise_all(problems)
     return SftConfig(**values)
 
@@ -232,7 +276,7 @@ def _flush(path: Path) -> None:
 
 def check_same_data(run: Path, data_files: Iterable[str]) -> None:
     """Raises CheckpointError if a data file has changed since the run was started."""
-    before = read_object(run / PROVENANCE).get("data", {})
+    before = read_provenance(run).get("data", {})
     for path, value in data_digests(data_files).items():
         if before.get(path) != value:
             raise CheckpointError(

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from vlft.checkpoints.identity import BASE, is_other
 from vlft.checkpoints.locate import ModelFolder, describe, locate_model
 from vlft.checkpoints.runs import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     RUN_CONFIG,
     find_checkpoint,
     is_adapter,
+    read_adapter_config,
     read_run_config,
     run_of,
 )
 from vlft.checkpoints.weights import merged_adapters, read_metadata
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, shown
-from vlft.files import digest, read_object
+from vlft.files import digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,8 +102,8 @@ def _foreign(adapter: Path, model: str | None) -> SftConfig:
     Raises:
         ConfigError: neither the adapter nor the user names a base model.
     """
-    base = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if model is None and not (isinstance(base, str) and base):
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    if model is None and not base:
         hint = "name the model that it was trained on"
         raise ConfigError(f"{shown(adapter)} does not name its base", place="--model", hint=hint)
     return SftConfig(model=model or base)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from torch import Tensor
 from vlft import console
 from vlft.errors import CheckpointError, shown
 from vlft.files import read_object
+from vlft.schema import TEXT, Schema, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ _WHOLE_SETS = (
     "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 
+_INDEX_SCHEMA: Schema = {"weight_map": table(TEXT)}
+
 
 def _weight_files(folder: Path) -> list[Path]:
     """The weight files of a model folder."""
@@ -34,36 +38,54 @@ def _weight_files(folder: Path) -> list[Path]:
     if not sets:
         raise CheckpointError(
             f"no weights; looked for {', '.join(_WHOLE_SETS)}",
-            place=str(folder),
+            place=shown(folder),
             hint="download the whole model",
         )
     return _listed(sets[0]) if sets[0].suffix == ".json" else [sets[0]]
 
 
 def _weight_sets(folder: Path) -> list[Path]:
-    return [folder / name for name in _WHOLE_SETS if (folder / name).is_file()]
+    return [folder / name for name in _WHOLE_SETS if (folder / name).exists()]
 
 
 def _listed(index: Path) -> list[Path]:
-    """The files that an index names."""
-    table = read_object(index).get("weight_map")
-    if not isinstance(table, dict):
-        raise CheckpointError("holds no weight_map", place=str(index))
-    names = dict.fromkeys(table.values())
-    outside = [file for file in names if Path(file).name != file]
-    if outside:
-        raise CheckpointError(
-            f"the index names {outside[0]!r}, outside of the folder", place=str(index.parent)
-        )
-    files = [index.with_name(file) for file in names]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index.name} names {', '.join(missing[:3])}, which is missing",
-            place=str(index.parent),
-            hint="download the model again",
-        )
-    return files
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: one is missing, or the index and the files contradict each other.
+    """
+    weight_map = read_object(index, _INDEX_SCHEMA).get("weight_map") or {}
+    files = {file: index.parent / file for file in weight_map.values()}
+    missing = [file for file, path in files.items() if not path.is_file()]
+    outside = [file for file in files if Path(file).name != file]
+    if outside or missing or not files:
+        found = f"names {outside[0]!r}, outside of the folder" if outside else "names no file"
+        if missing and not outside:
+            found = f"names {', '.join(missing[:3])}, which is missing"
+        raise CheckpointError(found, place=shown(index), hint="download the model again")
+    if index.name.startswith("model."):
+        owners: dict[str, str] = {}
+        for file, path in files.items():
+            for name in tensor_names(path):
+                if weight_map.get(name, file) != file or name in owners:
+                    other = owners.get(name) or weight_map[name]
+                    found = f"{name} is in {file} and, as the index says, in {other}"
+                    raise CheckpointError(found, place=shown(index), hint="download it again")
+                owners[name] = file
+        if absent := [name for name in weight_map if name not in owners]:
+            found = f"{', '.join(absent[:3])} is not in {weight_map[absent[0]]}, which it names"
+            raise CheckpointError(found, place=shown(index), hint="download the model again")
+    return list(files.values())
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with _opened(path) as file:
+        return list(file.keys())
 
 
 def warn_of_other_weights(folder: Path) -> None:
@@ -108,34 +130,44 @@ def count_numbers(folder: Path) -> int:
         if path.suffix == ".bin":
             total += path.stat().st_size // 2
         else:
-            with safe_open(path, framework="pt") as file:
+            with _opened(path) as file:
                 names = file.keys()
                 total += sum(prod(file.get_slice(name).get_shape()) for name in names)
     return total
 
 
 def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            if wanted(name):
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; damage found while the block reads it is an error that names it."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if wanted(name):
-                    yield name, file.get_tensor(name)
-    except SafetensorError as error:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"damaged: {error}", place=str(path), hint="download the file again"
+            f"damaged: {error}", place=shown(path), hint="download the file again"
         ) from None
 
 
 def _read_bin(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    hint = "use a safetensors file, or download the file again"
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise CheckpointError(
             f"holds more than weights, or is damaged; weights only are read ({reason})",
-            place=str(path),
-            hint="use a safetensors file, or download the file again",
+            place=shown(path),
+            hint=hint,
         ) from None
+    if not isinstance(tensors, dict):
+        raise CheckpointError("holds no table of weights", place=shown(path), hint=hint)
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and wanted(name):
+        if isinstance(name, str) and isinstance(tensor, Tensor) and wanted(name):
             yield name, tensor

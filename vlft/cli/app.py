@@ -184,5 +184,5 @@ def main() -> None:
         if isinstance(cause, EOFError | KeyboardInterrupt):
             _fail(cause)
         raise
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (what nothing else has caught)
+    except BaseException as error:  # noqa: BLE001 (what nothing else has caught)
         _fail(error)

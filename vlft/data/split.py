@@ -17,6 +17,7 @@ from vlft.console import warn
 from vlft.data.options import History
 from vlft.errors import DataError, shown
 from vlft.files import read_object, real_path
+from vlft.schema import Schema, many, whole
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -28,6 +29,7 @@ Position = tuple[int, int]
 
 # In a run folder: the positions of the validation records that were split off.
 SPLIT_FILE = "split.json"
+_SCHEMA: Schema = {"validation": many(many(whole(0, 2**40), 2, 2), 0, 2**32)}
 
 
 @dataclass
@@ -168,5 +170,5 @@ def read_history(run: Path) -> History:
     """
     if not (run / SPLIT_FILE).is_file():
         return History(older_release=True)
-    found = read_object(run / SPLIT_FILE).get("validation", [])
-    return History(tuple((int(number), int(record)) for number, record in found))
+    found = read_object(run / SPLIT_FILE, _SCHEMA).get("validation", [])
+    return History(tuple((number, record) for number, record in found))

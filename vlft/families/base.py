@@ -210,9 +210,9 @@ def sizes_by_name(params: Config, sizes: Mapping[str, Config], default: str) -> 
     Raises:
         CheckpointError: the model_name is unknown.
     """
-    name = params.get("model_name", default)
+    name = params.get("model_name") or default
     if name not in sizes:
         raise CheckpointError(
             f"unknown vision model_name {name!r}", hint=f"allowed: {', '.join(sizes)}"
         )
-    return {key: params.get(key, value) for key, value in sizes[name].items()}
+    return known_fields(params, sizes[name])

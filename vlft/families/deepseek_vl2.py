@@ -12,6 +12,7 @@ from vlft.families import chat_text, siglip
 from vlft.families.base import Config, Family, Parts, Pixels, Roles
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import HALF
+from vlft.families.schemas import PROCESSOR
 from vlft.families.tiles import Tiling, tiled_pixels
 from vlft.files import read_object_if_there
 
@@ -105,7 +106,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
 def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:
     """As the authors' DeepseekVLV2Processor with the settings of processor_config.json."""
     path = folder / "processor_config.json"
-    stated = read_object_if_there(path)
+    stated = read_object_if_there(path, PROCESSOR)
     vision = native["vision_config"]
     candidates = stated.get("candidate_resolutions") or raw.get("candidate_resolutions")
     size = vision["image_size"]

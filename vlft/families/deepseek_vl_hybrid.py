@@ -16,6 +16,7 @@ from vlft.families import deepseek_vl, multi_modality, sam, siglip
 from vlft.families.base import PREPROCESSOR_FILE, Config, Parts, Pixels, Views
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.pixels import HALF, normalised, read_settings, square_pixels
+from vlft.families.schemas import PROCESSOR
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _means_and_stds(folder: Path, raw: Config) -> tuple[list[float], ...]:
         params = raw["vision_config"]["params"]
         high, low, prefix, name = params["high_res_cfg"], params["low_res_cfg"], "pixel", "pixel"
     else:
-        high = low = read_object_if_there(folder / PREPROCESSOR_FILE)
+        high = low = read_object_if_there(folder / PREPROCESSOR_FILE, PROCESSOR)
         prefix, name = "high_res_image", "image"
     return (
         high.get(f"{prefix}_mean", list(CLIP_MEAN)),

@@ -15,7 +15,8 @@ from vlft.families.base import Config, Parts, Pixels, Roles, known_fields
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.multi_modality import LLAMA_KEYS, aligner_config, module_config
 from vlft.families.pixels import read_settings, square_pixels
-from vlft.files import read_object_if_there
+from vlft.families.schemas import TOKENS
+from vlft.files import read_object_if_there, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,9 +204,9 @@ def _pixels(folder: Path, raw: Config, native: Config) -> Pixels:  # noqa: ARG00
 def _chat_template(folder: Path) -> str | None:
     plain = folder / "chat_template.jinja"
     if plain.is_file():
-        return plain.read_text("utf-8")
+        return read_text(plain)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        stated = read_object_if_there(folder / name).get("chat_template")
+        stated = read_object_if_there(folder / name, TOKENS).get("chat_template")
         if isinstance(stated, str):
             return stated
     return None

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE, Files, Pixels
 from vlft.families.multi_modality import IMAGE_TAG
+from vlft.families.schemas import PROCESSOR
 from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_settings(
     As in the authors' code, the border has the colour of the mean and the square the size of the
     tower's input; what the file says of both is ignored.
     """
-    stated = read_object_if_there(folder / PREPROCESSOR_FILE)
+    stated = read_object_if_there(folder / PREPROCESSOR_FILE, PROCESSOR)
     stated = {key: value for key, value in stated.items() if value is not None}
     return SquareSettings(
         size,

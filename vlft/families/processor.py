@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
 
 from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
 from vlft.data.images import decoded
@@ -20,16 +18,21 @@ from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import PROCESSOR_FILE
 from vlft.families.pixels import stated_exif
-from vlft.files import read_object, read_object_if_there
+from vlft.families.schemas import PROCESSOR
+from vlft.families.tokenizer import (
+    add_tokens,
+    check_token_ids,
+    load_tokenizer,
+    special_tokens,
+    token_id,
+)
+from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vlft.data.conversation import Conversation
     from vlft.families.base import Family, Pixels, Views
-
-# The padding token of tokenizers that name none.
-PAD = "<｜▁pad▁｜>"
 
 
 @dataclass(frozen=True)
@@ -147,19 +150,19 @@ def load_processor(
     Raises:
         CheckpointError: a file is missing or contradicts another.
     """
-    tokenizer = _load_tokenizer(folder)
-    names = _special_tokens(folder)
-    _add_tokens(tokenizer, family, names)
-    image_token_id = _token_id(tokenizer, family.image_tag, "the image tag", folder)
+    tokenizer = load_tokenizer(folder)
+    names = special_tokens(folder)
+    add_tokens(tokenizer, family, names)
+    image_token_id = token_id(tokenizer, family.image_tag, "the image tag", folder)
     with config_errors(folder, family):
         native = family.native_config(config, image_token_id)
         pixels = family.pixels(folder, config, native)
-        _check_token_ids(folder, tokenizer, int(native["text_config"]["vocab_size"]))
+        check_token_ids(folder, tokenizer, int(native["text_config"]["vocab_size"]))
     if stated_exif(folder):
         pixels = replace(pixels, rotate=True)
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
-    border = [_token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
+    border = [token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
     chat = ChatFormat(
         write=family.chat_text,
         template=template_source(family.template) if family.template else "",
@@ -171,11 +174,11 @@ def load_processor(
         image_border=(tuple(border[:1]), tuple(border[1:])),
         view=pixels.view,
         rotate=pixels.rotate,
-        bos_id=_token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
+        bos_id=token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
         eos_token=eos_token,
-        eos_id=_token_id(tokenizer, eos_token, "eos_token", folder),
-        pad_id=_token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
-        ngram_exempt=tuple(_token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
+        eos_id=token_id(tokenizer, eos_token, "eos_token", folder),
+        pad_id=token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
+        ngram_exempt=tuple(token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
     )
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)
@@ -201,9 +204,15 @@ def config_errors(folder: Path, family: Family) -> Iterator[None]:
     except CheckpointError as error:
         place = error.place or shown(folder / "config.json")
         raise CheckpointError(error.message, place=place, hint=error.hint) from None
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise CheckpointError(
-            f"incomplete or malformed for {family.title}: {error!r}",
+            f"{error} is missing, or not known for {family.title}",
+            place=shown(folder / "config.json"),
+            hint="download the model again",
+        ) from None
+    except (ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"incomplete or malformed for {family.title}: {str(error).splitlines()[0]}",
             place=shown(folder / "config.json"),
             hint="download the model again",
         ) from None
@@ -218,57 +227,12 @@ def template_source(name: str) -> str:
     raise CheckpointError(f"template {name} is missing from the installation", place=str(package))
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(json.dumps(read_object(folder / "tokenizer.json")))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _add_tokens(tokenizer: Tokenizer, family: Family, names: dict[str, str]) -> None:
-    """Adds the special tokens that the tokenizer lacks, in the order of the authors' processor."""
-    for token in (*family.added_tokens, family.image_tag):
-        if token == PAD and names.get("pad_token"):
-            continue
-        if tokenizer.token_to_id(token) is None:
-            tokenizer.add_special_tokens([AddedToken(token, special=True)])
-        if token == PAD:
-            names["pad_token"] = PAD
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token, pad_token; tokenizer_config.json overrides special_tokens_map.json."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in read_object_if_there(folder / name).items():
-            if key in ("bos_token", "eos_token", "pad_token") and value is not None:
-                found[key] = value["content"] if isinstance(value, dict) else value
-    return found
-
-
-def _token_id(tokenizer: Tokenizer, token: str | None, name: str, folder: Path) -> int:
-    token_id = tokenizer.token_to_id(token) if token else None
-    if token_id is None:
-        raise CheckpointError(
-            f"{name} is {token!r}, which is not in tokenizer.json", place=str(folder)
-        )
-    return int(token_id)
-
-
-def _check_token_ids(folder: Path, tokenizer: Tokenizer, rows: int) -> None:
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise CheckpointError(
-            f"the largest token id is {largest}, the model has {rows} embeddings",
-            place=shown(folder / "tokenizer.json"),
-            hint="use the tokenizer files that were published with this model",
-        )
-
-
 def _check_image_tokens(folder: Path, image_tokens: int | None) -> None:
     path = folder / PROCESSOR_FILE
-    stated = read_object_if_there(path).get("num_image_tokens")
+    stated = read_object_if_there(path, PROCESSOR).get("num_image_tokens")
     if image_tokens is not None and stated not in (None, image_tokens):
         raise CheckpointError(
-            f"num_image_tokens is {stated}, the vision tower gives {image_tokens}", place=str(path)
+            f"num_image_tokens is {stated}, the vision tower gives {image_tokens}",
+            place=shown(path),
+            hint="use the config.json and processor_config.json of one model",
         )

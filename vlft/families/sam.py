@@ -54,7 +54,7 @@ def vision_config(params: Config) -> dict[str, Any]:
     return {
         "model_type": "sam_vision_model",
         **{native: size[key] for key, native in NAMES.items()},
-        "image_size": params.get("image_size", 1024),
+        "image_size": params.get("image_size") or 1024,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
     }

@@ -47,7 +47,7 @@ def vision_config(params: Config) -> dict[str, Any]:
         **{native: size[key] for key, native in NAMES.items()},
         # A ratio that is a rounded quotient must give its dividend back, not one less.
         "intermediate_size": int(size["width"] * size["mlp_ratio"] + 1e-6),
-        "image_size": params.get("image_size", 384),
+        "image_size": params.get("image_size") or 384,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "vision_use_head": False,

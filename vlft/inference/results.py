@@ -20,6 +20,7 @@ from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, shown
 from vlft.files import json_text, read_object_if_there
 from vlft.inference.columns import Columns, differences
+from vlft.schema import OBJECT, TEXT, Schema, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 # The start of every result line. It tells a line that a kill cut off from a line of another file.
 START = b'{"query": '
+# Of the header; see ``run.py`` for what it holds.
+_HEADER: Schema = {
+    **dict.fromkeys(("settings", "model"), OBJECT),
+    **dict.fromkeys(("files", "adapter", "columns"), table(TEXT)),
+    "weights": TEXT,
+}
 
 
 class ResultFile:
@@ -69,7 +76,7 @@ class ResultFile:
         if self._overwrite or not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return
-        header = read_object_if_there(self.header_path)
+        header = read_object_if_there(self.header_path, _HEADER)
         size, changed = 0, list[str]()
         for number, (line, length) in enumerate(_whole_lines(self.path), start=1):
             if number == 1:
@@ -153,7 +160,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         for number, line in enumerate(file, start=1):
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             if isinstance(value, dict) and line.endswith(b"\n"):
                 yield value, len(line)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vlft.training.loss import PackedLoss
     from vlft.vision.cache_plan import CachePlan
 
+# What AdamW keeps of a parameter.
+STATE = ("step", "exp_avg", "exp_avg_sq")
+
 
 class Backend:
     """Gradients and steps through Accelerate.
@@ -156,13 +159,24 @@ class Backend:
             place: for messages.
 
         Raises:
-            CheckpointError: they belong to parameters that do not train here.
+            CheckpointError: they belong to parameters that do not train here, or of other shapes.
         """
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        hint = "resume from another checkpoint of the run"
         for name, value in moments.items():
             owner, _, key = name.rpartition(":")
             if owner not in parameters:
-                raise CheckpointError(f"holds {owner}, which does not train here", place=place)
+                found = f"holds {owner}, which does not train here"
+                raise CheckpointError(found, place=place, hint=hint)
+            # ZeRO-3 leaves an empty tensor in the place of a shard.
+            whole = getattr(parameters[owner], "ds_shape", parameters[owner].shape)
+            shape = () if key == "step" else tuple(whole)
+            lacks = [one for one in STATE if f"{owner}:{one}" not in moments]
+            found = f"{name} is {tuple(value.shape)}, not {shape}"
+            if key not in STATE or lacks:
+                found = f"of {owner} found {key}, allowed are {', '.join(STATE)} together"
+            if key not in STATE or lacks or tuple(value.shape) != shape:
+                raise CheckpointError(found, place=place, hint=hint)
             self._put_moment(parameters[owner], key, value)
 
     def _put_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    Points = list[tuple[int, float]]
+    Points = list[tuple[float, float]]
 
+METRICS = "metrics.jsonl"
 # The most points that are drawn of a curve; a figure is 768 pixels wide.
 POINTS = 1000
 
@@ -33,9 +34,20 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def parse_metrics(line: bytes) -> dict[str, float] | None:
+    """The numbers of a line by name, ``step`` among them; None if the line is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(type(value) in (int, float) for value in row.values()):
+        return None
+    return row if isinstance(row.get("step"), int) else None
+
+
 def plot_run(run: Path) -> list[Path]:
     """Writes images/<figure>.png for every figure that has points; returns the files."""
-    curves = _read_curves(run / "metrics.jsonl")
+    curves = _read_curves(run / METRICS)
     (run / "images").mkdir(exist_ok=True)
     figures = _figures(run)
     return [path for name in FIGURES if (path := figures[name].save(curves)) is not None]
@@ -102,8 +114,7 @@ def _read_curves(metrics: Path) -> dict[str, Points]:
         for number, line in enumerate(file):
             if (lines - 1 - number) % stride and b'"val_loss"' not in line:
                 continue
-            # A kill may have cut a line off.
-            row = json.loads(line) if line.endswith(b"}\n") else {}
+            row = parse_metrics(line) or {}
             for name in curves.keys() & row.keys():
                 curves[name].append((row["step"], row[name]))
     finite = [point for point in curves["val_loss"] if math.isfinite(point[1])]

@@ -14,6 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from vlft import console
+from vlft.training.plots import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ class RunLog:
         self, run: Path, total_steps: int, first_step: int, trackers: Any, *, writes: bool = True
     ) -> None:
         self._writes = writes
-        self._path = run / "metrics.jsonl"
+        self._path = run / METRICS
         self._total = total_steps
         self._trackers = trackers
         self._started = time.perf_counter()

@@ -14,11 +14,11 @@ import torch
 
 from vlft import __version__, console
 from vlft.checkpoints.identity import is_other, small_files
-from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, data_digests
+from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, data_digests, read_provenance
 from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
 from vlft.errors import CheckpointError, shown
-from vlft.files import digest, read_object
+from vlft.files import digest, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def changes(
 
     A run of an older release is compared only as far as that release recorded it.
     """
-    record = read_object(run / PROVENANCE)
+    record = read_provenance(run)
     before = record.get("model_files", {"config.json": record.get("model_config")})
     now = small_files(folder.path)
     names = before.keys() | now.keys() if "model_files" in record else before.keys()
@@ -88,7 +88,7 @@ def changes(
         found.append((folder.path, "its weights are"))
     path, images = run / IMAGE_DIGESTS, _images(data)
     if path.is_file():
-        old = path.read_text("utf-8").split()
+        old = read_text(path).split()
         if len(old) != len(images):
             found.append(
                 (run, f"the data has {len(images)} usable images and had {len(old)}, it is")
@@ -107,7 +107,7 @@ def record_changes(
     run: Path, found: Sequence[CheckpointError], folder: ModelFolder, data: tuple[Dataset, Dataset]
 ) -> None:
     """Adds accepted changes to a run's record; the next resume compares with what is there now."""
-    record = read_object(run / PROVENANCE)
+    record = read_provenance(run)
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     change = {"resumed": when, "command": sys.argv, "changed": [error.place for error in found]}
     _write(run, {**record, "changes": [*record.get("changes", []), change]}, folder, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlft.errors import CheckpointError
-from vlft.files import save_tensors
+from vlft.checkpoints.weights import read_metadata
+from vlft.console import warn
+from vlft.errors import CheckpointError, shown
+from vlft.files import read_object, save_tensors
+from vlft.schema import BOOL, OBJECT, Schema, number, whole
+from vlft.training.plots import METRICS, parse_metrics
+from vlft.training.progress import Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,9 +27,18 @@ if TYPE_CHECKING:
 
     from vlft.training.backend import Backend
 
-METRICS = "metrics.jsonl"
+FILE, TENSORS = "state.json", "state.safetensors"
 # Prefix of the moments in state.safetensors.
 OPTIMIZER = "optimizer."
+# What says where a scheduler is.
+SCHEDULER = ("last_epoch", "base_lrs", "_last_lr")
+STEPS = whole(0, 2**53)
+SCHEMA: Schema = {
+    **dict.fromkeys(("step", "best_step", "evaluated_step", "evaluations_without_best"), STEPS),
+    **dict.fromkeys(("best_loss", "last_loss"), number(-1e30, 1e30)),
+    **dict.fromkeys(("window", "scheduler", "scaler"), OBJECT),
+    "finished": BOOL,
+}
 
 
 @dataclass
@@ -85,8 +100,8 @@ def write_state(folder: Path, state: State) -> None:
     tensors = {f"{OPTIMIZER}{name}": tensor for name, tensor in state.moments.items()}
     for rank, states in enumerate(state.randoms):
         tensors.update({f"rng.{rank}.{device}": value for device, value in states.items()})
-    save_tensors(tensors, target / "state.safetensors")
-    (target / "state.json").write_text(json.dumps(asdict(state.position)), "utf-8")
+    save_tensors(tensors, target / TENSORS, {"tensors": str(len(tensors))})
+    (target / FILE).write_text(json.dumps(asdict(state.position)), "utf-8")
 
 
 def read_state(folder: Path, backend: Backend) -> Position:
@@ -95,22 +110,21 @@ def read_state(folder: Path, backend: Backend) -> Position:
     A rank that the saved run did not have draws random numbers of its own.
 
     Raises:
-        CheckpointError: the state is missing or belongs to other parameters.
+        CheckpointError: the state is missing, damaged, or belongs to other parameters.
     """
     path = folder / "state"
+    position = _read_position(path / FILE, backend)
     try:
-        position = Position(**json.loads((path / "state.json").read_text("utf-8")))
-        tensors = load_file(path / "state.safetensors")
+        tensors = load_file(path / TENSORS)
+        stated = read_metadata(path / TENSORS).get("tensors", str(len(tensors)))
+        if stated != str(len(tensors)):
+            raise ValueError(f"{len(tensors)} tensors, {stated} were written")
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
         _set_random_state(states, backend.world.rank, position.step)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"no usable state to resume from: {error}",
-            place=str(path),
-            hint="resume from another checkpoint of the run",
-        ) from None
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise _unusable(path / TENSORS, str(error)) from None
     moments = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items()}
-    backend.load_moments(moments, str(path))
+    backend.load_moments(moments, shown(path / TENSORS))
     backend.scheduler.load_state_dict(position.scheduler)
     # The scheduler hands the rate to the optimiser only at its next step.
     rates = backend.scheduler.get_last_lr()
@@ -119,6 +133,54 @@ def read_state(folder: Path, backend: Backend) -> Position:
     if backend.accelerator.scaler is not None:
         backend.accelerator.scaler.load_state_dict(position.scaler)
     return position
+
+
+def _unusable(path: Path, found: str) -> CheckpointError:
+    hint = "resume from another checkpoint of the run"
+    return CheckpointError(f"no usable state: {found}", place=shown(path), hint=hint)
+
+
+def _read_position(path: Path, backend: Backend) -> Position:
+    """The position in state.json, its parts of the same types as those of a new run.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another checkpoint.
+    """
+    fields = read_object(path, SCHEMA)
+    try:
+        position = Position(**fields)
+    except TypeError as error:
+        raise _unusable(path, str(error)) from None
+    step = path.parent.parent.name.removeprefix("checkpoint-")
+    if step.isdecimal() and int(step) != position.step:
+        raise _unusable(path, f"it is of step {position.step}")
+    scaler = backend.accelerator.scaler
+    scheduler = backend.scheduler.state_dict()
+    # Releases of torch differ in what else they keep.
+    position.scheduler = {k: v for k, v in position.scheduler.items() if k in scheduler}
+    needed = {k: v for k, v in scheduler.items() if k in position.scheduler or k in SCHEDULER}
+    for name, saved, new in (
+        ("scheduler", position.scheduler, needed),
+        ("scaler", position.scaler, scaler.state_dict() if scaler is not None else {}),
+        ("window", position.window, asdict(Window()) if position.window else {}),
+    ):
+        # Older releases saved no window.
+        if not _is_like(saved, new):
+            raise _unusable(path, f"{name} is not what vlft writes")
+    return position
+
+
+def _is_like(found: Any, model: Any) -> bool:
+    """Whether two values of JSON have the same keys, lengths and types; numbers are one type."""
+    if isinstance(model, dict):
+        same = isinstance(found, dict) and found.keys() == model.keys()
+        return same and all(_is_like(found[key], value) for key, value in model.items())
+    if isinstance(model, list):
+        same = isinstance(found, list) and len(found) == len(model)
+        return same and all(map(_is_like, found, model))
+    if isinstance(model, int | float) and not isinstance(model, bool):
+        return isinstance(found, int | float) and math.isfinite(found)
+    return type(found) is type(model)
 
 
 def _set_random_state(states: Mapping[str, Tensor], rank: int, step: int) -> None:
@@ -132,19 +194,15 @@ def _set_random_state(states: Mapping[str, Tensor], rank: int, step: int) -> Non
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Drops the lines of metrics.jsonl that come after a step."""
+    """Drops the lines of metrics.jsonl that come after a step, and those that are damaged."""
     path = run / METRICS
-    if path.exists():
-        lines = path.read_text("utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+    if path.is_file():
+        lines = path.read_bytes().splitlines()
+        rows = [parse_metrics(line) for line in lines]
+        damaged = sum(row is None for row in rows[:-1])
+        if damaged:
+            warn(f"{shown(path)}: {damaged} damaged lines are left out")
+        kept = [row for row in rows if row is not None and row["step"] <= step]
         part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept), "utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         part.replace(path)
-
-
-def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite if the line was cut off by a kill."""
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
