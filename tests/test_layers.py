@@ -17,7 +17,7 @@ LAYERS = [
     {"families"},
     {"models", "data"},
     {"config", "settings", "distributed"},
-    {"files", "gpus"},
+    {"files", "gpus", "locks"},
     {"schema"},
     {"errors", "console"},
 ]

@@ -153,9 +153,13 @@ def test_a_folder_in_use_is_kept(runs, tmp_path):
     (target / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="the output folder is in use"):
         merge_lora(config_of(runs("lora"), target))
+    with pytest.raises(CheckpointError, match=r"holds mine\.txt, which vlft has not written"):
+        merge_lora(config_of(runs("lora"), target, overwrite=True))
     assert (target / "mine.txt").read_text() == "mine"
+    (target / "mine.txt").unlink()
+    merge_lora(config_of(runs("lora"), target))
+    (target / "model.safetensors").unlink()
     merge_lora(config_of(runs("lora"), target, overwrite=True))
-    assert not (target / "mine.txt").exists()
     assert (target / "model.safetensors").exists()
 
 

@@ -174,7 +174,7 @@ class TestContinuing:
         (tmp_path / "o.settings.json").unlink()
         with pytest.raises(CheckpointError, match="older versions wrote none") as error:
             half()
-        assert "--overwrite" in str(error.value)
+        assert "name another --output" in str(error.value)
 
     def test_more_lines_than_records(self, half, tmp_path):
         write_jsonl(tmp_path / "q.jsonl", [{"query": "<image>?", "images": ["0.img"]}])

@@ -611,9 +611,22 @@ class TestInterrupt:
 
 
 @only_siglip
-def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch):
-    monkeypatch.setattr(loop, "row_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(VlftError, match=r"the loss is nan(.|\n)*lower --learning-rate"):
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (0, r"the base model: the (validation )?loss is nan before any step(.|\n)*--dtype float32"),
+        (1, r"training: the loss is nan(.|\n)*lower --learning-rate"),
+    ],
+)
+def test_a_loss_that_is_not_a_number_stops_the_run(config, monkeypatch, steps, message):
+    right = loop.row_loss
+
+    def broken(job, row):
+        done = job.backend.scheduler.state_dict()["last_epoch"]
+        return right(job, row) * (1 if done < steps else float("nan"))
+
+    monkeypatch.setattr(loop, "row_loss", broken)
+    with pytest.raises(VlftError, match=message):
         vlft.sft(config)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # A full disk, a used-up quota, a file that is too large.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 # The largest small file, in bytes: tokenizer.json of published models has about 8 MB.
 LARGEST = 2**27
 # The system's error number, as Rust ends the text of an error.
@@ -80,14 +81,11 @@ def read_text(path: Path) -> str:
     """
     hint = AGAIN
     try:
-        # Opened without waiting: a named pipe may have no writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            facts = os.fstat(descriptor)
-            if stat.S_ISREG(facts.st_mode) and facts.st_size <= LARGEST:
-                return file.read()
-            found = f"of {facts.st_size:,} bytes, at most {LARGEST:,} are allowed"
-            found = found if stat.S_ISREG(facts.st_mode) else "not a regular file"
+        with open_regular(path) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) <= LARGEST:
+            return content.decode("utf-8")
+        found = f"larger than {LARGEST:,} bytes"
     except FileNotFoundError:
         found, path = f"no {path.name}", path.parent
         hint = "name the folder that holds it"
@@ -100,7 +98,7 @@ def read_text(path: Path) -> str:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -116,6 +114,11 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def same_file(path: Path, other: Path) -> bool:
+    """Whether both are names of one file that is there."""
+    return path.exists() and other.exists() and path.samefile(other)
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """The value as JSON; escaped if a path in it has bytes that are not UTF-8."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
@@ -125,6 +128,31 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def is_disk_full(error: OSError) -> bool:
     """Whether a disk, a quota or the size of a file is the reason of an error."""
     return error.errno in DISK_FULL
+
+
+def flush_folder(folder: Path) -> None:
+    """Has the system write a folder, and all that is in it, to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file or a folder's names to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        # Windows opens no folders.
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot flush a folder.
+        if not (path.is_dir() and error.errno in CANNOT_FLUSH):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def save_tensors(

@@ -126,6 +126,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         message = f"the adapter does not fit the model: {error}"
         hint = "write or download the adapter again"
         raise CheckpointError(message, place=str(path), hint=hint) from None
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        found = f"holds values that are no numbers (NaN or infinite): {', '.join(broken[:3])}"
+        hint = "train it again, with a lower learning rate, or take an earlier checkpoint"
+        raise CheckpointError(found, place=shown(path), hint=hint)
     return tensors
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlft import console
-from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
+from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
+from vlft.checkpoints.outputs import output_folder
 from vlft.checkpoints.stock import check_stock_ids
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
@@ -40,12 +41,11 @@ def convert(config: ConvertConfig) -> Path:
         base = _with_roles(base, config.model_roles)
     check_layout(base, config.format)
     target = real_path(config.dst)
-    check_target(target, [base.path], overwrite=config.overwrite, flag="DST")
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
-    console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
-    model = load_model(base, Placement(torch.device("cpu"), torch.float32), keep_dtypes=True)
     size = config.max_shard_size
-    with temporary_folder(target) as part:
+    with output_folder(target, [base.path], overwrite=config.overwrite, flag="DST") as part:
+        console.info(f"reading {shown(base.path)}: {base.family.title}, {base.layout} layout")
+        model = load_model(base, Placement(torch.device("cpu"), torch.float32), keep_dtypes=True)
         export_model(model, base, part, layout=config.format, dtype=dtype, max_shard_size=size)
         written = describe(part)
         _compare(model, written, dtype)

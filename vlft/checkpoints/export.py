@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +22,8 @@ from vlft.families.base import keeps_dtype
 from vlft.files import real_path, save_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -98,51 +97,6 @@ def check_layout(base: ModelFolder, layout: str) -> None:
             place="--format transformers",
             hint="use --format original, which vlft, the authors' code and vLLM read",
         )
-
-
-def check_target(
-    target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str = "--output-dir"
-) -> None:
-    """Raises UsageError if the folder holds something that may not be replaced.
-
-    Args:
-        target: the output folder, resolved.
-        needed: folders that the command reads; neither they nor the working folder may lie in it.
-        overwrite: whether other content may be replaced.
-        flag: names the target in messages.
-    """
-    for kept in (*(real_path(path) for path in needed), Path.cwd()):
-        if kept.is_relative_to(target):
-            raise ConfigError(
-                f"would replace {shown(kept)}", place=flag, hint="name another folder"
-            )
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise CheckpointError(
-            "not a folder", place=shown(target), hint=f"name a folder with {flag}"
-        )
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise CheckpointError(
-            "the output folder is in use",
-            place=shown(target),
-            hint=f"name another {flag}, or add --overwrite to replace it",
-        )
-
-
-@contextmanager
-def temporary_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, which it replaces at the end.
-
-    The old target is deleted last. After an error what was written stays for inspection.
-    """
-    part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def canonical_name(name: str) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.families.keymap import Match
 
+# Of weights in files.
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,23 +98,10 @@ def load_model(
         language: Any = model.get_submodule(folder.family.parts.language)
         language.config._attn_implementation = "flex_attention"
     quantize_language(model, folder.family, placement.quantize, placement.dtype)
-    shapes = _shapes(model)
-    filled: set[str] = set()
-    unexpected: list[str] = []
-    wrong: list[str] = []
-    for name, tensor in native_tensors(folder, model):
-        if name not in shapes:
-            unexpected.append(name)
-        elif shapes[name] != tensor.shape:
-            wrong.append(f"{name} {tuple(tensor.shape)}, not {tuple(shapes[name])}")
-        else:
-            kept = keep_dtypes or keeps_dtype(name, folder.family)
-            _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
-            filled.add(name)
+    filled, problems = _fill(model, folder, placement, keep_dtypes=keep_dtypes)
     _tie(model, folder, filled)
-    missing = [name for name in shapes if name not in filled]
-    unfit = {"that the model does not have": unexpected, "of the wrong shape": wrong}
-    _refuse(folder, {"missing": missing, **unfit})
+    missing = [name for name in _shapes(model) if name not in filled]
+    _refuse(folder, {"missing": missing, **problems})
     if placement.quantize != "none":
         finish_quantized(model, placement.quantize, placement.device)
     for module in model.modules():
@@ -121,6 +110,36 @@ def load_model(
     model.requires_grad_(False)
     model.name_or_path = folder.name
     return model.eval()
+
+
+def _fill(
+    model: PreTrainedModel, folder: ModelFolder, placement: Placement, *, keep_dtypes: bool
+) -> tuple[set[str], dict[str, list[str]]]:
+    """Gives a model the tensors of a folder; returns the names filled, and what is wrong."""
+    shapes = _shapes(model)
+    filled: set[str] = set()
+    unexpected: list[str] = []
+    wrong: list[str] = []
+    sums: dict[str, Tensor] = {}
+    for name, tensor in native_tensors(folder, model):
+        if name not in shapes:
+            unexpected.append(name)
+        elif shapes[name] != tensor.shape or tensor.dtype not in FLOATS:
+            found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            wrong.append(f"{name} {found}, not {tuple(shapes[name])}")
+        else:
+            # In float32 a sum of finite weights is finite; one pass, and no copy.
+            sums[name] = tensor.sum(dtype=torch.float32)
+            kept = keep_dtypes or keeps_dtype(name, folder.family)
+            _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
+            filled.add(name)
+    return filled, {
+        "that the model does not have": unexpected,
+        "of the wrong shape or type": wrong,
+        "with values that are no numbers (NaN or infinite)": [
+            name for name, total in sums.items() if not total.isfinite()
+        ],
+    }
 
 
 def _tie(model: PreTrainedModel, folder: ModelFolder, filled: set[str]) -> None:

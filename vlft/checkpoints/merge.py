@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.export import check_layout, check_target, export_model, temporary_folder
+from vlft.checkpoints.export import check_layout, export_model
 from vlft.checkpoints.load import (
     DTYPES,
     Placement,
@@ -22,6 +22,7 @@ from vlft.checkpoints.load import (
     resolve_placement,
 )
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.outputs import output_folder
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.stock import check_stock_ids, sample_image
@@ -88,30 +89,29 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
             hint=f"use the folder as it is, e.g. vlft infer --model {checkpoint}",
         )
     target = real_path(config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged"))
-    check_target(target, [base.path, checkpoint], overwrite=config.overwrite)
     placement = resolve_placement(base, dtype="float32", device=config.device, quantize="none")
     layout = base.layout if config.format == "auto" else config.format
     check_layout(base, layout)
-    console.info(f"merging {checkpoint} into {base.path}")
-    model, sample = _merge(tuned, placement, config.base)
-    # The weights are rounded first, so that the logits of the files must equal these.
-    written = _round(model, base, config.dtype)
-    rounded = _logits(model, sample.inputs, placement)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(written[name])
     options: dict[str, Any] = {
         "layout": layout,
         "dtype": None if config.dtype == "auto" else DTYPES[config.dtype],
         "max_shard_size": config.max_shard_size,
         "merged": digest(checkpoint / ADAPTER_WEIGHTS),
     }
-    with temporary_folder(target) as part:
+    with output_folder(target, [base.path, checkpoint], overwrite=config.overwrite) as part:
+        console.info(f"merging {checkpoint} into {base.path}")
+        model, sample = _merge(tuned, placement, config.base)
+        # The weights are rounded first, so that the logits of the files must equal these.
+        written = _round(model, base, config.dtype)
+        rounded = _logits(model, sample.inputs, placement)
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(written[name])
         export_model(model, base, part, **options)
         _state_images(part, tuned)
         del model
         gc.collect()  # Modules are in cycles, and would stay beside the model that is loaded now.
         after = _logits(load_model(describe(part), placement), sample.inputs, placement)
-        _compare(after, rounded, f"the files in {shown(part)}")
+        _compare(after, rounded, "the written files")
         check_stock_ids(describe(part))
     return _report(target, layout, after, sample)
 
@@ -211,7 +211,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _compare(found: Tensor, expected: Tensor, what: str) -> None:
-    """Raises VerificationError if the logits differ; what was written stays for inspection."""
+    """Raises VerificationError if the logits differ."""
     difference = _relative(found, expected)
     if not difference <= _TOLERANCE:
         raise VerificationError(

@@ -8,9 +8,7 @@ output/<model name>/v<k>-<time>/
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
 import re
 import shutil
 import time
@@ -20,7 +18,7 @@ from vlft.config import SftConfig
 from vlft.console import warn
 from vlft.data.specs import expand, parse_spec
 from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
-from vlft.files import digest, is_disk_full, json_text, read_object, real_path
+from vlft.files import digest, flush, flush_folder, is_disk_full, json_text, read_object, real_path
 from vlft.schema import (
     ANY,
     BOOL,
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 RUN_CONFIG = "run_config.json"
 PROVENANCE = "provenance.json"
 CONFIG = "config.json"
@@ -156,12 +153,11 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         write(part)
-        for path in (*part.rglob("*"), part):
-            _flush(path)
+        flush_folder(part)
         if final.exists():
             remove_checkpoint(final)
         part.rename(final)
-        _flush(run)
+        flush(run)
         point(run / "last", final.name)
         if best_step is not None and (run / f"checkpoint-{best_step}").exists():
             point(run / "best", f"checkpoint-{best_step}")
@@ -253,25 +249,6 @@ def read_run_config(folder: Path) -> SftConfig:
     values, problems = convert(SftConfig, read_object(path, ANY), source=shown(path))
     raise_all(problems)
     return SftConfig(**values)
-
-
-def _flush(path: Path) -> None:
-    """Has the system write a file or a folder's names to the disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        # Windows opens no folders.
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE file systems cannot flush a folder.
-        if not (path.is_dir() and error.errno in CANNOT_FLUSH):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def check_same_data(run: Path, data_files: Iterable[str]) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import PREPROCESSOR_FILE
 from vlft.families.processor import load_processor, template_source
-from vlft.files import json_text, read_object, read_object_if_there
+from vlft.files import json_text, read_object, read_object_if_there, real_path
+from vlft.schema import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ def write_small_files(
         _copy(base, folder, TOKENIZER_FILES)
     else:
         _write_tokenizer(base, folder, layout)
-    written = read_object(folder / "config.json")
+    written = read_object(folder / "config.json", ANY)
     # Where the files that are written do not imply Janus' roles, a chat template states them.
     if base.family.roles(folder, written).names != base.processor().chat.roles:
         _write_chat_template(base, folder)
@@ -61,9 +62,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _copy(base: ModelFolder, folder: Path, names: Sequence[str]) -> None:
+    """Copies small files of the base; a link to elsewhere is not followed.
+
+    The hub's cache links the files of a model to its folder of contents.
+    """
+    home = real_path(base.path)
+    contents = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     for name in names:
-        if (base.path / name).is_file():
-            shutil.copyfile(base.path / name, folder / name)
+        path = base.path / name
+        if path.is_symlink() and real_path(path).parent not in (home, contents):
+            found = f"a link to {shown(real_path(path))}, outside of the folder"
+            hint = "put the file itself there"
+            raise CheckpointError(found, place=shown(path), hint=hint)
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
 
 
 def _write_settings(
@@ -97,7 +109,7 @@ def _write_tokenizer(base: ModelFolder, folder: Path, layout: str) -> None:
     _copy(base, folder, ["special_tokens_map.json"])
     processor, chat = base.processor(), base.processor().chat
     tokenizer = json.loads(chat.tokenizer.to_str())
-    config = read_object_if_there(base.path / _TOKENIZER_CONFIG)
+    config = read_object_if_there(base.path / _TOKENIZER_CONFIG, ANY)
     for name in ("extra_special_tokens", "added_tokens_decoder", "chat_template", "auto_map"):
         config.pop(name, None)
     config["processor_class"] = processor.pixels.files[layout][PREPROCESSOR_FILE]["processor_class"]

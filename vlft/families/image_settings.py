@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import ConfigError
 from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE
 from vlft.families.pixels import EXIF
+from vlft.families.schemas import PROCESSOR
 from vlft.files import read_object
 from vlft.settings import flag
 
@@ -102,4 +103,6 @@ def state_image_settings(folder: Path, settings: ImageSettings, base: Processor)
         stated[name] = {**stated.get(name, {}), EXIF: ROTATE}
     for name, entries in stated.items():
         path = folder / name
-        path.write_text(json.dumps({**read_object(path), **entries}, indent=2) + "\n", "utf-8")
+        path.write_text(
+            json.dumps({**read_object(path, PROCESSOR), **entries}, indent=2) + "\n", "utf-8"
+        )

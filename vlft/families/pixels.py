@@ -68,7 +68,9 @@ def read_settings(
 def stated_exif(folder: Path) -> bool:
     """Whether the files of a model say that images are turned by their EXIF orientation."""
     names = (PREPROCESSOR_FILE, PROCESSOR_FILE)
-    return any(read_object_if_there(folder / name).get(EXIF) == "rotate" for name in names)
+    return any(
+        read_object_if_there(folder / name, PROCESSOR).get(EXIF) == "rotate" for name in names
+    )
 
 
 def square_pixels(settings: SquareSettings, tokens: int, native: str) -> Pixels:

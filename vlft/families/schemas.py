@@ -39,7 +39,7 @@ CONFIG: Schema = {
         WIDTH, "hidden_size", "intermediate_size", "moe_intermediate_size", "input_dim", "n_embed",
         "output_dim", "output_channels", "prompt_embed_dim", "mlp_dim", "projection_dim",
         "image_token_embed", "image_token_embed_dim", "embed_dim", "latent_channels",
-        "base_channels", "ch", "z_channels", "kv_lora_rank", "q_lora_rank", "width",
+        "base_channels", "ch", "z_channels", "kv_lora_rank", "q_lora_rank",
     ),
     **_each(LAYERS, "num_hidden_layers", "layers", "num_res_blocks"),
     **_each(HEADS, "num_attention_heads", "num_key_value_heads", "heads"),
@@ -57,6 +57,9 @@ CONFIG: Schema = {
     **_each(many(whole(1, 2**17), 1, 16), "downsample_channels", "channel_multiplier", "ch_mult"),
     **_each(many(number(0, 1), 3, 3), "pixel_mean"),
     **_each(many(number(1e-6, 1e6), 3, 3), "pixel_std"),
+    # A number, or in DeepSeek-OCR an object of sizes by the name of a tower.
+    "width": either(WIDTH, OBJECT),
+    "dim": WIDTH,
     "architectures": TEXTS,
     "candidate_resolutions": many(many(whole(1, 2**16), 2, 2), 0, 1000),
     "depth": whole(1, 64),

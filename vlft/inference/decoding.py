@@ -16,6 +16,8 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.stopping_criteria import StoppingCriteria
 
+from vlft.errors import VlftError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,6 +49,22 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
             row.exponential_(generator=generator)
         # -log(0) is infinite: it would select even a token whose score is minus infinity.
         return scores - waits.clamp_min_(torch.finfo(torch.float32).tiny).log()
+
+
+class Finite(LogitsProcessor):  # type: ignore[misc]
+    """Ends generation where the model's scores are no numbers: any choice would be arbitrary."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """(B, V) scores as they are.
+
+        Raises:
+            VlftError: one is NaN or plus infinity.
+        """
+        # The largest is NaN if any is.
+        if not scores.max().isfinite():
+            hint = "use --dtype float32 or bfloat16, or compare the model with its original"
+            raise VlftError("its scores are no numbers (NaN)", place="the model", hint=hint)
+        return scores
 
 
 class RowLimits(StoppingCriteria):  # type: ignore[misc]
@@ -164,7 +182,7 @@ def score_changes(
         device: of the scores.
         chat: of the model.
     """
-    found = LogitsProcessorList()
+    found = LogitsProcessorList([Finite()])
     longest = max(lengths)
     if sampling.repetition_penalty != 1:
         all_counts = sampling.repetition_context == "all"

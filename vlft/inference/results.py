@@ -11,15 +11,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jsonlines
 
 from vlft.checkpoints.identity import is_other
 from vlft.data.result_fields import result_lists
-from vlft.errors import CheckpointError, shown
-from vlft.files import json_text, read_object_if_there
+from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.files import json_text, read_object_if_there, same_file
 from vlft.inference.columns import Columns, differences
+from vlft.locks import locked
 from vlft.schema import OBJECT, TEXT, Schema, table
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ START = b'{"query": '
 _HEADER: Schema = {
     **dict.fromkeys(("settings", "model"), OBJECT),
     **dict.fromkeys(("files", "adapter", "columns"), table(TEXT)),
-    "weights": TEXT,
+    **dict.fromkeys(("vlft", "weights"), TEXT),
 }
 
 
@@ -67,6 +69,40 @@ class ResultFile:
         self._overwrite = overwrite
         self.done = 0
 
+    @contextmanager
+    def held(self, inputs: Sequence[Path]) -> Iterator[None]:
+        """Holds the file for this process while the block runs.
+
+        Args:
+            inputs: files that are read.
+
+        Raises:
+            UsageError: the file is one of them, was not written by vlft, or another process has it.
+        """
+        if any(same_file(self.path, path) for path in inputs):
+            hint = "name another --output"
+            raise ConfigError("is read as data", place=shown(self.path), hint=hint)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_name(f".{self.path.name}.lock"), self.path):
+            self._check_own()
+            yield
+
+    def _check_own(self) -> None:
+        """Raises CheckpointError if there is something that vlft has not written."""
+        for path in (self.path, self.header_path):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                hint = "name another --output"
+                raise CheckpointError("not a regular file", place=shown(path), hint=hint)
+        is_ours = "vlft" in read_object_if_there(self.header_path, _HEADER)
+        empty = not self.path.exists() or not self.path.stat().st_size
+        replaced = self.path if self._overwrite and not empty else self.header_path
+        if replaced.exists() and not is_ours:
+            raise CheckpointError(
+                f"vlft has not written this: {self.header_path.name} does not say so",
+                place=shown(replaced),
+                hint="name another --output, or remove the file yourself",
+            )
+
     def resume(self) -> None:
         """Counts the records that the file answers, and removes a line that a kill cut off.
 
@@ -74,7 +110,6 @@ class ResultFile:
             CheckpointError: the file answers other records, or its answers come from elsewhere.
         """
         if self._overwrite or not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             return
         header = read_object_if_there(self.header_path, _HEADER)
         size, changed = 0, list[str]()
@@ -120,7 +155,7 @@ class ResultFile:
                 f"line 1 is no result line that can be continued: without {self.header_path.name} "
                 "nothing says which weights and images it is from; older versions wrote none",
                 place=shown(self.path),
-                hint="name another --output, or add --overwrite to start it anew",
+                hint="name another --output",
             )
         settings, old = self._header["settings"], before.get("settings", {})
         for name in differences(settings, old):

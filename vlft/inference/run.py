@@ -83,12 +83,13 @@ def run_infer(config: InferConfig) -> InferResult | None:
         processor.chat.system_prompt,
         overwrite=config.overwrite,
     )
-    results.resume()
-    if results.done:
-        console.info(f"{results.path} answers {results.done} of {len(data)} records already")
-    if results.done < len(data):
-        model = _load_for_inference(config, folder, tuned, placement)
-        _answer(model, processor, data, sampling, results, config)
+    with results.held([parse_spec(spec)[0] for spec in config.dataset]):
+        results.resume()
+        if results.done:
+            console.info(f"{results.path} answers {results.done} of {len(data)} records already")
+        if results.done < len(data):
+            model = _load_for_inference(config, folder, tuned, placement)
+            _answer(model, processor, data, sampling, results, config)
     _show_rows(read_results(results.path, config.show_samples))
     if data.skipped:
         console.info(f"records that were skipped: {len(data.skipped)}, see {results.header_path}")
@@ -284,5 +285,9 @@ def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Pa
         data = parse_spec(expand(config.dataset)[0])[0].name.removesuffix(".jsonl")
     if tuned is not None:
         merged = "-merged" if config.merge_lora else ""
-        return tuned.checkpoint.parent / "infer" / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"
+        folder_of_results = tuned.checkpoint.parent / "infer"
+        if folder_of_results.is_symlink():
+            hint = "name a file with --output"
+            raise ConfigError("a link", place=shown(folder_of_results), hint=hint)
+        return folder_of_results / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"
     return Path("output") / "infer" / f"{Path(folder.name).name}-{data}.jsonl"

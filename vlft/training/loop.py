@@ -128,6 +128,8 @@ class _Loop:
         loss = evaluate(self.job, self._stops_before)
         if loss is None:
             return False
+        if position.step == 0 and not math.isfinite(loss):
+            raise _no_number(f"the validation loss is {loss}", self.job)
         position.evaluated_step = position.step
         position.last_loss = loss if math.isfinite(loss) else None
         # There is no checkpoint of the untrained model.
@@ -190,17 +192,19 @@ def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
     job.backend.zero_grad()
     (total,) = job.backend.world.all_reduce(take_gradients(job, plans))
     if not math.isfinite(total):
-        raise VlftError(
-            f"the loss is {total}",
-            place="training",
-            hint="lower --learning-rate, or check the data",
-        )
+        raise _no_number(f"the loss is {total}", job)
     norm = job.backend.step()
     if not math.isfinite(norm) and not job.backend.scales_gradients:
-        raise VlftError(
-            f"the gradient norm is {norm}", place="training", hint="lower --learning-rate"
-        )
+        raise _no_number(f"the gradient norm is {norm}", job)
     return total, norm
+
+
+def _no_number(found: str, job: Job) -> VlftError:
+    """The error of a loss or gradient that is no number, which before any step is the base's."""
+    if job.backend.scheduler.state_dict()["last_epoch"] == 0:
+        hint = "use --dtype float32 if it is float16; compare the base and its answers (vlft infer)"
+        return VlftError(f"{found} before any step", place="the base model", hint=hint)
+    return VlftError(found, place="training", hint="lower --learning-rate, or check the data")
 
 
 def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:

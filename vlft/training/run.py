@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from vlft.data.split import write_split
 from vlft.errors import VlftError, raise_all
 from vlft.families.base import is_in
 from vlft.files import is_disk_full
+from vlft.locks import locked
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
@@ -63,6 +65,10 @@ if TYPE_CHECKING:
     from vlft.training.backend import Backend
     from vlft.training.setup import Setup
     from vlft.vision.encode import Stage
+
+
+# In a run folder, while it is written to.
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     setup = _checked_unchanged(setup, data)
     backend = start_backend(setup.config, setup.placement)
     try:
-        result = _train(setup, data, backend)
+        with ExitStack() as held:
+            result = _train(setup, data, backend, held)
         # Wrappers of the model must be gone on all ranks before the process group is.
         backend.accelerator.free_memory()
         backend.world.barrier()
@@ -131,8 +138,10 @@ def _checked_unchanged(setup: Setup, data: tuple[Dataset, Dataset]) -> Setup:
     return dataclasses.replace(setup, changed=tuple(changed))
 
 
-def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> SftResult:
-    """Model, images, job, autotune, loop."""
+def _train(
+    setup: Setup, data: tuple[Dataset, Dataset], backend: Backend, held: ExitStack
+) -> SftResult:
+    """Model, images, job, autotune, loop; ``held`` takes the lock on the run folder."""
     config = setup.config
     torch.manual_seed(config.seed)
     model = prepare_model(config, setup.folder, setup.placement, setup.resumed)
@@ -144,7 +153,7 @@ def _train(setup: Setup, data: tuple[Dataset, Dataset], backend: Backend) -> Sft
         release_towers(model.module, setup.processor)
     if setup.placement.device.type == "cuda":
         config, job = autotune(config, job)
-    run = _open_run(setup, config, data, position, backend)
+    run = _open_run(setup, config, data, position, backend, held)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
     try:
@@ -214,17 +223,20 @@ def _open_run(
     data: tuple[Dataset, Dataset],
     position: Position,
     backend: Backend,
+    held: ExitStack,
 ) -> Path:
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
 
     def prepare() -> Path:
         if setup.resumed is None:
             run = new_run_folder(config.output_dir, setup.model_name)
+            held.enter_context(locked(run / LOCK, run))
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
             write_findings(run, data)
         else:
             run = setup.resumed.parent
+            held.enter_context(locked(run / LOCK, run))
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.data.specs import expand
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.settings import check
 from vlft.training.resume import resumed_config
@@ -73,6 +74,8 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     config = _absolute(config)
     _check_tracker(config.report_to)
     folder = locate_model(config.model, revision=config.revision, hub=config.hub)
+    if resumed is None:
+        _try_output(config.output_dir)
     placement = resolve_placement(
         folder,
         dtype=config.dtype,
@@ -99,6 +102,21 @@ def _with_base(config: SftConfig, adapter: Path) -> SftConfig:
     if config.model is None:
         hub = {"revision": tuned.settings.revision, "hub": tuned.settings.hub}
     return dataclasses.replace(config, adapter=tuned.adapter, model=tuned.base.name, **hub)
+
+
+def _try_output(folder: Path) -> None:
+    """Makes the folder of the runs, and a file in it.
+
+    Raises:
+        ConfigError: that is not possible; better said now than after the model is loaded.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found, place = f"cannot be written ({error.strerror})", f"--output-dir {shown(folder)}"
+        raise ConfigError(found, place=place, hint="name another folder") from None
 
 
 def _check_tracker(name: str) -> None:
