@@ -12,6 +12,7 @@ from PIL import ImageOps
 from vlft.errors import ConfigError
 from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE, Files, Pixels, Views
 from vlft.families.pixels import HALF, normalised
+from vlft.families.schemas import PROCESSOR
 from vlft.families.tiles import split, to_floats
 from vlft.files import read_object_if_there
 
@@ -97,7 +98,7 @@ def page_pixels(folder: Path, pages: Pages) -> Pixels:
 
     What processor_config.json states of a merged model goes before the mode of ``pages``.
     """
-    stated = read_object_if_there(folder / PROCESSOR_FILE)
+    stated = read_object_if_there(folder / PROCESSOR_FILE, PROCESSOR)
     return _pixels(
         replace(
             pages,
