@@ -6,7 +6,6 @@ The folder is never one with foreign files, and never half written.
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,12 @@ from safetensors.torch import load_file
 from vlft.checkpoints.small_files import write_json, write_small_files
 from vlft.checkpoints.weights import MERGED, merged_adapters, read_tensors
 from vlft.config import MergeLoraConfig
-from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.errors import ConfigError
 from vlft.families.base import keeps_dtype
-from vlft.files import real_path, save_tensors
+from vlft.files import save_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
