@@ -51,7 +51,7 @@ class Trials:
 
     def run(self, count: int, seed: int) -> None:
         for number in range(count):
-            chance = random.Random(f"{seed} {number} {self._source}")
+            chance = random.Random(f"{seed} {number}")
             copy, output = self._home / "copy", self._home / "output"
             for folder in (copy, output):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ A field without a rule is not read, so that it may hold anything. Null counts as
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -117,5 +118,20 @@ BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("text", lambda value: isinstance(value, str) and len(value) <= 100_000)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 TEXTS = many(TEXT)
+
+
+def _is_quick(pattern: Any) -> bool:
+    """Whether a text is a regular expression that repeats single characters alone, and few.
+
+    Python's matching has no time limit, and a repeated group may take exponential time.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError):
+        return False
+    return len(pattern) <= 100_000 and not re.search(r"\)[*+{]", pattern) and pattern.count("*") < 9
+
+
+PATTERN = Rule("a regular expression in which no group repeats", _is_quick)
 NOTHING = Rule("nothing", lambda value: value is None)
 ANY: Schema = {}

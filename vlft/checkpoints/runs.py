@@ -23,6 +23,7 @@ from vlft.schema import (
     ANY,
     BOOL,
     OBJECT,
+    PATTERN,
     TEXT,
     TEXTS,
     Rule,
@@ -61,7 +62,9 @@ _ADAPTER_SCHEMA: Schema = {
     "alpha_pattern": table(number(0, 1e9)),
     "bias": Rule("none, all or lora_only", ("none", "all", "lora_only").__contains__),
     "layers_to_transform": either(whole(0, 255), many(whole(0, 255))),
-    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), either(TEXT, TEXTS)),
+    **dict.fromkeys(
+        ("target_modules", "exclude_modules", "layers_pattern"), either(PATTERN, TEXTS)
+    ),
     **dict.fromkeys(("modules_to_save", "target_parameters"), TEXTS),
     **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias"), BOOL),
 }

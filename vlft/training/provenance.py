@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ def changes(
     path, images = run / IMAGE_DIGESTS, _images(data)
     if path.is_file():
         old = read_text(path).split()
+        if not all(re.fullmatch("[0-9a-f]{16}", line) for line in old):
+            raise CheckpointError("damaged", place=shown(path), hint="copy it from a backup")
         if len(old) != len(images):
             found.append(
                 (run, f"the data has {len(images)} usable images and had {len(old)}, it is")

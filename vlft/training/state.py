@@ -196,6 +196,9 @@ def _set_random_state(states: Mapping[str, Tensor], rank: int, step: int) -> Non
 def cut_metrics(run: Path, step: int) -> None:
     """Drops the lines of metrics.jsonl that come after a step, and those that are damaged."""
     path = run / METRICS
+    if path.exists() and not path.is_file():
+        hint = "remove it; the run goes on without its curves"
+        raise CheckpointError("not a regular file", place=shown(path), hint=hint)
     if path.is_file():
         lines = path.read_bytes().splitlines()
         rows = [parse_metrics(line) for line in lines]
