@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
 from PIL import Image
 
 from vlft.cli.check import run_check
@@ -143,3 +144,18 @@ def test_all_sets_are_there():
     assert (
         sum(len(json.loads((CASES / s / "EXPECT.json").read_text())["cases"]) for s in SETS) > 100
     )
+
+
+@only_siglip
+def test_a_model_counts_the_tokens(case, processor, tmp_path, capsys):
+    rows = make_rows(5)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    images = GOLDEN / "images"
+    run_check(
+        CheckConfig(dataset=(str(path),), model=str(case.folder), image_root=images, json=True)
+    )
+    lengths = sorted(len(processor.encode(row, images)) for row in rows)
+    (report,) = json.loads(capsys.readouterr().out)["files"]
+    assert report["tokens"] == {
+        "total": sum(lengths), "shortest": lengths[0], "median": lengths[2], "longest": lengths[4]
+    }  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vlft.checkpoints.locate import locate_model
 from vlft.console import info, out
-from vlft.data.check import file_report, lines_of, problem_report, write_messages
+from vlft.data.check import count_tokens, file_report, lines_of, problem_report, write_messages
 from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions, reading_of
 from vlft.data.source import describe, idle_flags, problems_of
@@ -58,7 +59,12 @@ def run_check(config: CheckConfig) -> None:
     refused = problems if strict else unusable
     if not items and not refused:
         refused = problems
-    _show(files, problems, is_usable=not refused, as_json=config.json)
+    reports = [file_report(file) for file in files]
+    if config.model is not None:
+        chat = locate_model(config.model, weights=False).processor().chat
+        for file, report in zip(files, reports, strict=True):
+            report["tokens"] = count_tokens(file, chat)
+    _show(files, reports, problems, is_usable=not refused, as_json=config.json)
     if not config.json:
         raise_all(refused)
     if refused:
@@ -66,10 +72,14 @@ def run_check(config: CheckConfig) -> None:
 
 
 def _show(
-    files: Sequence[ReadFile], problems: Sequence[UsageError], *, is_usable: bool, as_json: bool
+    files: Sequence[ReadFile],
+    reports: Sequence[dict[str, Any]],
+    problems: Sequence[UsageError],
+    *,
+    is_usable: bool,
+    as_json: bool,
 ) -> None:
-    """Prints the report: as one JSON object with the problems, or lines without them."""
-    reports = [file_report(file) for file in files]
+    """Prints the reports: as one JSON object with the problems, or lines without them."""
     items = [item for file in files for _, item in file.items]
     if as_json:
         found = [problem_report(problem) for problem in problems]

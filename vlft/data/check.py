@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import flat_text
+from vlft.data.encode import encode
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
 from vlft.errors import ConfigError, shown
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageRef
+    from vlft.data.encode import ChatFormat
     from vlft.data.source import ReadFile
     from vlft.errors import UsageError
 
@@ -47,6 +49,21 @@ def file_report(file: ReadFile) -> dict[str, Any]:
         "distinct_images": len(set(images)),
         "turns": dict(sorted(Counter(len(item.turns) for item in items).items())),
     }
+
+
+def count_tokens(file: ReadFile, chat: ChatFormat) -> dict[str, int]:
+    """Lengths of a file's samples in tokens, image tokens included; none without samples.
+
+    Raises:
+        DataError: the model cannot take a sample.
+    """
+    lengths = sorted(len(encode(item, chat)) for _, item in file.items)
+    if not lengths:
+        return {}
+    middle = lengths[len(lengths) // 2]
+    return {
+        "total": sum(lengths), "shortest": lengths[0], "median": middle, "longest": lengths[-1]
+    }  # fmt: skip
 
 
 def problem_report(problem: UsageError) -> dict[str, Any]:
@@ -130,3 +147,6 @@ def lines_of(report: dict[str, Any]) -> Iterable[str]:
     named[0] += f", {report['records_read']} read"
     named[2] += f", {report['distinct_images']} distinct"
     yield f"{shown(report['file'])}: {'; '.join(named)}"
+    if report.get("tokens"):
+        found = (f"{name} {count:,}" for name, count in report["tokens"].items())
+        yield f"{shown(report['file'])}: tokens: {', '.join(found)}"
