@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture deepspeed check fix clean
+.PHONY: demo test torture hostile deepspeed check fix clean
 
 demo: $(VENV)/ready
 	$(BIN)/python sample_data/demo.py
@@ -14,6 +14,9 @@ test: $(VENV)/ready
 
 torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py --kills 30
+
+hostile: $(VENV)/ready
+	$(BIN)/pytest tests/test_hostile.py --mutations 3000
 
 # Two processes with DeepSpeed, which vlft does not need otherwise.
 deepspeed: $(VENV)/ready
