@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 
 # A process per core, a thread each.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py --kills 30

@@ -45,7 +45,7 @@ class Outcome:
     Attributes:
         code: exit code; negative for a signal, None if it was stopped for taking too long.
         errors: what it wrote to standard error.
-        memory: the most that it held, in bytes.
+        memory: the most that it held beyond what it began with, in bytes.
     """
 
     code: int | None
@@ -72,6 +72,7 @@ class Outcome:
 
 def run(arguments: list[str], log: Path) -> Outcome:
     """Runs a command line in a forked process."""
+    before = _resident()
     process = os.fork()
     if not process:
         _child(arguments, log)
@@ -87,7 +88,12 @@ def run(arguments: list[str], log: Path) -> Outcome:
             _, _, usage = os.wait4(process, 0)
             break
         time.sleep(0.002)
-    return Outcome(code, log.read_text("utf-8", "replace"), usage.ru_maxrss * 1024)
+    return Outcome(code, log.read_text("utf-8", "replace"), usage.ru_maxrss * 1024 - before)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _child(arguments: list[str], log: Path) -> None:

@@ -138,6 +138,7 @@ class TestRoundTrip:
         assert torch.equal(logits(load(tmp_path), inputs), logits(model, inputs))
 
 
+@only_siglip
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 class TestMapped:
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -535,6 +536,12 @@ class TestMixtures:
             weights = load_file(path)
             weights.pop("language.model.layers.1.mlp.experts.3.up_proj.weight", None)
             save_file(weights, path)
+        with pytest.raises(CheckpointError, match=r"experts\.3\.up_proj\.weight is not in model-"):
+            load(copy)
+        index = copy / "model.safetensors.index.json"
+        names = json.loads(index.read_text())["weight_map"]
+        names.pop("language.model.layers.1.mlp.experts.3.up_proj.weight")
+        index.write_text(json.dumps({"weight_map": names}))
         with pytest.raises(CheckpointError, match=r"missing: .*layers\.1\.mlp\.experts\.gate_up"):
             load(copy)
 

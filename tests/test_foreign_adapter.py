@@ -100,7 +100,7 @@ def test_on_the_authors_class(case, folder, inputs, tmp_path, what):
             (reference / path.name).write_bytes(path.read_bytes())
     save_file(base, reference / "model.safetensors")
     found = logits(load_adapter(load_model(folder, CPU), adapter), inputs)
-    assert_close(found, logits(load_model(describe(reference), CPU), inputs), "logits")
+    assert_close(found, logits(load_model(describe(reference), CPU), inputs), "merged logits")
     assert (found - logits(load_model(folder, CPU), inputs)).abs().max() > 1e-2
 
 

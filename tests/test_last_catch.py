@@ -80,10 +80,16 @@ def test_a_fault_of_vlft_is_to_be_reported_and_debug_shows_it(main):
 
 
 def test_a_ctrl_c_anywhere_is_said(main):
+    # A shell that starts the tests in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def work():
         os.kill(os.getpid(), signal.SIGINT)
 
-    assert main(work) == (130, "error: stopped; what was saved before is whole\n")
+    try:
+        assert main(work) == (130, "error: stopped; what was saved before is whole\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

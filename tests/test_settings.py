@@ -556,7 +556,7 @@ class TestTheLastResort:
         error = OSError(28, "No space left on device")
         assert self.main(monkeypatch, capsys, error) == (
             1,
-            "error: No space left on device\n hint: --debug shows the traceback\n",
+            "error: No space left on device\n hint: make room, then run the command again\n",
         )
 
     def test_ctrl_c_in_a_command(self, monkeypatch, capsys):

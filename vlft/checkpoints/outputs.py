@@ -3,7 +3,7 @@
 beside the target   .NAME.<random>.part   what is being written
                     .NAME.<random>.old    what is being replaced
                     .NAME.lock            who is writing
-in the folder       .vlft.json            lists the files that vlft wrote
+in the folder       .vlft                 lists the files that vlft wrote
 """
 
 from __future__ import annotations

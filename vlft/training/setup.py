@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,11 +106,12 @@ def _with_base(config: SftConfig, adapter: Path) -> SftConfig:
 
 
 def _try_output(folder: Path) -> None:
-    """Makes the folder of the runs, and a file in it.
+    """Makes the folder of the runs, and a file in it; nothing is left of what was not there.
 
     Raises:
         ConfigError: that is not possible; better said now than after the model is loaded.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -117,6 +119,10 @@ def _try_output(folder: Path) -> None:
     except OSError as error:
         found, place = f"cannot be written ({error.strerror})", f"--output-dir {shown(folder)}"
         raise ConfigError(found, place=place, hint="name another folder") from None
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _check_tracker(name: str) -> None:
