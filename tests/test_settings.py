@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -433,6 +434,11 @@ class TestFiles:
     def test_numbers_without_end(self, name):
         assert "Exceeds the limit (4300 digits)" in self.message(f'{{"a": 1{5000 * "0"}}}', name)
 
+    def test_a_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "c.json")
+        with pytest.raises(ConfigError, match=r"cannot be read \(not a regular file\)"):
+            read_config_file(tmp_path / "c.json")
+
     @pytest.mark.parametrize("name", ["c.json", "c.yaml"])
     def test_binary(self, name):
         assert self.message(bytes(range(256)), name) == (
@@ -443,7 +449,7 @@ class TestFiles:
         ("name", "reason"),
         [
             ("no.yaml", "No such file or directory"),
-            (".", "Is a directory"),
+            (".", "not a regular file"),
             ("\0", "embedded null"),
         ],
     )

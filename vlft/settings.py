@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
-from vlft.files import expand_home
+from vlft.files import expand_home, open_regular
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -174,7 +174,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         kind, example = "JSON", '{"model": "...", "dataset": ["train.jsonl"]}'
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, ValueError) as error:
         found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         if isinstance(error, UnicodeDecodeError):
