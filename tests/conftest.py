@@ -88,7 +88,7 @@ only_siglip = pytest.mark.only_siglip
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how many runs test_torture.py kills")
-    parser.addoption("--mutations", type=int, default=60, help="trials of test_hostile.py")
+    parser.addoption("--mutations", type=int, default=24, help="trials of test_hostile.py")
 
 
 @pytest.fixture(scope="session")
