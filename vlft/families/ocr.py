@@ -13,6 +13,7 @@ from vlft.errors import DataError
 from vlft.families.chat_text import reply_pieces
 from vlft.families.keymap import KeyRule
 from vlft.families.ocr_pages import TOKEN_PIXELS
+from vlft.families.sam import encoder_rules, neck_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,18 +40,9 @@ def key_rules() -> list[KeyRule]:
 
 
 def _sam_rules(sam: str, native: str) -> list[KeyRule]:
-    block, layer = f"{sam}.blocks.{{i}}", f"{native}.layers.{{i}}"
-    necks = ("conv1", "layer_norm1", "conv2", "layer_norm2")
     return [
-        KeyRule(f"{sam}.pos_embed", (f"{native}.pos_embed",)),
-        KeyRule(f"{sam}.patch_embed.proj.{{p}}", (f"{native}.patch_embed.projection.{{p}}",)),
-        KeyRule(f"{block}.norm1.{{p}}", (f"{layer}.layer_norm1.{{p}}",)),
-        KeyRule(f"{block}.norm2.{{p}}", (f"{layer}.layer_norm2.{{p}}",)),
-        KeyRule(f"{block}.{{rest}}", (f"{layer}.{{rest}}",)),
-        *(
-            KeyRule(f"{sam}.neck.{n}.{{p}}", (f"{native}.neck.{name}.{{p}}",))
-            for n, name in enumerate(necks)
-        ),
+        *encoder_rules(sam, native),
+        *neck_rules(f"{sam}.neck", f"{native}.neck"),
         KeyRule(f"{sam}.net_2.{{p}}", (f"{native}.proj.conv1.{{p}}",)),
         KeyRule(f"{sam}.net_3.{{p}}", (f"{native}.proj.conv2.{{p}}",)),
     ]

@@ -81,23 +81,31 @@ def tower_params(vision: Config) -> dict[str, Any]:
     }
 
 
-def key_rules(original: str, native: str) -> list[KeyRule]:
-    """The rules of a tower at ``original``; ``native`` is the model that holds its parts."""
-    tower = f"{native}.high_res_vision_model"
-    block, layer = f"{original}.blocks.{{i}}", f"{tower}.vision_encoder.layers.{{i}}"
-    encoder = f"{tower}.vision_encoder"
-    necks = (("neck", f"{encoder}.neck"), ("neck_hd", f"{native}.high_res_vision_neck"))
+def encoder_rules(original: str, native: str) -> list[KeyRule]:
+    """The rules of patches, positions and layers, of a tower at ``original``."""
+    block, layer = f"{original}.blocks.{{i}}", f"{native}.layers.{{i}}"
     return [
-        KeyRule(f"{original}.pos_embed", (f"{encoder}.pos_embed",)),
-        KeyRule(f"{original}.patch_embed.proj.{{p}}", (f"{encoder}.patch_embed.projection.{{p}}",)),
+        KeyRule(f"{original}.pos_embed", (f"{native}.pos_embed",)),
+        KeyRule(f"{original}.patch_embed.proj.{{p}}", (f"{native}.patch_embed.projection.{{p}}",)),
         KeyRule(f"{block}.norm1.{{p}}", (f"{layer}.layer_norm1.{{p}}",)),
         KeyRule(f"{block}.norm2.{{p}}", (f"{layer}.layer_norm2.{{p}}",)),
         KeyRule(f"{block}.{{rest}}", (f"{layer}.{{rest}}",)),
-        *(
-            KeyRule(f"{original}.{ours}.{number}.{{p}}", (f"{theirs}.{name}.{{p}}",))
-            for ours, theirs in necks
-            for number, name in enumerate(("conv1", "layer_norm1", "conv2", "layer_norm2"))
-        ),
+    ]
+
+
+def neck_rules(original: str, native: str) -> list[KeyRule]:
+    """The rules of a neck, whose parts the authors number."""
+    names = enumerate(("conv1", "layer_norm1", "conv2", "layer_norm2"))
+    return [KeyRule(f"{original}.{n}.{{p}}", (f"{native}.{name}.{{p}}",)) for n, name in names]
+
+
+def key_rules(original: str, native: str) -> list[KeyRule]:
+    """The rules of a tower at ``original``; ``native`` is the model that holds its parts."""
+    encoder = f"{native}.high_res_vision_model.vision_encoder"
+    return [
+        *encoder_rules(original, encoder),
+        *neck_rules(f"{original}.neck", f"{encoder}.neck"),
+        *neck_rules(f"{original}.neck_hd", f"{native}.high_res_vision_neck"),
         KeyRule(f"{original}.downsamples.0.{{p}}", (f"{native}.high_res_vision_proj.conv1.{{p}}",)),
         KeyRule(f"{original}.downsamples.1.{{p}}", (f"{native}.high_res_vision_proj.conv2.{{p}}",)),
         KeyRule(f"{original}.hd_alpha_downsamples", (f"{native}.high_res_vision_alpha",)),
