@@ -86,6 +86,7 @@ def finish(processes: list, home: Path) -> list[int]:
         process.kill()
     errors = [path.read_text() for path in sorted(home.glob("errors-*.txt"))]
     assert all("Traceback" not in text for text in errors), errors
+    assert None not in codes, (codes, errors)
     return codes
 
 

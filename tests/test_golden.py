@@ -31,7 +31,7 @@ HEIGHTS = {
 
 
 def load_file(path) -> dict[str, torch.Tensor]:
-    """The tensors of a case; ids are stored in 32 bits where a case was copied in parts."""
+    """The tensors of a case, copied in parts: ids in 32 bits, every fourth logit."""
     return {k: t.long() if t.dtype == torch.int32 else t for k, t in load_tensors(path).items()}
 
 
@@ -175,7 +175,7 @@ class TestSingle:
         del inputs["labels"]
         with torch.no_grad():
             logits = shared_model(**inputs).logits
-        assert_close(logits[:, -4:], expected["logits_last4"], "golden logits")
+        assert_close(logits[:, -4:, ::4], expected["logits_last4"], "golden logits")
         assert torch.equal(logits.argmax(-1), expected["argmax_all"])
 
     def test_greedy(self, data, expected, sample, processor, shared_model):
@@ -261,7 +261,7 @@ def test_left_padded_batch(case, path, folder, shared_model):
     with torch.no_grad():
         logits = shared_model(**inputs).logits
     kind = "golden padded logits" if case.family in HEIGHTS else "golden logits"
-    assert_close(logits[:, -4:], expected["logits_last4"], kind)
+    assert_close(logits[:, -4:, ::4], expected["logits_last4"], kind)
     real = inputs["attention_mask"].bool()
     assert torch.equal(logits.argmax(-1)[real], expected["argmax_all"][real])
     replies = generate_replies(shared_model, processor, samples, Sampling(12))
