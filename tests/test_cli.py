@@ -22,7 +22,7 @@ from vlft.settings import flag
 # A new flag is a decision: it is made here, in the dataclass and in the README together.
 FLAGS = {
     "sft": """
-        --layout --columns --prompt --answers --preference --qa
+        --layout --columns --prompt --answers --preference --objects --qa
         --model --revision --hub --dtype --device --quantize --attn
         --dataset --val-dataset --val-ratio --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --max-length
@@ -36,7 +36,7 @@ FLAGS = {
         --report-to --resume --overwrite --accept-changes --show-sample
     """,
     "infer": """
-        --layout --columns --prompt --answers --preference --qa
+        --layout --columns --prompt --answers --preference --objects --qa
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --accept-changes --load-dataset-config --dataset --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens
@@ -47,7 +47,7 @@ FLAGS = {
         --output --overwrite --show-samples
     """,
     "check": """
-        --layout --columns --prompt --answers --preference --qa
+        --layout --columns --prompt --answers --preference --objects --qa
         DATASET --val-dataset --model --image-root --confine-images --allow-private-urls
         --on-bad-sample --loss-on --seed
         --write --overwrite --json

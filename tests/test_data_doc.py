@@ -12,7 +12,7 @@ from conftest import GOLDEN
 
 from vlft.data.conversation import ImageRef
 from vlft.data.names import IMAGES, QUESTIONS, REPLIES
-from vlft.data.options import DataOptions
+from vlft.data.options import DataOptions, Reading
 from vlft.data.specs import open_file
 from vlft.data.split import Draws
 
@@ -42,13 +42,14 @@ def test_the_records_are_read_as_shown(records, expected, is_array, tmp_path, mo
         expected = expected if len(lines) == len(records.splitlines()) else None
     text = json.dumps(list(map(json.loads, lines))) if is_array else "\n".join(lines)
     Path("train.jsonl").write_text(text, "utf-8")
-    file = open_file("train.jsonl", Draws(0), DataOptions(image_token_id=-1), {})
+    options = DataOptions(image_token_id=-1, reading=Reading(has_boxes=True))
+    file = open_file("train.jsonl", Draws(0), options, {})
     assert file.problems == ()
     if expected is not None:
         assert "\n\n".join(shown(item) for _, item in file.items) == expected.rstrip()
 
 
 def test_every_layout_and_name_is_there():
-    assert len(EXAMPLES) == DOC.count("```json") == 6
+    assert len(EXAMPLES) == DOC.count("```json") == 7
     for name in (*QUESTIONS, *REPLIES, *IMAGES):
         assert f"`{name}`" in DOC, name

@@ -106,6 +106,9 @@ class ReadingSettings(Settings):
     preference: str | None = _reading(
         None, "Which reply of a preference pair is the reply.", choices=("chosen",),
         default_text="asked")
+    objects: str | None = _reading(
+        None, "What becomes of boxes that no tag in the texts places: they are the reply, or are "
+        "dropped.", choices=("reply", "drop"), default_text="asked")
     qa: str = _reading("turns", "Whether the questions of a record are turns of one dialogue or "
                        "samples of their own.", choices=("turns", "samples"))
 

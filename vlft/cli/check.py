@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vlft.config import CheckConfig
     from vlft.data.source import ReadFile
+    from vlft.families.processor import Processor
 
 
 def run_check(config: CheckConfig) -> None:
@@ -33,15 +34,10 @@ def run_check(config: CheckConfig) -> None:
         typer.Exit: with code 2 in place of it, if the report is JSON.
     """
     config = check(config)
-    options = DataOptions(
-        image_token_id=-1,
-        reading=reading_of(config, "<image>"),
-        image_root=config.image_root,
-        confine_images=config.confine_images,
-        allow_private_urls=config.allow_private_urls,
-        on_bad_sample=config.on_bad_sample,
-        seed=config.seed,
-    )
+    processor = None
+    if config.model is not None:
+        processor = locate_model(config.model, weights=False).processor()
+    options = _options(config, processor)
     specs = expand([*config.dataset, *config.val_dataset])
     read = read_files(specs, Draws(options.seed), options, {})
     strict = config.on_bad_sample == "error"
@@ -60,15 +56,28 @@ def run_check(config: CheckConfig) -> None:
     if not items and not refused:
         refused = problems
     reports = [file_report(file) for file in files]
-    if config.model is not None:
-        chat = locate_model(config.model, weights=False).processor().chat
+    if processor is not None:
         for file, report in zip(files, reports, strict=True):
-            report["tokens"] = count_tokens(file, chat)
+            report["tokens"] = count_tokens(file, processor.chat)
     _show(files, reports, problems, is_usable=not refused, as_json=config.json)
     if not config.json:
         raise_all(refused)
     if refused:
         raise typer.Exit(2)
+
+
+def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
+    """How data files are read: for a model, or as for a family without tags for boxes."""
+    return DataOptions(
+        image_token_id=-1,
+        reading=processor.reading(config) if processor else reading_of(config, "<image>"),
+        rotate=processor is not None and processor.pixels.rotate,
+        image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
+        on_bad_sample=config.on_bad_sample,
+        seed=config.seed,
+    )
 
 
 def _show(

@@ -53,6 +53,22 @@ class ImageRef:
         return self.address or shown(self.path)
 
 
+@dataclass(frozen=True)
+class Box:
+    """A box on an image, in the numbers of its record.
+
+    Attributes:
+        corners: x1, y1, x2, y2.
+        kind: what they are, see boxes.KINDS.
+        name: of the box, for messages.
+    """
+
+    corners: tuple[float, float, float, float]
+    kind: str
+    image: ImageRef
+    name: str
+
+
 Part = str | ImageRef
 
 
@@ -62,11 +78,14 @@ class Turn:
 
     Attributes:
         is_trained: whether a reply is trained; without meaning for the user's.
+        boxes: of the tags ``<bbox>`` in the texts, in order; none once they are written, see
+            boxes.write_boxes.
     """
 
     role: Role
     parts: tuple[Part, ...]
     is_trained: bool = True
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,11 +135,13 @@ class Conversation:
 
     def map_images(self, change: Callable[[ImageRef], ImageRef]) -> Conversation:
         """The same dialogue with every image reference changed."""
-        turns = (
-            replace(t, parts=tuple(change(p) if isinstance(p, ImageRef) else p for p in t.parts))
-            for t in self.turns
-        )
-        return replace(self, turns=tuple(turns))
+
+        def changed(turn: Turn) -> Turn:
+            parts = tuple(change(p) if isinstance(p, ImageRef) else p for p in turn.parts)
+            boxes = tuple(replace(box, image=change(box.image)) for box in turn.boxes)
+            return replace(turn, parts=parts, boxes=boxes)
+
+        return replace(self, turns=tuple(map(changed, self.turns)))
 
     def without_reply(self) -> Conversation:
         """The same dialogue up to the last user turn."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from vlft.data.conversation import Conversation
+    from vlft.data.conversation import Conversation, ImageFacts, ImageRef
 
 IGNORE = -100
 
@@ -211,16 +211,22 @@ def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, in
     return encoding.ids, encoding.offsets
 
 
-def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
-    """The images of a conversation with what they become, in order.
+def facts_of(ref: ImageRef, chat: ChatFormat, place: str) -> ImageFacts:
+    """The facts about an image of the record at a place.
 
-    A file is opened only if its facts are not known yet, as for records given through Python.
+    The file is opened only if they are not known yet, as for records given through Python.
+
+    Raises:
+        DataError: it cannot be read.
     """
+    return ref.facts or inspect_image(downloaded(ref), place=place, rotate=chat.rotate)
+
+
+def _view_images(conversation: Conversation, chat: ChatFormat) -> tuple[EncodedImage, ...]:
+    """The images of a conversation with what they become, in order."""
     images = []
     for ref in conversation.images:
-        facts = ref.facts or inspect_image(
-            downloaded(ref), place=conversation.place, rotate=chat.rotate
-        )
+        facts = facts_of(ref, chat, conversation.place)
         tokens, tiles = chat.view(facts.size, len(conversation.images))
         images.append(EncodedImage(ref.path, facts.digest, tokens, tiles))
     return tuple(images)

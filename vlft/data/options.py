@@ -40,16 +40,19 @@ class Reading:
     Attributes:
         image_tag: the family's own, read like ``<image>``.
         need_response: whether a missing reply is an error (training) or a question (inference).
+        has_boxes: whether the family has tags for boxes.
         columns: role of a conversation -> the column that has it.
     """
 
     image_tag: str = "<image>"
     need_response: bool = True
+    has_boxes: bool = False
     layout: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = None
     answers: str | None = None
     preference: str | None = None
+    objects: str | None = None
     qa: str = "turns"
     loss_on: str = "all"
 
@@ -76,15 +79,18 @@ class DataOptions:
     history: History = field(default_factory=History)
 
 
-def reading_of(settings: Any, image_tag: str, *, need_response: bool = True) -> Reading:
+def reading_of(
+    settings: Any, image_tag: str, *, has_boxes: bool = False, need_response: bool = True
+) -> Reading:
     """How the settings of a command say that records are read.
 
     Raises:
         ConfigError: ``--columns`` names no role.
     """
-    names = ("layout", "prompt", "answers", "preference", "qa", "loss_on")
+    names = ("layout", "prompt", "answers", "preference", "objects", "qa", "loss_on")
     given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-    return Reading(image_tag, need_response, columns=parse_columns(settings.columns), **given)
+    columns = parse_columns(settings.columns)
+    return Reading(image_tag, need_response, has_boxes, columns=columns, **given)
 
 
 def parse_columns(given: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.draft import ImagePart
 from vlft.data.layouts.fields import Fields
 from vlft.data.layouts.place import NAMED, ImagePlacer
+from vlft.data.layouts.place_objects import place_objects
 from vlft.data.layouts.question import PROMPT
 from vlft.data.names import IMAGES, KEPT, KNOWN
 from vlft.data.records import Record, RecordError
@@ -96,14 +97,24 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
     _check_names(fields, unread)
     label = f'"{name}"'
     images = images_by_tag(value, label, folder) or image_refs(value, label, folder)
-    placer = ImagePlacer(images, reading.image_tag, lambda v, n: image_refs(v, n, folder))
+    placer = ImagePlacer(
+        images,
+        reading.image_tag,
+        lambda v, n: image_refs(v, n, folder),
+        has_objects=drafts[0].objects is not None,
+    )
     kept = {name: values.get(name) for name in KEPT}
     origin = Origin(record.path, record.line, record.number, **kept)
     made: list[Conversation] = []
     for draft in drafts:
         placer.check_system(draft.system)
         names = [message.name for message in draft.messages]
-        turns = list(zip(placer.place(draft.messages), names, strict=True))
+        placed = placer.place(draft.messages)
+        if draft.objects is not None:
+            of_record = list(images.values() if isinstance(images, dict) else images)
+            of_record = of_record or [p for t in placed for p in t.parts if isinstance(p, ImageRef)]
+            placed = place_objects(placed, draft.objects, of_record, names)
+        turns = list(zip(placed, names, strict=True))
         for part in _samples(turns) if reading.qa == "samples" else [turns]:
             checked = _checked(part, reading)
             made.append(Conversation(checked, draft.system, record.place, origin))
@@ -219,7 +230,12 @@ def _checked(turns: Sequence[tuple[Turn, str]], reading: Reading) -> tuple[Turn,
     elif last.role == "user" and reading.need_response:
         hint = "training needs the reply that is to be learnt; vlft infer answers the question"
         raise DataError(f"no reply follows {name}", hint=hint)
+    shown = {part for turn, _ in kept for part in turn.parts if isinstance(part, ImageRef)}
     for turn, name in kept:
+        hidden = next((box for box in turn.boxes if box.image not in shown), None)
+        if hidden is not None:
+            hint = "read the record as one dialogue, without --qa samples"
+            raise DataError(f"{hidden.name} is on an image of another question", hint=hint)
         if _is_blank(turn):
             hint = "write the question"
             if turn.role == "assistant":

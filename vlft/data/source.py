@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlft.console import info, tracked, warn
+from vlft.data.boxes import write_boxes
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
 from vlft.data.in_memory import image_folder
@@ -149,7 +150,10 @@ def _with_facts(
             raise RecordError(facts, record, image.shown)
         return replace(image, facts=facts)
 
-    return item.map_images(with_facts)
+    try:
+        return write_boxes(item.map_images(with_facts))
+    except DataError as error:
+        raise error if isinstance(error, RecordError) else RecordError(error, record) from None
 
 
 def _root_hint(

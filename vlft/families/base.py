@@ -131,7 +131,8 @@ class Family:
         image_border: tokens before and after the tokens of each image.
         tokenize_per_message: whether each message is tokenised on its own instead of the chat text
             as a whole.
-        keep_special_tokens: whether decoded replies keep special tokens (grounding).
+        has_boxes: whether its text has tags for boxes, see data.boxes; decoded replies keep
+            special tokens then.
         max_new_tokens: longest reply, in tokens, unless the user asks for another.
         no_repeat_ngram: tokens of a sequence that may not occur twice, likewise; 0 for none.
         ngram_exempt: tokens that are never banned for it within a window.
@@ -160,7 +161,7 @@ class Family:
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     added_tokens: tuple[str, ...] = ()
     image_border: tuple[str, str] | None = None
-    keep_special_tokens: bool = False
+    has_boxes: bool = False
     max_new_tokens: int = 512
     no_repeat_ngram: int = 0
     ngram_exempt: tuple[str, ...] = ()

@@ -152,7 +152,7 @@ FAMILY = Family(
     chat_text=ocr.chat_text,
     template=None,
     image_tag=IMAGE_TAG,
-    keep_special_tokens=True,
+    has_boxes=True,
     # As the authors' ``infer``.
     max_new_tokens=8192,
     no_repeat_ngram=20,

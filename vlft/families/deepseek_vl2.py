@@ -171,7 +171,7 @@ FAMILY = Family(
     template="deepseek_vl2.jinja",
     image_tag=IMAGE_TAG,
     added_tokens=ADDED_TOKENS,
-    keep_special_tokens=True,
+    has_boxes=True,
     # The router bias: rounding it can change which experts are chosen.
     keep_dtype_suffixes=("e_score_correction_bias",),
     roles=lambda *_: Roles(ROLES),

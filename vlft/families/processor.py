@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, encode
+from vlft.data.boxes import write_boxes
+from vlft.data.encode import (
+    IGNORE,
+    ChatFormat,
+    EncodedImage,
+    EncodedSample,
+    encode,
+    facts_of,
+)
 from vlft.data.images import decoded
-from vlft.data.options import Reading
+from vlft.data.options import Reading, reading_of
 from vlft.data.read import read_row
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import PROCESSOR_FILE
@@ -61,9 +69,24 @@ class Processor:
         Raises:
             DataError: a field or an image cannot be used.
         """
-        reading = Reading(self.family.image_tag, need_response=False)
+        reading = Reading(self.family.image_tag, False, self.family.has_boxes)
         conversation = read_row(row, reading, Path(image_root or "."))
-        return self.encode_conversation(conversation)
+        place = conversation.place
+        known = {ref: facts_of(ref, self.chat, place) for ref in conversation.images}
+        return self.encode_conversation(
+            write_boxes(conversation.map_images(lambda ref: replace(ref, facts=known[ref])))
+        )
+
+    def reading(self, settings: Any, *, need_response: bool = True) -> Reading:
+        """How the settings of a command say that records are read for this family.
+
+        Raises:
+            ConfigError: ``--columns`` names no role.
+        """
+        family = self.family
+        return reading_of(
+            settings, family.image_tag, has_boxes=family.has_boxes, need_response=need_response
+        )
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
@@ -115,7 +138,7 @@ class Processor:
         chat = self.chat
         dropped = (chat.bos_id, chat.eos_id, chat.pad_id)
         ids = [token for token in token_ids if token not in dropped]
-        return self.text(ids, special=self.family.keep_special_tokens).strip()
+        return self.text(ids, special=self.family.has_boxes).strip()
 
     def text(self, token_ids: Sequence[int], *, special: bool = True) -> str:
         """The text of any tokens; that of special ones only if ``special``.

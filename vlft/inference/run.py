@@ -19,7 +19,7 @@ from vlft.checkpoints.runs import PROVENANCE, check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.image_notes import list_notes, warn_of_images
-from vlft.data.options import DataOptions, reading_of
+from vlft.data.options import DataOptions
 from vlft.data.skipped import as_row
 from vlft.data.source import idle_flags
 from vlft.data.specs import expand, parse_spec
@@ -216,7 +216,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
     """The records to answer; None for a chat."""
     options = DataOptions(
         image_token_id=processor.chat.image_token_id,
-        reading=reading_of(config, processor.family.image_tag, need_response=False),
+        reading=processor.reading(config, need_response=False),
         image_root=config.image_root,
         confine_images=config.confine_images,
         allow_private_urls=config.allow_private_urls,
@@ -259,7 +259,7 @@ def _validation_set(
         image_root=config.image_root or run.image_root,
         confine_images=config.confine_images or run.confine_images,
         allow_private_urls=config.allow_private_urls or run.allow_private_urls,
-        reading=reading_of(run, processor.family.image_tag),
+        reading=processor.reading(run),
         on_bad_sample=run.on_bad_sample,
         on_long=run.on_long,
         max_length=min(run.max_length or processor.max_length, processor.max_length),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.console import warn
 from vlft.data.dataset import Dataset, load_train_and_val
-from vlft.data.options import DataOptions, History, reading_of
+from vlft.data.options import DataOptions, History
 from vlft.data.split import read_history
 from vlft.errors import raise_all
 from vlft.packing.packer import Packer
@@ -39,7 +39,7 @@ def load_data(
         warn(f"--max-length {config.max_length}: the model takes at most {longest} tokens a sample")
     options = DataOptions(
         image_token_id=processor.chat.image_token_id,
-        reading=reading_of(config, processor.family.image_tag),
+        reading=processor.reading(config),
         image_root=config.image_root,
         confine_images=config.confine_images,
         allow_private_urls=config.allow_private_urls,

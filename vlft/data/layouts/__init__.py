@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.completion import COMPLETION
 from vlft.data.layouts.dialogue import DIALOGUE, MESSAGE_LIST
+from vlft.data.layouts.objects import objects_of
+from vlft.data.layouts.place_objects import with_objects
 from vlft.data.layouts.preference import chosen_only, refuse_labels
 from vlft.data.layouts.question import QUESTION
 from vlft.data.names import OTHER_MEDIA
@@ -40,7 +43,13 @@ def drafts_of(fields: Fields, reading: Reading) -> tuple[list[Draft], Layout]:
         raise LayoutError(
             f"the record is not in the layout {reading.layout}", fields, "leave out --layout"
         )
-    drafts = rule.read(fields, reading)
+    objects = objects_of(fields, reading)
+    if objects is None:
+        drafts = rule.read(fields, reading)
+    else:
+        is_reply = reading.objects == "reply"
+        needed = replace(reading, need_response=reading.need_response and not is_reply)
+        drafts = [with_objects(d, objects, fields, reading) for d in rule.read(fields, needed)]
     # Some tools write lists of tools as text.
     if fields.filled("tools") and fields.values["tools"] != "[]":
         raise DataError(
@@ -57,8 +66,3 @@ def _refuse_other_media(fields: Fields) -> None:
                 f'found "{name}"; these models take images and text',
                 hint="drop such records with --on-bad-sample skip",
             )
-    if fields.filled("objects"):
-        raise DataError(
-            'found "objects"; this family has no tags for boxes',
-            hint="write the boxes into the texts, or tune a model of DeepSeek-VL2",
-        )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vlft.data.layouts.fields import Fields
+    from vlft.data.layouts.objects import Objects
     from vlft.data.options import Reading
 
 Speaker = Literal["system", "user", "assistant"]
@@ -55,10 +56,12 @@ class Draft:
     Attributes:
         messages: of user and assistant.
         system: the system prompt; None for the family's default, "" for none.
+        objects: of the tags for boxes in its texts; None if it has none.
     """
 
     messages: tuple[Message, ...]
     system: str | None = None
+    objects: Objects | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from vlft.data.boxes import BOX_TAG, REF_TAG
 from vlft.data.conversation import ImageRef, Turn
 from vlft.errors import DataError
 
@@ -22,9 +23,9 @@ COMMON_TAG = "<image>"
 TAGS = (COMMON_TAG, "<image_placeholder>", "<ImageHere>")
 NAMED = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 # Tags of other tools for what has not been placed: never text.
-LEFT_OVER = re.compile(
-    r"<video>|<audio>|<bbox>|<ref-object>|<image_\d+>|<\|(?:image|video|audio)_pad\|>"
-)
+FOREIGN = r"<video>|<audio>|<image_\d+>|<\|(?:image|video|audio)_pad\|>"
+LEFT_OVER = re.compile(f"{FOREIGN}|{BOX_TAG}|{REF_TAG}")
+LEFT_OVER_OF_OBJECTS = re.compile(FOREIGN)
 SKIP = "drop such records with --on-bad-sample skip"
 
 
@@ -56,6 +57,7 @@ class ImagePlacer:
         images: of the record, by tag or in order.
         image_tag: the family's own tag.
         resolve: (value of an image, name of its field) -> references.
+        has_objects: whether the tags for boxes in the texts have objects of the record.
     """
 
     def __init__(
@@ -63,7 +65,10 @@ class ImagePlacer:
         images: _Images,
         image_tag: str,
         resolve: Callable[[object, str], list[ImageRef]],
+        *,
+        has_objects: bool = False,
     ) -> None:
+        self._left_over = LEFT_OVER_OF_OBJECTS if has_objects else LEFT_OVER
         self._by_tag = images if isinstance(images, Mapping) else {}
         self._images = [] if isinstance(images, Mapping) else list(images)
         self._resolve = resolve
@@ -139,7 +144,7 @@ class ImagePlacer:
                 pieces.append(_Slot(tag[0] if tag[0] in self._by_tag else None))
         pieces.append(text[end:])
         for piece in pieces:
-            left = LEFT_OVER.search(piece) if isinstance(piece, str) else None
+            left = self._left_over.search(piece) if isinstance(piece, str) else None
             if left:
                 found = f"found {left[0]} in {message.name}, and nothing that belongs there"
                 raise DataError(found, hint=f"take it out of the text, or {SKIP}")
