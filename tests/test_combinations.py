@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import shlex
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.errors import UsageError
 from vlft.inference import run as infer_run
-from vlft.settings import check
+from vlft.settings import check, flag, to_json
 
 
 def command(line: str) -> None:
@@ -127,9 +129,13 @@ class TestFullTuning:
         "--lora-target-modules ALL", "--lora-rank 9", "--lora-alpha 1", "--lora-dropout 0.01",
         "--use-dora", "--use-rslora", "--init-lora-weights gaussian",
     )  # fmt: skip
+    DEFAULTS = (
+        "--lora-target-modules qkv", "--lora-rank 8", "--lora-alpha 32", "--lora-dropout 0",
+        "--use-dora false", "--use-rslora false", "--init-lora-weights default",
+    )  # fmt: skip
 
     @pytest.mark.parametrize("name", ["sft", "plan"])
-    @pytest.mark.parametrize("chosen", [*FLAGS, " ".join(FLAGS)])
+    @pytest.mark.parametrize("chosen", [*FLAGS, " ".join(FLAGS), *DEFAULTS, " ".join(DEFAULTS)])
     def test_flags_of_lora_are_refused_together(self, name, chosen):
         flags = ", ".join(word for word in chosen.split() if word.startswith("--"))
         assert message(f"{name} --dataset a --tuner full --train-aligner {chosen}") == (
@@ -137,8 +143,39 @@ class TestFullTuning:
         )
 
     def test_what_it_may_have(self):
-        line = "sft --dataset a --tuner full --train-aligner --train-vision --lora-rank 8"
+        line = "sft --dataset a --tuner full --train-aligner --train-vision"
         assert read(line).train_vision
+
+    @pytest.mark.parametrize("name", ["lora_rank", "lora-alpha", "use_rslora"])
+    def test_in_a_file(self, tmp_path, name):
+        file, value = tmp_path / "c.yaml", getattr(vlft.SftConfig(), name.replace("-", "_"))
+        file.write_text(f"tuner: full\n{name}: {json.dumps(value)}\n")
+        place = flag(name)
+        assert message(f"sft --dataset a --config {file}").startswith(f"{place}: only with --tuner")
+        # A flag of the command line beside the file.
+        file.write_text(f"{name}: {json.dumps(value)}\n")
+        found = message(f"sft --dataset a --config {file} --tuner full --init-lora-weights default")
+        assert found.startswith(f"{place}, --init-lora-weights: only with --tuner lora, found full")
+
+    @pytest.mark.parametrize("name", ["lora_rank", "lora_target_modules", "use_dora"])
+    def test_in_python(self, config, name):
+        chosen = {name: getattr(vlft.SftConfig(), name)}
+        full = vlft.SftConfig(dataset=("a",), tuner="full", **chosen)
+        for same in (full, pickle.loads(pickle.dumps(full)), copy.deepcopy(full)):
+            with pytest.raises(UsageError, match=f"^{flag(name)}: only with --tuner lora"):
+                check(same)
+        check(dataclasses.replace(config, tuner="full"))
+        with pytest.raises(UsageError, match=r"^--lora-alpha: only with --tuner lora"):
+            check(dataclasses.replace(config, tuner="full", lora_alpha=4))
+
+    def test_the_settings_of_a_run_begin_another(self, config, tmp_path):
+        """They name every flag, those that were not given too."""
+        saved = to_json(dataclasses.replace(config, tuner="full"))
+        file = tmp_path / "copied.json"
+        file.write_text(json.dumps(saved))
+        assert check(read(f"sft --config {file}")).lora_rank == 8
+        found = message(f"sft --config {file} --lora-rank 8")
+        assert found.startswith("--lora-rank: only with --tuner lora")
 
     def test_a_run_of_an_older_version_goes_on(self, config):
         """Its settings held a LoRA flag, which did nothing."""
@@ -148,8 +185,9 @@ class TestFullTuning:
             file.write_text(json.dumps(table | {"lora_rank": 64}))
         again = {"resume": run / "checkpoint-2", "overwrite": True}
         assert vlft.sft(vlft.SftConfig(**again)).step == 3
-        with pytest.raises(UsageError, match="--lora-rank: found 2, the run has 64"):
-            vlft.sft(vlft.SftConfig(**again, lora_rank=2))
+        for rank in (2, 8):
+            with pytest.raises(UsageError, match=f"--lora-rank: found {rank}, the run has 64"):
+                vlft.sft(vlft.SftConfig(**again, lora_rank=rank))
 
 
 class TestValidation:
@@ -273,6 +311,9 @@ class TestWhatExcludesEachOther:
                     "--on-bad-sample skip --output r.jsonl",
                 )
             ],
+            ("infer --ckpt-dir c --batch-size 8", "--batch-size: only for answers to a data set"),
+            ("sft --dataset a --adapter c --lora-rank 8 --train-aligner false",
+             "--lora-rank, --train-aligner: the adapter says it\n hint: leave it out"),
             ("infer --ckpt-dir c --overwrite", "--overwrite: only for answers to a data set, found "
              "a chat\n hint: leave it out, or add --dataset or --load-dataset-config"),
         ],
@@ -318,6 +359,12 @@ class TestWhatExcludesEachOther:
              "--hub has no effect: only for a hub id, found a folder or no model"),
             ("plan --model a/b --device cpu --gpu 80GB",
              "--gpu has no effect: --device cpu is given"),
+            ("sft --dataset a --val-dataset b --val-ratio 0.05",
+             "--val-ratio has no effect: --val-dataset is given"),
+            ("sft --dataset a --num-train-epochs 3 --max-steps 7",
+             "--num-train-epochs has no effect: --max-steps is given"),
+            ("infer --ckpt-dir c --dataset a --repetition-context reply",
+             "--repetition-context has no effect: --repetition-penalty is 1"),
             ("plan --quantize int8 --lora-target-modules ALL",
              "--quantize, --lora-target-modules have no effect: the table of all models shows qkv "
              "and ALL, with and without nf4; name one with --model"),

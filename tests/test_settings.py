@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub.serialization._base import parse_size_to_int
 
 import vlft
+from vlft.cli.config_file import read_config_file
 from vlft.cli.options import read_settings
 from vlft.config import (
     ConvertConfig,
@@ -33,7 +34,6 @@ from vlft.settings import (
     convert,
     field_type,
     flag,
-    read_config_file,
     setting,
     to_json,
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import LONE_SURROGATE
 from vlft.gpus import GPU_HINT, find_gib
-from vlft.settings import Rule, Settings, changed, setting
+from vlft.settings import Rule, Settings, changed, given, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -217,8 +217,8 @@ class SftConfig(ReadingSettings):
     def rules(self) -> Sequence[Rule]:
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
         full, quantized = self.tuner == "full", self.quantize != "none"
-        start, lora = self.init_lora_weights, changed(self, *LORA_ONLY)
-        of_adapter = changed(self, *LORA_ONLY, "train_aligner", "train_vision")
+        start, lora = self.init_lora_weights, given(self, *LORA_ONLY)
+        of_adapter = given(self, *LORA_ONLY, "train_aligner", "train_vision")
         return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"),
@@ -238,20 +238,20 @@ class SftConfig(ReadingSettings):
              "use default or gaussian with --quantize"),
             *(_hub_rules(self, self.model) if self.resume is None else ()),
             self.lacks_validation(self.val_dataset or self.val_ratio),
-            (self.val_dataset and self.val_ratio, changed(self, "val_ratio"),
+            (self.val_dataset and self.val_ratio, given(self, "val_ratio"),
              "--val-dataset is given", None),
-            (self.max_steps, changed(self, "num_train_epochs"), "--max-steps is given", None),
+            (self.max_steps, given(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
-            (self.resume is None, changed(self, "overwrite"),
+            (self.resume is None, given(self, "overwrite"),
              "only --resume meets checkpoints; a new run gets a folder of its own", None),
-            (self.resume is None and self.adapter is None, changed(self, "accept_changes"),
+            (self.resume is None and self.adapter is None, given(self, "accept_changes"),
              "a new run has nothing that could have changed", None),
         )
 
     def lacks_validation(self, found: object) -> Rule:
         """The rule of settings that need validation data: they do not act where none is found."""
-        flags = changed(self, "early_stop", "eval_steps")
+        flags = given(self, "early_stop", "eval_steps")
         hint = "name --val-dataset or raise --val-ratio"
         return flags and not found, flags, "needs validation data", hint
 
@@ -278,10 +278,10 @@ class PlanConfig(SftConfig):
             (self.val_dataset and not self.dataset, "--val-dataset", "needs training data",
              "add --dataset"),
             (not find_gib(self.gpu), "--gpu", f"found {self.gpu!r}", GPU_HINT),
-            (self.device == "cpu", changed(self, "gpu"), "--device cpu is given", None),
+            (self.device == "cpu", given(self, "gpu"), "--device cpu is given", None),
             (self.is_overview and self.tuner == "full", "--tuner",
              "found full; the table of all models is of LoRA", "name one with --model"),
-            (self.is_overview, changed(self, "quantize", "lora_target_modules"),
+            (self.is_overview, given(self, "quantize", "lora_target_modules"),
              "the table of all models shows qkv and ALL, with and without nf4; name one with "
              "--model", None),
         )
@@ -356,7 +356,7 @@ class InferConfig(ReadingSettings):
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         is_chat = not (answers_run or self.dataset)
         needy = changed(self, "merge_lora", "accept_changes")
-        answering = changed(self, "image_root", "confine_images", "allow_private_urls",
+        answering = given(self, "image_root", "confine_images", "allow_private_urls",
                             "on_bad_sample", "batch_size", "output", "overwrite", "show_samples")
         return (
             (answers_run and self.dataset, "--load-dataset-config",
@@ -383,9 +383,9 @@ class InferConfig(ReadingSettings):
             (0 < self.temperature < LOWEST_TEMPERATURE, "--temperature",
              f"found {self.temperature:g}, 0 (greedy) or at least {LOWEST_TEMPERATURE:g} is "
              "allowed", "use 0 for the likeliest token"),
-            (self.repetition_penalty == 1, changed(self, "repetition_context"),
+            (self.repetition_penalty == 1, given(self, "repetition_context"),
              "--repetition-penalty is 1", None),
-            (self.no_repeat_ngram == 0, changed(self, "ngram_window"),
+            (self.no_repeat_ngram == 0, given(self, "ngram_window"),
              "--no-repeat-ngram is 0", None),
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *_hub_rules(self, self.model),
@@ -424,7 +424,7 @@ class CheckConfig(ReadingSettings):
             (not self.dataset, "vlft check", "no data given", "write vlft check train.jsonl"),
             (self.write and self.write.suffix != ".jsonl", "--write",
              f"found {self.write}, a name that ends in .jsonl is allowed", ""),
-            (self.write is None, changed(self, "overwrite"), "--write is not given", None),
+            (self.write is None, given(self, "overwrite"), "--write is not given", None),
         )
 
 
@@ -514,7 +514,7 @@ def _hub_rules(config: Any, model: str | None) -> tuple[Rule, Rule]:
     found = "only for a hub id, found a folder or no model"
     return (
         (is_local and config.revision, "--revision", found, "leave it out, or name a hub id"),
-        (is_local, changed(config, "hub"), found, None),
+        (is_local, given(config, "hub"), found, None),
     )
 
 

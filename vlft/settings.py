@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import math
 import reprlib
 import types
 import typing
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
-from vlft.files import expand_home, open_regular
+from vlft.files import expand_home
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +25,16 @@ Rule = tuple[object, str, str, str | None]
 
 
 class Settings(Protocol):
-    """A frozen dataclass whose fields are made by ``setting``."""
+    """A frozen dataclass whose fields are made by ``setting``; it knows which were given."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    _given: frozenset[str] = frozenset()
+
+    def __new__(cls, **values: Any) -> Self:
+        """Remembers the names of the values, which may be equal to the defaults."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset(chosen(cls, values)))
+        return config
 
     def rules(self) -> Sequence[Rule]:
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
@@ -82,9 +88,32 @@ def flag(name: str) -> str:
 
 def changed(config: Any, *names: str) -> str:
     """The flags, with commas between, of those settings that do not have their default."""
-    return ", ".join(
-        flag(name) for name in names if getattr(config, name) != getattr(type(config), name, ())
-    )
+    return ", ".join(flag(name) for name in names if _is_changed(config, name))
+
+
+def given(config: Any, *names: str) -> str:
+    """The flags, with commas between, of those settings that were given, be it their default."""
+    return ", ".join(flag(name) for name in names if name in given_names(config))
+
+
+def given_names(config: Any) -> list[str]:
+    """The names of the settings that were given, be it their default."""
+    names = config.__dataclass_fields__
+    return [name for name in names if name in config._given or _is_changed(config, name)]
+
+
+def chosen(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that somebody chose.
+
+    Who names most of the settings repeats what is there, as ``dataclasses.replace`` and the file
+    that is saved with a run do, and has chosen what is not the default.
+    """
+    repeated = 2 * len(values) > len(dataclasses.fields(cls))
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (repeated and value == getattr(cls, name, ()))
+    }
 
 
 def field_type(cls: type, name: str) -> Any:
@@ -157,40 +186,12 @@ def check(config: Config) -> Config:
     Raises:
         UsageError: one or many.
     """
-    checked = build(type(config), dataclasses.asdict(config))
+    values = dataclasses.asdict(config)
+    checked = build(type(config), {name: values[name] for name in given_names(config)})
     for applies, flags, reason, hint in checked.rules():
         if applies and flags and hint is None:
             warn(f"{flags} {'have' if ', ' in flags else 'has'} no effect: {reason}")
     return checked
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a JSON or YAML file, with underscores in the keys as in fields.
-
-    Raises:
-        ConfigError: the file is missing or is not a table of settings.
-    """
-    kind, example = "YAML", 'a line "model: ..." and a line "dataset: train.jsonl"'
-    if path.suffix == ".json":
-        kind, example = "JSON", '{"model": "...", "dataset": ["train.jsonl"]}'
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        if isinstance(error, UnicodeDecodeError):
-            found = f"not UTF-8 (byte {error.start})"
-        raise ConfigError(found, place=str(path), hint="name a JSON or YAML file") from None
-    try:
-        table = json.loads(text) if kind == "JSON" else _load_yaml(text)
-    except (ValueError, RecursionError) as error:
-        found = f"not {kind}: {_one_line(error)}"
-    else:
-        if isinstance(table, dict):
-            return {str(key).lstrip("-").replace("-", "_"): v for key, v in table.items()}
-        found = f"found {IN_WORDS.get(type(table), type(table).__name__)}"
-        found += ", a table of settings is allowed"
-    raise ConfigError(found, place=str(path), hint=f"write e.g. {example}")
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -205,6 +206,11 @@ def unknown_name(name: str, known: list[str], *, place: str, what: str) -> Confi
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
     return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
+
+
+def _is_changed(config: Any, name: str) -> bool:
+    """Whether a setting does not have its default."""
+    return bool(getattr(config, name) != getattr(type(config), name, ()))
 
 
 def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
@@ -271,28 +277,3 @@ def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
         if broken:
             found = reprlib.repr(value) if isinstance(value, int) else f"{value:g}"
             raise ConfigError(f"found {found}, {words} is allowed", place=place)
-
-
-def _load_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ValueError: not YAML; the message is one line.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
-def _one_line(error: ValueError | RecursionError) -> str:
-    """A parser's message in one line."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
-    return "too deeply nested" if isinstance(error, RecursionError) else str(error).split("\n")[0]

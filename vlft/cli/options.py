@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vlft.cli.config_file import read_config_file
 from vlft.cli.ms_swift import INSTEAD, SYNONYMS, aliases
 from vlft.console import warn
 from vlft.errors import ConfigError, UsageError, raise_all
@@ -21,11 +22,11 @@ from vlft.files import expand_home
 from vlft.settings import (
     Config,
     build,
+    chosen,
     convert,
     field_type,
     flag,
     is_repeatable,
-    read_config_file,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_settings(cls: type[Config], command: str, words: Sequence[str]) -> tupl
     table, wrong_in_file = ({}, []) if file is None else _read_file(cls, Path(expand_home(file)))
     values, wrong = convert(cls, given)
     raise_all([*wrong_in_file, *problems, *wrong])
-    return build(cls, {**table, **values}), {*table, *values}
+    return build(cls, {**chosen(cls, table), **values}), {*table, *values}
 
 
 def _names(cls: type) -> dict[str, str]:

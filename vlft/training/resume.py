@@ -14,7 +14,7 @@ from vlft.checkpoints.runs import (
 )
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, ConfigError, UsageError, raise_all
-from vlft.settings import broken_rules, flag, to_json
+from vlft.settings import broken_rules, flag, given_names, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,8 +27,8 @@ def resumed_config(
 
     Args:
         given: settings of this command; ``resume`` is set.
-        explicit: names of the settings that the user wrote; None takes those that differ from
-            their defaults.
+        explicit: names of the settings that the user wrote; None takes those that ``given`` knows
+            of.
 
     Raises:
         UsageError: a given setting differs from the saved one and a result depends on it.
@@ -37,9 +37,9 @@ def resumed_config(
         raise ValueError("resumed_config needs given.resume")
     checkpoint = find_checkpoint(given.resume)
     saved = read_run_config(checkpoint)
-    given_json, saved_json, defaults = map(to_json, (given, saved, SftConfig()))
+    given_json, saved_json = map(to_json, (given, saved))
     if explicit is None:
-        explicit = [name for name in given_json if given_json[name] != defaults[name]]
+        explicit = given_names(given)
     problems: list[UsageError] = []
     changes: dict[str, Any] = {}
     for spec in dataclasses.fields(SftConfig):
