@@ -52,6 +52,9 @@ FLAGS = {
         --on-bad-sample --loss-on --seed
         --write --overwrite --json
     """,
+    "data": """
+        SRC --image-root --prompt --boxes --box-format --on-bad-sample --output --overwrite
+    """,
     "merge-lora": """
         --ckpt-dir --model --revision --hub --base --device --accept-changes
         --output-dir --format --dtype --max-shard-size --overwrite

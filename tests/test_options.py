@@ -149,6 +149,7 @@ class TestBooleans:
             "infer": "--ckpt-dir x --dataset a ",
             "convert": "a b ",
             "merge-lora": "--ckpt-dir x ",
+            "data": "a --output b.jsonl ",
         }
         needed |= {"sft": "--dataset a ", "plan": "", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):
@@ -291,7 +292,10 @@ class TestMsSwift:
         [
             ("export", "vlft merge-lora writes a merged model, vlft convert another layout"),
             ("sfft", "did you mean 'sft'?"),
-            ("--lora-rank", "allowed: sft, plan, check, infer, merge-lora, convert, models, cache"),
+            (
+                "--lora-rank",
+                "allowed: sft, plan, check, data, infer, merge-lora, convert, models, cache",
+            ),
         ],
     )
     def test_an_unknown_command(self, monkeypatch, capsys, typed, hint):

@@ -429,6 +429,37 @@ class CheckConfig(ReadingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """Settings of ``vlft data``."""
+
+    src: tuple[str, ...] = _data(
+        (), "COCO or RefCOCO JSON, PAGE or ALTO XML, or OmniDocBench JSON.", path=True,
+        argument=True)
+    image_root: Path | None = _data(None, "Folder that image paths are relative to.",
+                                    default_text="the file's folder")
+    prompt: str | None = _data(
+        None, "Question of every record; <ref-object> stands for what is to be located.",
+        default_text="as DeepSeek-OCR's authors ask")
+    boxes: bool = _data(False, "Of pages: write the box of each line or part as well.")
+    box_format: str | None = _data(
+        None, "What the numbers of a bbox beside an expression are: two corners, or x, y, width, "
+        "height.", choices=("xyxy", "xywh"), default_text="asked")
+    on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
+
+    output: Path | None = _output(None, "File (.jsonl) for the records.", default_text="required")
+    overwrite: bool = _output(False, "Replace the file of --output if it is there.")
+
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
+            (not self.src, "vlft data", "no file given",
+             "write vlft data instances.json --output train.jsonl"),
+            (self.output is None or self.output.suffix != ".jsonl", "--output",
+             f"found {self.output or 'none'}, a name that ends in .jsonl is allowed", ""),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergeLoraConfig(Settings):
     """Settings of ``vlft merge-lora``."""
 

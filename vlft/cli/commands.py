@@ -52,6 +52,8 @@ COMMANDS = {
                     "Show what vlft sft with the same flags would do and need."),
     "check": Command(config.CheckConfig, "vlft.cli.check:run_check",
                      "Check data files, and show what vlft sft would read."),
+    "data": Command(config.DataConfig, "vlft.cli.data:run_data",
+                    "Convert COCO, RefCOCO, PAGE, ALTO or OmniDocBench to data."),
     "infer": Command(config.InferConfig, "vlft.inference.run:run_infer",
                      "Answer a data set, or chat, with a tuned or a base model."),
     "merge-lora": Command(config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",

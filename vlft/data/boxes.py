@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from vlft.errors import DataError
 
@@ -28,7 +28,16 @@ LARGEST = 999
 # How far a box may reach outside of its image, because numbers are rounded: in pixels, or as a
 # share of the width or height.
 PIXELS_OUTSIDE, SHARE_OUTSIDE = 1.0, 0.001
+# Numbers beyond are no places in an image.
+FARTHEST = 1e9
 RUN = re.compile(f"(?:{BOX_TAG})+")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value can be a number of a box; NaN cannot."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= FARTHEST
 
 
 def write_boxes(conversation: Conversation) -> Conversation:

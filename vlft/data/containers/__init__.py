@@ -25,7 +25,7 @@ INSTEAD = {
     ".zst": _UNPACK, ".bz2": _UNPACK, ".xz": _UNPACK, ".zip": _UNPACK, ".gz": _UNPACK,
     ".tar": f"{_UNPACK}; samples in files of their own become lines of a .jsonl file",
     ".arrow": "name the folder that holds it together with state.json",
-    ".ndjson": "call it .jsonl",
+    ".ndjson": "call it .jsonl", ".xml": "vlft data converts PAGE and ALTO XML to .jsonl",
 }  # fmt: skip
 
 

@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlft.data.boxes import KINDS
+from vlft.data.boxes import KINDS, is_number
 from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.fields import as_text, wrong_type
 from vlft.errors import DataError
@@ -165,7 +164,7 @@ def _places(value: Any, kind: Any, image: Any, name: str) -> tuple[Place, ...]:
 
 def _corners(box: Any, name: str) -> tuple[float, float, float, float]:
     is_list = isinstance(box, list | tuple)
-    if not is_list or not all(_is_number(value) for value in box):
+    if not is_list or not all(map(is_number, box)):
         raise wrong_type(box, name, "a list of four numbers", EXAMPLE)
     if len(box) != 4:
         what = "a point, for which these models have no tags" if len(box) == 2 else ""
@@ -173,10 +172,6 @@ def _corners(box: Any, name: str) -> tuple[float, float, float, float]:
         raise DataError(found, hint="x1, y1, x2, y2 are allowed")
     x1, y1, x2, y2 = box
     return (x1, y1, x2, y2)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _kind(kind: Any, box: Sequence[float], name: str) -> str:
