@@ -26,7 +26,7 @@ FLAGS = {
         --model --revision --hub --dtype --device --quantize --attn
         --dataset --val-dataset --val-ratio --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --max-length
-        --on-long --on-bad-sample --loss-on
+        --on-long --on-bad-sample --loss-on --special-tokens
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
         --use-rslora --init-lora-weights --train-aligner --train-vision
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
@@ -40,7 +40,7 @@ FLAGS = {
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
         --accept-changes --load-dataset-config --dataset --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens
-        --on-bad-sample --system
+        --on-bad-sample --special-tokens --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --no-repeat-ngram --ngram-window
         --batch-size --seed

@@ -89,6 +89,16 @@ def _max_image_tokens(default: str) -> Any:
     )
 
 
+def _special_tokens(default: str | None) -> Any:
+    return _data(
+        default,
+        "Special tokens that data writes, as <|User|>. text: plain text; keep: tokens, as in the "
+        "authors' code.",
+        choices=("text", "keep"),
+        default_text="text" if default else "as in training",
+    )
+
+
 # A table: one or two lines for a setting.
 # fmt: off
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +161,7 @@ class SftConfig(ReadingSettings):
                          choices=("error", "skip", "truncate-history"))
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
     loss_on: str = _data("all", "Which replies of a dialogue are trained.", choices=("all", "last"))
+    special_tokens: str = _special_tokens("text")
 
     adapter: Path | None = _tuning(
         None, "Start from this adapter, a run, a checkpoint or a folder of peft's, on new data. It "
@@ -324,6 +335,7 @@ class InferConfig(ReadingSettings):
     max_tiles: int | None = _max_tiles("as in training")
     max_image_tokens: int | None = _max_image_tokens("as in training")
     on_bad_sample: str = _data("error", "What to do with a bad record.", choices=("error", "skip"))
+    special_tokens: str | None = _special_tokens(None)
     system: str | None = _data(
         None, "System prompt of a chat; empty for none.", default_text="the family's")
 

@@ -249,7 +249,9 @@ def read_run_config(folder: Path) -> SftConfig:
         UsageError: there are none, or their values are wrong.
     """
     path = folder / RUN_CONFIG
-    values, problems = convert(SftConfig, read_object(path, ANY), source=shown(path))
+    stated = read_object(path, ANY)
+    # Releases without the setting read special tokens of data as tokens.
+    values, problems = convert(SftConfig, {"special_tokens": "keep", **stated}, source=shown(path))
     raise_all(problems)
     return SftConfig(**values)
 

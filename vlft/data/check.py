@@ -54,15 +54,20 @@ def file_report(file: ReadFile) -> dict[str, Any]:
 def count_tokens(file: ReadFile, chat: ChatFormat) -> dict[str, int]:
     """Lengths of a file's samples in tokens, image tokens included; none without samples.
 
+    ``special_as_text`` counts the special tokens in texts, which are read as plain text, if any.
+
     Raises:
         DataError: the model cannot take a sample.
     """
-    lengths = sorted(len(encode(item, chat)) for _, item in file.items)
+    samples = [encode(item, chat) for _, item in file.items]
+    lengths = sorted(map(len, samples))
     if not lengths:
         return {}
     middle = lengths[len(lengths) // 2]
+    special = sum(len(sample.as_text) for sample in samples)
     return {
-        "total": sum(lengths), "shortest": lengths[0], "median": middle, "longest": lengths[-1]
+        "total": sum(lengths), "shortest": lengths[0], "median": middle, "longest": lengths[-1],
+        **({"special_as_text": special} if special else {}),
     }  # fmt: skip
 
 
@@ -148,5 +153,5 @@ def lines_of(report: dict[str, Any]) -> Iterable[str]:
     named[2] += f", {report['distinct_images']} distinct"
     yield f"{shown(report['file'])}: {'; '.join(named)}"
     if report.get("tokens"):
-        found = (f"{name} {count:,}" for name, count in report["tokens"].items())
+        found = (f"{name.replace('_', ' ')} {count:,}" for name, count in report["tokens"].items())
         yield f"{shown(report['file'])}: tokens: {', '.join(found)}"

@@ -12,6 +12,7 @@ from vlft.data.image_notes import warn_of_images
 from vlft.data.records import Record, RecordError
 from vlft.data.skipped import in_one_line
 from vlft.data.source import ReadFile, describe, idle_flags, problems_of
+from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.data.specs import expand, read_files
 from vlft.data.split import Draws, Position, identity, split_off
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
@@ -65,6 +66,12 @@ class Dataset(Sequence["EncodedSample"]):
         if isinstance(index, slice):
             return Dataset(self._items[index], self._encode)
         return self._encode(self.conversations[index])
+
+    @property
+    def as_text(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Place and special tokens of each sample that holds some which are read as plain text."""
+        pairs = zip(self.conversations, self.outlines, strict=True)
+        return [(c.place, outline.as_text) for c, outline in pairs if outline.as_text]
 
     def divide(self, chosen: Collection[int]) -> tuple[Dataset, Dataset]:
         """The samples that are not chosen, and those that are, both in order."""
@@ -160,6 +167,7 @@ def load_train_and_val(
     train, val = loaded
     raise_all(idle_flags(train.flags | val.flags, options.reading))
     warn_of_images(train.conversations + val.conversations)
+    warn_of_special_tokens(train.as_text + val.as_text)
     if not val_files and len(train) > 1 and val_ratio > 0:
         return _split(train, val_ratio, options)
     trained = set(map(identity, train.outlines))

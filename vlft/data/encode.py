@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlft.data.conversation import Conversation, ImageFacts, ImageRef
+    from vlft.data.special_tokens import SpecialTokens
 
 IGNORE = -100
 
@@ -78,6 +79,8 @@ class ChatFormat:
         eos_token: end-of-sentence token, which ends a reply.
         pad_id: for left padding of plain batches.
         ngram_exempt: ids that may repeat although n-grams within a window must not.
+        special: the tokenizer's special tokens, if those in texts of a conversation are plain text;
+            None if they are tokens, as in the authors' code.
     """
 
     write: Callable[[Conversation, ChatFormat], ChatText]
@@ -95,6 +98,7 @@ class ChatFormat:
     eos_id: int
     pad_id: int
     ngram_exempt: tuple[int, ...] = ()
+    special: SpecialTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,14 @@ class EncodedSample:
         labels: (T,) int64; the token's id where it is trained, -100 elsewhere.
         text: the official chat text, image tags not expanded.
         images: in the order of their tokens.
+        as_text: the special tokens that its texts held, which were read as plain text.
     """
 
     input_ids: Tensor
     labels: Tensor
     text: str
     images: tuple[EncodedImage, ...]
+    as_text: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -149,6 +155,7 @@ class Outline:
         images: in order.
         tokens: length of the sample, all tokens of its images included.
         targets: how many of them are trained.
+        as_text: see EncodedSample.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int32]]
@@ -156,6 +163,7 @@ class Outline:
     images: tuple[EncodedImage, ...]
     tokens: int
     targets: int
+    as_text: tuple[str, ...] = ()
 
     def prefix_tokens(self, elements: int) -> int:
         """Number of tokens in the first ``elements`` elements."""
@@ -176,7 +184,8 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
     # The first token has no predecessor that could predict it.
     targets = int((sample.labels[1:] != IGNORE).sum())
     elements = ids[kept].astype(np.int32)
-    return Outline(elements, tuple(places.tolist()), sample.images, len(ids), targets)
+    where = tuple(places.tolist())
+    return Outline(elements, where, sample.images, len(ids), targets, sample.as_text)
 
 
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
@@ -184,10 +193,13 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
 
     Every reply that is to be trained is, with its end-of-sentence token.
     """
+    special, as_text = chat.special, tuple[str, ...]()
+    if special is not None:
+        conversation, as_text = special.hide(conversation)
     written = chat.write(conversation, chat)
     ids, labels = list[int](), list[int]()
     for piece in written.pieces:
-        tokens, offsets = tokenize(piece.text, chat)
+        tokens, offsets = tokenize(piece.text, chat, masked=bool(as_text))
         ids += tokens
         labels += [
             token if _inside(start, piece.trained) and token != chat.image_token_id else IGNORE
@@ -202,11 +214,19 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
         )
     ids, labels = _expand(ids, labels, images, chat)
     # Python lists until here: on so few elements, tensor operations would cost more time.
-    return EncodedSample(torch.tensor(ids), torch.tensor(labels), written.text, images)
+    text = special.shown(written.text) if special is not None and as_text else written.text
+    return EncodedSample(torch.tensor(ids), torch.tensor(labels), text, images, as_text)
 
 
-def tokenize(text: str, chat: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text, without special tokens, and (start, end) of each in characters."""
+def tokenize(
+    text: str, chat: ChatFormat, *, masked: bool = False
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text, and (start, end) of each in characters.
+
+    ``masked`` if it holds special tokens that are plain text, see special_tokens.py.
+    """
+    if masked and chat.special is not None:
+        return chat.special.tokenize(text)
     encoding = chat.tokenizer.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 

@@ -23,6 +23,7 @@ from vlft.data.encode import (
 from vlft.data.images import decoded
 from vlft.data.options import Reading, reading_of
 from vlft.data.read import read_row
+from vlft.data.special_tokens import SpecialTokens
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import PROCESSOR_FILE
 from vlft.families.pixels import stated_exif
@@ -91,6 +92,12 @@ class Processor:
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
         return encode(conversation, self.chat)
+
+    def with_special_tokens(self, special_tokens: str) -> Processor:
+        """The processor with special tokens in data as plain ``text``, or as tokens (``keep``)."""
+        chat, as_text = self.chat, special_tokens == "text"
+        special = (chat.special or SpecialTokens(chat.tokenizer)) if as_text else None
+        return replace(self, chat=replace(chat, special=special))
 
     def pixel_values(self, images: Sequence[EncodedImage], *, verify: bool = False) -> list[Views]:
         """The views of each image, as the authors' processor makes them.
@@ -202,6 +209,7 @@ def load_processor(
         eos_id=token_id(tokenizer, eos_token, "eos_token", folder),
         pad_id=token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
         ngram_exempt=tuple(token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
+        special=SpecialTokens(tokenizer),
     )
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)

@@ -24,6 +24,7 @@ from vlft.data.conversation import Conversation, ImageRef, Turn
 from vlft.data.images import inspect_image
 from vlft.data.layouts.place import COMMON_TAG, place_in_text
 from vlft.data.records import BOM
+from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.errors import LONE_SURROGATE, DataError, VlftError, shown
 from vlft.files import expand_home
 from vlft.inference.generate import Sampling, generate_replies
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
+    from vlft.data.encode import EncodedSample
     from vlft.families.processor import Processor
 
 HELP = """\
@@ -56,6 +58,7 @@ class _Dialogue:
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[ImageRef] = field(default_factory=list)
+    warned: bool = False
 
     def run_command(self, typed: str) -> bool:
         """Carries out a /command; returns whether the chat goes on."""
@@ -215,7 +218,9 @@ def _talk(
                 continue
             turn = dialogue.message(line)
             conversation = Conversation((*dialogue.turns, turn), dialogue.system)
-            reply = _stream_reply(model, processor, sampling, conversation, interactive=interactive)
+            prompt = processor.encode_conversation(conversation)
+            dialogue.warned = dialogue.warned or warn_of_special_tokens([("", prompt.as_text)])
+            reply = _stream_reply(model, processor, sampling, prompt, interactive=interactive)
             if reply is not None:
                 dialogue.remember(turn, reply)
         except VlftError as error:
@@ -240,14 +245,13 @@ def _stream_reply(
     model: Any,
     processor: Processor,
     sampling: Sampling,
-    conversation: Conversation,
+    prompt: EncodedSample,
     *,
     interactive: bool,
 ) -> str | None:
     """The reply, printed as it is generated; after Ctrl-C at a terminal its start, or None."""
     streamer = _ConsoleStreamer(processor, one_line=not interactive)
     try:
-        prompt = processor.encode_conversation(conversation)
         return generate_replies(model, processor, [prompt], sampling, streamer)[0].text
     except KeyboardInterrupt:
         if not interactive:

@@ -14,6 +14,7 @@ from vlft.checkpoints.locate import locate_model
 from vlft.checkpoints.tuned import other_base
 from vlft.config import InferConfig, SftConfig
 from vlft.console import warn
+from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.errors import DataError
 from vlft.families.image_settings import ImageSettings
 from vlft.inference.decoding import Loops, RowLimits, score_changes
@@ -84,6 +85,7 @@ def load(
     device: str = InferConfig.device,
     image_mode: str | None = InferConfig.image_mode,
     max_tiles: int | None = InferConfig.max_tiles,
+    special_tokens: str = SftConfig.special_tokens,
 ) -> tuple[Any, Processor]:
     """A model in evaluation mode, and its processor.
 
@@ -95,6 +97,7 @@ def load(
         device: auto, cpu or cuda.
         image_mode: how a page becomes views, for the families that have modes.
         max_tiles: most tiles of an image, for the families that have tiles.
+        special_tokens: whether those in texts are plain ``text``, or tokens (``keep``).
 
     Returns:
         transformers' class of the family, or peft's model around it if there is an adapter.
@@ -104,6 +107,7 @@ def load(
     """
     folder = locate_model(str(path))
     processor = ImageSettings(image_mode=image_mode, max_tiles=max_tiles).apply(folder.processor())
+    processor = processor.with_special_tokens(special_tokens)
     placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
     model: Any = load_model(folder, placement)
     if adapter is None:
@@ -140,6 +144,7 @@ def generate(
         processor.encode({k: v for k, v in row.items() if k != "response"}, image_root)
         for row in rows
     ]
+    warn_of_special_tokens([("", prompt.as_text) for prompt in prompts])
     sampling = Sampling(
         max_new_tokens,
         temperature,

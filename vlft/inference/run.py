@@ -22,6 +22,7 @@ from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions
 from vlft.data.skipped import as_row
 from vlft.data.source import idle_flags
+from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.data.specs import expand, parse_spec
 from vlft.data.split import read_history
 from vlft.errors import ConfigError, raise_all, shown
@@ -64,7 +65,8 @@ def run_infer(config: InferConfig) -> InferResult | None:
     sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     tuned, folder = _find_model(config)
     treatment = ImageSettings.of(config, tuned.settings if tuned else None)
-    processor = treatment.apply(folder.processor())
+    special_tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
+    processor = treatment.apply(folder.processor()).with_special_tokens(special_tokens)
     sampling = sampling.resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
     data = _load_data(config, tuned, processor)
@@ -128,6 +130,8 @@ def _header(
             "quantize": placement.quantize,
             "merge_lora": config.merge_lora,
             **treatment.changed,
+            # Only where it matters, so that files of older releases are continued.
+            **({"special_tokens": "text"} if data.as_text else {}),
         },
         "model": {
             "name": folder.name,
@@ -229,6 +233,7 @@ def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -
         data = load_dataset(config.dataset, processor.encode_conversation, options)
         raise_all(idle_flags(data.flags, options.reading))
         warn_of_images(data.conversations)
+        warn_of_special_tokens(data.as_text)
         return data
     if not config.load_dataset_config or tuned is None:
         if sys.stdin is None:

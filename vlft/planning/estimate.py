@@ -85,7 +85,11 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     from vlft.families.image_settings import ImageSettings
     from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
 
-    processor = ImageSettings.of(config).apply(folder.processor())
+    processor = (
+        ImageSettings.of(config)
+        .apply(folder.processor())
+        .with_special_tokens(config.special_tokens)
+    )
     train, val = load_data(config, processor)
     planner = make_planner(config, processor, train, planned_device(config))
     rows = [row for step in planner.epoch(0) for row in step]

@@ -84,7 +84,11 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
         quantize=config.quantize,
         attn=config.attn,
     )
-    processor = ImageSettings.of(config).apply(folder.processor())
+    processor = (
+        ImageSettings.of(config)
+        .apply(folder.processor())
+        .with_special_tokens(config.special_tokens)
+    )
     return Setup(_resolved(config, placement), folder, processor, placement, resumed)
 
 
