@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlft import __version__
 from vlft.cli import app, models
 from vlft.cli.commands import COMMANDS
 from vlft.cli.ms_swift import ALIASES
+from vlft.data.in_memory import keep_records
 from vlft.families.registry import FAMILIES
 from vlft.planning.published import PUBLISHED_MODELS
 from vlft.settings import flag
@@ -174,12 +176,16 @@ def test_cache(monkeypatch, capfd, tmp_path):
     folder = tmp_path / "vlft" / "features" / "abc"
     folder.mkdir(parents=True)
     (folder / "1.safetensors").write_bytes(bytes(3 * 2**20))
+    records = Path(keep_records([{"query": "q" * 2**20, "images": [Image.new("L", (9, 9))]}]))
     code, text, _ = run(monkeypatch, capfd, "cache", "info")
     assert code == 0
     assert "abc      1 files         3.0 MiB" in text
-    assert "vlft: 3.0 MiB" in text
-    assert "3.0 MiB removed" in run(monkeypatch, capfd, "cache", "clear")[1]
+    assert "images                                1 files         0.0 MiB" in text
+    assert "datasets                              2 files         1.0 MiB" in text
+    assert "vlft: 4.0 MiB" in text
+    assert "4.0 MiB removed" in run(monkeypatch, capfd, "cache", "clear")[1]
     assert not folder.exists()
+    assert not records.exists()
     assert run(monkeypatch, capfd, "cache")[1].endswith("vlft: 0.0 MiB\n")
 
 

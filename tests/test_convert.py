@@ -237,6 +237,8 @@ class TestPages:
         ("old", "new", "found"),
         [
             ("a.png", "no.png", "p.xml:2: no such image: no.png"),
+            ("a.png", "9" * 500, "p.xml:2: no such image: 999"),
+            ("a.png", "", "p.xml:2: found '' as the name of an image"),
             ('imageWidth="200"', "", "p.xml:2: imageWidth is None, a number of pixels"),
             ('imageWidth="200"', 'imageWidth="0"', "a number of pixels is allowed"),
             ('points="20,10 100,10 100,30 20,30"', "", "p.xml:11: TextLine has no Coords"),
@@ -293,7 +295,8 @@ class TestHostileXml:
         monkeypatch.setattr(xml_tree, "MOST_ELEMENTS", 10)
         assert "more than 10 elements" in message(write("p.xml", PAGE))
         monkeypatch.setattr(xml_tree, "LARGEST_FILE", 100)
-        assert "at most 0 are read" in message("p.xml")
+        assert "p.xml: more than 100 bytes" in message("p.xml")
+        assert "no.xml: cannot be read (No such file or directory)" in message("no.xml")
 
     @pytest.mark.parametrize("text", ["", "x", '<?xml version="1.0" encoding="no"?><a/>', "<a"])
     def test_what_is_no_xml_has_a_place(self, text):

@@ -247,7 +247,7 @@ class TestData:
         run_cache(CacheConfig(action="info"))
         assert "images                                1 files" in capfd.readouterr().out
         run_cache(CacheConfig(action="clear"))
-        assert size_of_cache() == (0, 0)
+        assert size_of_cache("images") == (0, 0)
         assert not Path(image.path).exists()
 
     def test_the_message_has_record_and_address(self, server, processor):

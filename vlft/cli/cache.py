@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlft.console import out
-from vlft.data.image_cache import clear_images, size_of_cache
+from vlft.data.image_cache import KEPT, clear_kept, size_of_cache
 from vlft.errors import VlftError
 from vlft.vision.cache_plan import cache_root, clear_cache, list_cache
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 def run_cache(config: CacheConfig) -> None:
     """Prints the size of the cache by model, or removes all of it."""
-    images, image_bytes = size_of_cache()
+    kept = {name: size_of_cache(name) for name in KEPT}
+    kept_bytes = sum(size for _, size in kept.values())
     if config.action == "clear":
         size, problems = clear_cache()
-        problems += clear_images()
-        size += image_bytes
+        problems += (problem for name in KEPT for problem in clear_kept(name))
+        size += kept_bytes
         out.print(f"{cache_root().parent}: {size / 2**20:,.1f} MiB removed", markup=False)
         if problems:
             hint = "correct that, or remove what is left by hand"
@@ -28,7 +29,8 @@ def run_cache(config: CacheConfig) -> None:
     rows = list_cache()
     for name, files, size in rows:
         out.print(f"{name}  {files:5} files  {size / 2**20:10,.1f} MiB")
-    if images:
-        out.print(f"{'images':32}  {images:5} files  {image_bytes / 2**20:10,.1f} MiB")
-    total = image_bytes + sum(size for _, _, size in rows)
+    for name, (files, size) in kept.items():
+        if files:
+            out.print(f"{name:32}  {files:5} files  {size / 2**20:10,.1f} MiB")
+    total = kept_bytes + sum(size for _, _, size in rows)
     out.print(f"{cache_root().parent}: {total / 2**20:,.1f} MiB", markup=False)

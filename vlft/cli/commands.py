@@ -63,5 +63,5 @@ COMMANDS = {
     "models": Command(config.ModelsConfig, "vlft.cli.models:list_models",
                       "List the models that can be tuned."),
     "cache": Command(config.CacheConfig, "vlft.cli.cache:run_cache",
-                     "Show or clear the image features kept on disk."),
+                     "Show or clear what is kept on disk, e.g. image features."),
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""Where images that are not files of the user are kept.
+"""Where images and records that are not files of the user are kept.
 
 images/<2 digits>/<SHA-256>     the bytes of an image, once, from wherever they came
 images/addresses/<SHA-256>      link to them, by the SHA-256 of the web address
+datasets/                       records from Python, see in_memory.py
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from vlft.files import cache_folder
 
 NAME = "images"
+# Folder -> where its files are.
+KEPT = {NAME: "*/*", "datasets": "*"}
 # Most bytes of an image that is kept.
 LARGEST = 100 * 2**20
 
@@ -39,24 +42,22 @@ def keep(part: Path, digest: str, link: Path) -> None:
     new.replace(link)
 
 
-def size_of_cache() -> tuple[int, int]:
-    """Number of the images that are kept, and their bytes."""
+def size_of_cache(name: str) -> tuple[int, int]:
+    """Number of the files that a folder keeps, see KEPT, and their bytes."""
     sizes = [
         path.stat().st_size
-        for path in cache_folder(NAME).glob("*/*")
+        for path in cache_folder(name).glob(KEPT[name])
         if path.is_file() and not path.is_symlink()
     ]
     return len(sizes), sum(sizes)
 
 
-def clear_images() -> list[str]:
+def clear_kept(name: str) -> list[str]:
     """Removes all of them; returns what could not be removed and why."""
     problems: list[str] = []
-    for folder in cache_folder(NAME).glob("*"):
+    for path in [*cache_folder(name).glob(KEPT[name]), *cache_folder(name).glob("*/")]:
         try:
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+            path.rmdir() if path.is_dir() else path.unlink()
         except OSError as error:
             problems.append(f"{error.filename}: {error.strerror}")
     return problems

@@ -25,7 +25,7 @@ MARKS = (
     (PARQUET, "a parquet file", "let its name end in .parquet"),
     (b"PK\x03\x04", "a zip archive or an Excel file", "unpack it, or save it as CSV UTF-8"),
 )
-PAGES = (b"<!doctype html", b"<html")
+PAGES = (b"<!doctype", b"<html")
 
 
 def read_text(path: Path) -> str:

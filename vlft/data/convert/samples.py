@@ -84,10 +84,11 @@ def image_of(name: Any, source: Path, options: Options, place: str) -> str:
         return name
     folder = options.image_root or source.parent
     path = folder / name
-    if not path.is_file():
+    # Unlike Path.is_file, without an error for names that no file can have.
+    if not os.path.isfile(path):  # noqa: PTH113
         above = source.parent.absolute().parent
         hint = "paths start at the file's folder, or at --image-root"
-        if options.image_root is None and (above / name).is_file():
+        if options.image_root is None and os.path.isfile(above / name):  # noqa: PTH113
             hint = f"it is in {shown(above)}: add --image-root {shown(above)}"
         raise DataError(f"no such image: {shown(path)}", place=place, hint=hint)
     return os.path.abspath(path)  # noqa: PTH100 (links are kept)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
-from vlft.data.containers.text import read_bytes
 from vlft.errors import DataError, shown
+from vlft.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,12 +110,18 @@ def read_xml(path: Path) -> Element:
     Raises:
         DataError: it is missing, too large or not well-formed, or has a document type.
     """
-    if path.is_file() and path.stat().st_size > LARGEST_FILE:
-        found = f"{path.stat().st_size / 2**20:,.0f} MiB, at most {LARGEST_FILE // 2**20} are read"
+    try:
+        with open_regular(path) as file:
+            data = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror})"
+        raise DataError(found, place=shown(path), hint="check the path") from None
+    if len(data) > LARGEST_FILE:
+        found = f"more than {LARGEST_FILE:,} bytes, which is the most that is read"
         raise DataError(found, place=shown(path), hint="write a file for each page")
     builder = _Builder(path)
     try:
-        builder.parser.Parse(read_bytes(path), True)
+        builder.parser.Parse(data, True)
     except expat.ExpatError as error:
         found = f"not XML: {expat.ErrorString(error.code)} at column {error.offset + 1}"
         raise builder.error(found, "write the file again", error.lineno) from None
