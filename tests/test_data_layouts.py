@@ -264,6 +264,23 @@ class TestFields:
         made = read_record(record, Reading(TAG), Path("data"))
         assert made.unread == ("category", "story", "image_id", "messages_count")
 
+    @pytest.mark.parametrize(
+        ("fields", "unread"),
+        [
+            ({"messages": [{"role": "user", "content": "q", "name": "Ann", "id": None},
+                           {"role": "assistant", "content": "r", "loss": 1, "thought": "hm"}],
+              "images": ["a.jpg"], "source": "x"},
+             ("source", "messages[].name", "messages[].thought")),
+            ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "r", "score": 0.5}],
+             ("[].score",)),
+            ({"qa": [{"question": "q", "answer": "r", "page": 3}]}, ("qa[].page",)),
+            ({"query": "q", "response": "r", "images": [{"path": "a.jpg", "bytes": None}]}, ()),
+        ],
+    )  # fmt: skip
+    def test_keys_of_turns_that_are_not_read_are_named_too(self, fields, unread):
+        made = read_record(Record(fields, Path("a.jsonl"), 7), Reading(TAG), Path("data"))
+        assert made.unread == unread
+
     def test_with_an_image_a_second_column_of_images_is_only_named(self):
         fields = {"query": "q", "response": "r", "images": ["a.jpg"], "mask": "m.png"}
         made = read_record(Record(fields, Path("a.jsonl"), 7), Reading(TAG), Path("data"))

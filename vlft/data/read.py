@@ -15,6 +15,7 @@ from vlft.data.layouts.fields import Fields
 from vlft.data.layouts.place import NAMED, ImagePlacer
 from vlft.data.layouts.place_objects import place_objects
 from vlft.data.layouts.question import PROMPT
+from vlft.data.layouts.turns import unread_keys
 from vlft.data.names import IMAGES, KEPT, KNOWN
 from vlft.data.records import Record, RecordError
 from vlft.data.references import has_bytes, image_refs, images_by_tag, is_empty
@@ -119,6 +120,8 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
             checked = _checked(part, reading)
             made.append(Conversation(checked, draft.system, record.place, origin))
     columns = tuple(name for name in fields.values if name in fields.read)
+    inside = (f"{name}[].{key}" for name in columns for key in _unread_inside(fields.values[name]))
+    unread = (*unread, *inside, *(f"[].{key}" for key in _unread_inside(fields.turns)))
     flags = {f"--columns {role}={name}" for role, name in fields.given.items()}
     if any(message.name == PROMPT for draft in drafts for message in draft.messages):
         flags.add(PROMPT)
@@ -166,6 +169,11 @@ def _unread(fields: Fields) -> tuple[str, ...]:
         and not name.startswith("_")
         and not is_empty(value)
     )
+
+
+def _unread_inside(value: Any) -> list[str]:
+    """The keys of a dialogue's turns that no rule has read."""
+    return unread_keys(value) if isinstance(value, list | tuple) else []
 
 
 def _check_unread(fields: Fields, unread: Sequence[str]) -> None:

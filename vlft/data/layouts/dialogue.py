@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.draft import Layout, Message
-from vlft.data.layouts.turns import PAIRS, ROLES, make_draft, read_turns
+from vlft.data.layouts.turns import TURN_KEYS, make_draft, read_turns
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def _read(fields: Fields, _reading: Reading) -> list[Draft]:
 
 def _read_list(fields: Fields, _reading: Reading) -> list[Draft]:
     turns = fields.turns or ()
-    if not any(key in turn for turn in turns for key in (*ROLES, *chain(*PAIRS))):
+    if all(TURN_KEYS.isdisjoint(turn) for turn in turns):
         found = f"found a list of {len(turns)} objects, none of which is a turn"
         raise DataError(
             found, hint="write each sample as a record of its own; vlft packs by itself"

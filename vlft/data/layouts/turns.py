@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.layouts.draft import Draft, ImagePart, Message
@@ -28,6 +29,9 @@ LOSSES = ("loss", "loss_weight", "weight")
 CALLS = ("tool_calls", "function_call")
 OWN_IMAGES = ("images", "image")
 IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source", "value")
+# What makes an object a turn, and all that is read of one.
+TURN_KEYS = frozenset((*ROLES, *chain(*PAIRS)))
+READ_KEYS = TURN_KEYS.union(CONTENTS, LOSSES, CALLS, OWN_IMAGES)
 EXAMPLE = '{"role": "user", "content": "..."}'
 SKIP = "drop such records with --on-bad-sample skip"
 
@@ -59,6 +63,20 @@ def read_turns(turns: Sequence[Any], what: str) -> list[Message]:
         else:
             messages.append(_message(turn, name))
     return messages
+
+
+def unread_keys(turns: Sequence[Any]) -> list[str]:
+    """The keys with a value in a list of turns or pairs that no rule reads, each once."""
+    if not any(isinstance(turn, dict) and not TURN_KEYS.isdisjoint(turn) for turn in turns):
+        return []
+    filled = (
+        key
+        for turn in turns
+        if isinstance(turn, dict)
+        for key, value in turn.items()
+        if key not in READ_KEYS and value not in (None, "", [], {}, False)
+    )
+    return list(dict.fromkeys(filled))
 
 
 def make_draft(messages: Sequence[Message], system: str | None) -> Draft:
