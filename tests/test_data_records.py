@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlft.data.containers import NAME_A_FILE, open_records
+from vlft.data.containers import NAME_A_FILE, open_records, unpack
 from vlft.data.records import Record, Records, kind_of
 from vlft.errors import DataError
 
@@ -286,6 +286,16 @@ class TestFiles:
             read("b.jsonl.gz", text)
         with pytest.raises(DataError, match="damaged"):
             read("c.jsonl.gz", gzip.compress(text.encode())[:-9])
+
+    def test_gzip_that_holds_far_more_than_data_does_is_refused(self, monkeypatch):
+        row = '{"query": "q", "response": "r"}\n'
+        monkeypatch.setattr(unpack, "ALWAYS", 2**20)
+        assert len(read("a.jsonl.gz", gzip.compress(row.encode() * 30_000))) == 30_000
+        bomb = gzip.compress(row.encode() * 300_000)
+        with pytest.raises(DataError) as error:
+            read("b.jsonl.gz", bomb)
+        found = f"b.jsonl.gz: {len(bomb):,} bytes hold more than {100 * len(bomb):,}, which no data"
+        assert str(error.value).startswith(found)
 
     @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
     def test_the_content_decides_and_not_the_ending(self, name):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import io
 from typing import TYPE_CHECKING
 
+from vlft.data.containers.unpack import unpack
 from vlft.data.embedded import LONGEST_TEXT
 from vlft.data.records import BOM
 from vlft.errors import DataError, shown
@@ -105,8 +105,6 @@ def _unpacked(data: bytes, place: str) -> bytes:
     if not data.startswith(GZIP):
         hint = "leave .gz out of its name"
         raise DataError("not compressed with gzip", place=place, hint=hint)
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        hint = "download or compress it again"
-        raise DataError(f"damaged: {error}", place=place, hint=hint) from None
+    whole = io.BytesIO()
+    unpack(io.BytesIO(data), whole, len(data), place)
+    return whole.getvalue()
