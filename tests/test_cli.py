@@ -40,13 +40,14 @@ FLAGS = {
     "infer": """
         --layout --columns --prompt --answers --preference --objects --qa
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --load-dataset-config --dataset --image-root --confine-images
+        --accept-changes --load-dataset-config --dataset --image --query --pdf-dpi
+        --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens
         --on-bad-sample --special-tokens --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --no-repeat-ngram --ngram-window
-        --batch-size --seed
-        --output --overwrite --show-samples
+        --format --batch-size --seed
+        --output --save-text --overwrite --show-samples
     """,
     "check": """
         --layout --columns --prompt --answers --preference --objects --qa

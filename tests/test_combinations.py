@@ -315,7 +315,7 @@ class TestWhatExcludesEachOther:
             ("sft --dataset a --adapter c --lora-rank 8 --train-aligner false",
              "--lora-rank, --train-aligner: the adapter says it\n hint: leave it out"),
             ("infer --ckpt-dir c --overwrite", "--overwrite: only for answers to a data set, found "
-             "a chat\n hint: leave it out, or add --dataset or --load-dataset-config"),
+             "a chat\n hint: leave it out, or add --dataset, --image or --load-dataset-config"),
         ],
     )  # fmt: skip
     def test_it_is_refused(self, line, found):

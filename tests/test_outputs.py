@@ -117,7 +117,7 @@ def test_a_second_process_is_told_who_writes_and_death_releases(tmp_path):
 
 
 def results(path, *, overwrite=False):
-    return ResultFile(path, {"settings": {}}, [], "", overwrite=overwrite)
+    return ResultFile(path, {"settings": {}}, [], "", form="text", overwrite=overwrite)
 
 
 class TestResultFiles:

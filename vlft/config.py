@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -324,6 +324,14 @@ class InferConfig(ReadingSettings):
     load_dataset_config: bool = _data(False, "Answer the validation set of the run in --ckpt-dir.")
     dataset: tuple[str, ...] = _data(
         (), "Answer the records of these files. Repeatable.", path=True, records=True)
+    image: tuple[str, ...] = _data(
+        (), "Answer --query for these images and each page of these PDF files; patterns like "
+        "'scans/*.jpg' are allowed. Repeatable.", path=True)
+    query: str | None = _data(
+        None, "What is asked about each page of --image; \\n in it is a new line.",
+        default_text="required with --image")
+    pdf_dpi: int = _data(
+        200, "Dots per inch of the pages of PDF files.", minimum=10, maximum=2400)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
     confine_images: Path | None = _data(None, "The only folder that images are read from.",
@@ -356,21 +364,29 @@ class InferConfig(ReadingSettings):
     ngram_window: int | None = _generation(
         None, "Ban repetitions within so many last tokens of the reply alone; <td> and </td> may "
         "repeat.", minimum=1, default_text="all tokens")
+    format: str = _generation(
+        "text", "What becomes of <|ref|> and <|det|> in replies. markdown: results also have the "
+        "text without these tags; blocks: its parts, with type and boxes in pixels.",
+        choices=("text", "markdown", "blocks"))
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
     seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
     output: Path | None = _run(None, "Result file (.jsonl).", default_text="beside the checkpoint")
+    save_text: Path | None = _run(
+        None, "Folder for a text file (.md) of each document of --image.", default_text="none")
     overwrite: bool = _run(False, "Start the result file anew instead of continuing it.")
     show_samples: int = _run(3, "Replies printed in full.", minimum=0)
 
     def rules(self) -> Sequence[Rule]:
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
-        is_chat = not (answers_run or self.dataset)
+        is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")
         answering = given(self, "image_root", "confine_images", "allow_private_urls",
-                            "on_bad_sample", "batch_size", "output", "overwrite", "show_samples")
+                            "on_bad_sample", "batch_size", "output", "overwrite", "show_samples",
+                            "format")
         return (
+            *_document_rules(self),
             (answers_run and self.dataset, "--load-dataset-config",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
             (answers_run and not has_adapter, "--load-dataset-config",
@@ -388,7 +404,7 @@ class InferConfig(ReadingSettings):
             (self.system and LONE_SURROGATE.search(self.system), "--system",
              "not UTF-8", "type the text as UTF-8, or set the terminal to it"),
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
-             "leave it out, or add --dataset or --load-dataset-config"),
+             "leave it out, or add --dataset, --image or --load-dataset-config"),
             (self.temperature == 0 and (self.top_p != 1 or self.top_k != 0), "--temperature",
              "top-p and top-k choose among samples, found temperature 0 (greedy)",
              "add e.g. --temperature 0.7"),
@@ -559,6 +575,28 @@ def _hub_rules(config: Any, model: str | None) -> tuple[Rule, Rule]:
         (is_local and config.revision, "--revision", found, "leave it out, or name a hub id"),
         (is_local, given(config, "hub"), found, None),
     )
+
+
+def _document_rules(config: InferConfig) -> Sequence[Rule]:
+    """The rules of documents that are answered without a data file."""
+    records = given(
+        config,
+        *(field.name for field in fields(ReadingSettings)),
+        *("image_root", "confine_images", "allow_private_urls"),
+    )
+    documents = given(config, "query", "pdf_dpi", "save_text")
+    asked = (config.query or "").strip()
+    return (
+        (config.image and (config.dataset or config.load_dataset_config), "--image",
+         "found together with --dataset or --load-dataset-config; one of them is allowed",
+         "leave one of them out"),
+        (config.image and not asked, "--query", "nothing is asked about the images",
+         "add e.g. --query '<image>\\nFree OCR.'"),
+        (config.image and records, records, "only for records of data files, found --image",
+         "leave it out"),
+        (not config.image and documents, documents, "only for --image",
+         "add --image, or leave it out"),
+    )  # fmt: skip
 
 
 def _shard_size(size: str) -> Rule:

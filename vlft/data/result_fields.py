@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # What a result line has besides a record's fields; older versions wrote generation.
-RESULT_FIELDS = ("label", "finish", "image_keys", "file", "line", "generation")
+RESULT_FIELDS = (
+    "label", "finish", "markdown", "blocks", "image_keys", "file", "line", "generation",
+)  # fmt: skip
 
 
 def result_lists(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.files import json_text, read_object_if_there, same_file
 from vlft.inference.columns import Columns, differences
+from vlft.inference.formats import columns_of
 from vlft.locks import locked
 from vlft.schema import OBJECT, TEXT, Schema, table
 
@@ -49,6 +50,7 @@ class ResultFile:
         header: what the answers come from, see ``run.py``.
         conversations: the records.
         system_prompt: of records without one of their own.
+        form: of the replies, see ``formats.py``.
         overwrite: whether to replace an existing file instead of continuing it.
     """
 
@@ -59,8 +61,10 @@ class ResultFile:
         conversations: Sequence[Conversation],
         system_prompt: str,
         *,
+        form: str,
         overwrite: bool,
     ) -> None:
+        self._form = form
         self.path = path
         self.header_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
         self._columns = Columns(conversations, system_prompt)
@@ -143,8 +147,10 @@ class ResultFile:
             self.header_path.write_text(text + "\n", "utf-8")
         with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
             for reply in replies:
-                row = self._columns.row(self._conversations[self.done])
+                conversation = self._conversations[self.done]
+                row = self._columns.row(conversation)
                 answer = {"response": reply.text, "finish": reply.finish}
+                answer |= columns_of(reply.text, self._form, conversation)
                 file.write({"query": row.pop("query"), **answer, **row})
                 self.done += 1
 

@@ -15,27 +15,29 @@ from vlft.checkpoints.identity import small_files
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision
-from vlft.checkpoints.runs import PROVENANCE, check_same_data
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
-from vlft.data.image_notes import list_notes, warn_of_images
-from vlft.data.options import DataOptions
+from vlft.data.documents import open_documents
+from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
-from vlft.data.source import idle_flags
-from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.data.specs import expand, parse_spec
-from vlft.data.split import read_history
-from vlft.errors import ConfigError, raise_all, shown
+from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
 from vlft.inference.chat import chat
+from vlft.inference.data import load_records
 from vlft.inference.decoding import record_seed
+from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.inference.results import ResultFile, read_results
+from vlft.inference.saved_text import SavedText
 from vlft.settings import check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlft.config import InferConfig
+    from vlft.data.dataset import Dataset
+    from vlft.data.documents import Document
     from vlft.families.processor import Processor
 
 # Settings that older result files do not name; without them replies are as before.
@@ -69,7 +71,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
     processor = treatment.apply(folder.processor()).with_special_tokens(special_tokens)
     sampling = sampling.resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
-    data = _load_data(config, tuned, processor)
+    strict = config.on_bad_sample == "error"
+    documents = open_documents(config.image, config.pdf_dpi, strict=strict)
+    data = load_records(config, tuned, processor, documents)
     if config.image_root is not None and data and not any(line.images for line in data.outlines):
         console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
@@ -78,25 +82,53 @@ def run_infer(config: InferConfig) -> InferResult | None:
         model = _load_for_inference(config, folder, tuned, placement)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
+    header = _header(config, sampling, treatment, folder, tuned, data, placement)
+    system = processor.chat.system_prompt
     results = ResultFile(
         _output(config, folder, tuned),
-        _header(config, sampling, treatment, folder, tuned, data, placement),
+        {**header, "documents": [str(document.path.absolute()) for document in documents]},
         data.conversations,
-        processor.chat.system_prompt,
+        system,
+        form=config.format,
         overwrite=config.overwrite,
     )
-    with results.held([parse_spec(spec)[0] for spec in config.dataset]):
+    read = [parse_spec(spec)[0] for spec in config.dataset]
+    with results.held([*read, *(document.path for document in documents)]):
         results.resume()
+        texts = _saved_text(config, documents, data, results)
         if results.done:
             console.info(f"{results.path} answers {results.done} of {len(data)} records already")
         if results.done < len(data):
             model = _load_for_inference(config, folder, tuned, placement)
-            _answer(model, processor, data, sampling, results, config)
-    _show_rows(read_results(results.path, config.show_samples))
+            _answer(model, processor, data, sampling, results, texts, config)
+    _report(config, data, results, texts)
+    return InferResult(results.path, results.done)
+
+
+def _saved_text(
+    config: InferConfig, documents: Sequence[Document], data: Dataset, results: ResultFile
+) -> SavedText | None:
+    """The text files of the documents, if they are asked for, with those answered before."""
+    if config.save_text is None:
+        return None
+    texts = SavedText(config.save_text, documents, data.conversations)
+    done = read_results(results.path, results.done) if results.done else []
+    texts.begin(
+        [text_of(row["response"], config.format) for row in done], overwrite=config.overwrite
+    )
+    return texts
+
+
+def _report(
+    config: InferConfig, data: Dataset, results: ResultFile, texts: SavedText | None
+) -> None:
+    """Shows the first replies, and says what was written and left out."""
+    _show_rows(read_results(results.path, config.show_samples), config.format)
     if data.skipped:
         console.info(f"records that were skipped: {len(data.skipped)}, see {results.header_path}")
+    if texts is not None:
+        texts.finish()
     console.info(f"{results.done} replies in {results.path}")
-    return InferResult(results.path, results.done)
 
 
 def _find_model(config: InferConfig) -> tuple[Tuned | None, ModelFolder]:
@@ -132,6 +164,7 @@ def _header(
             **treatment.changed,
             # Only where it matters, so that files of older releases are continued.
             **({"special_tokens": "text"} if data.as_text else {}),
+            **({} if config.format == "text" else {"format": config.format}),
         },
         "model": {
             "name": folder.name,
@@ -188,10 +221,11 @@ def _load_for_inference(
     return merged.to(placement.dtype)
 
 
-def _show_rows(rows: list[dict[str, Any]]) -> None:
+def _show_rows(rows: list[dict[str, Any]], form: str) -> None:
     """Prints prompt, output, label and images of result lines to stdout."""
     titles = {"query": "prompt", "response": "output", "label": "label", "images": "images"}
-    for row in rows:
+    for line in rows:
+        row = {**line, "response": text_of(line["response"], form)}
         for key, title in titles.items():
             value = ", ".join(map(shown, row[key])) if key == "images" else row.get(key)
             if value not in (None, ""):
@@ -205,6 +239,7 @@ def _answer(
     data: Dataset,
     sampling: Sampling,
     results: ResultFile,
+    texts: SavedText | None,
     config: InferConfig,
 ) -> None:
     starts = range(results.done, len(data), config.batch_size)
@@ -213,80 +248,18 @@ def _answer(
         items = data.conversations[batch]
         prompts = [processor.encode_conversation(item.without_reply()) for item in items]
         seeds = [record_seed(config.seed, position) for position in data.positions[batch]]
-        results.append(generate_replies(model, processor, prompts, sampling, seeds=seeds))
-
-
-def _load_data(config: InferConfig, tuned: Tuned | None, processor: Processor) -> Dataset | None:
-    """The records to answer; None for a chat."""
-    options = DataOptions(
-        image_token_id=processor.chat.image_token_id,
-        reading=processor.reading(config, need_response=False),
-        image_root=config.image_root,
-        confine_images=config.confine_images,
-        allow_private_urls=config.allow_private_urls,
-        rotate=processor.pixels.rotate,
-        on_bad_sample=config.on_bad_sample,
-        max_length=processor.max_length - 1,
-        seed=config.seed,
-    )
-    if config.dataset:
-        data = load_dataset(config.dataset, processor.encode_conversation, options)
-        raise_all(idle_flags(data.flags, options.reading))
-        warn_of_images(data.conversations)
-        warn_of_special_tokens(data.as_text)
-        return data
-    if not config.load_dataset_config or tuned is None:
-        if sys.stdin is None:
-            raise ConfigError(
-                "found no data set, and no standard input for a chat",
-                place="vlft infer",
-                hint="add --dataset",
-            )
-        return None
-    return _validation_set(config, tuned, processor, options)
-
-
-def _validation_set(
-    config: InferConfig, tuned: Tuned, processor: Processor, options: DataOptions
-) -> Dataset:
-    """The records that the run of a checkpoint was validated on."""
-    run, encode = tuned.settings, processor.encode_conversation
-    if not run.dataset or (tuned.run is None and not run.val_dataset):
-        raise ConfigError(
-            f"{tuned.checkpoint} is not in its run, which knows its validation records",
-            place="--load-dataset-config",
-            hint="name a checkpoint-N of the run, or a file with --dataset",
-        )
-    if tuned.checkpoint.with_name(PROVENANCE).is_file():
-        check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
-    options = replace(
-        options,
-        image_root=config.image_root or run.image_root,
-        confine_images=config.confine_images or run.confine_images,
-        allow_private_urls=config.allow_private_urls or run.allow_private_urls,
-        reading=processor.reading(run),
-        on_bad_sample=run.on_bad_sample,
-        on_long=run.on_long,
-        max_length=min(run.max_length or processor.max_length, processor.max_length),
-        seed=run.seed,
-        history=read_history(tuned.checkpoint.parent),
-    )
-    _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
-    if not len(val):
-        raise ConfigError(
-            "the run has no validation set",
-            place="--load-dataset-config",
-            hint="name a file with --dataset",
-        )
-    return val
+        replies = generate_replies(model, processor, prompts, sampling, seeds=seeds)
+        results.append(replies)
+        if texts is not None:
+            texts.add([text_of(reply.text, config.format) for reply in replies])
 
 
 def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:
     """The result file: --output, or a file in the run folder named after checkpoint and data."""
     if config.output is not None:
         return config.output
-    data = "val"
-    if not config.load_dataset_config:
+    data = "documents" if config.image else "val"
+    if config.dataset:
         data = parse_spec(expand(config.dataset)[0])[0].name.removesuffix(".jsonl")
     if tuned is not None:
         merged = "-merged" if config.merge_lora else ""

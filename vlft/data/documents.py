@@ -1,0 +1,128 @@
+"""Documents that are named on the command line -> records: images, and the pages of PDF files."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.console import info, tracked, warn
+from vlft.data.in_memory import keep_records
+from vlft.data.pdf import is_pdf, render_pages
+from vlft.data.skipped import in_one_line
+from vlft.errors import DataError, UsageError, raise_all, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ADDRESS = re.compile(r"(?!file:)\w+://|data:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Document:
+    """An image file, or a PDF file as an image of each page.
+
+    Attributes:
+        path: as the user has named it.
+        pages: image files.
+    """
+
+    path: Path
+    pages: tuple[Path, ...]
+
+    def records(self, query: str) -> list[dict[str, Any]]:
+        """A record of the native layout for each page."""
+        count, name = len(self.pages), str(self.path)
+        return [
+            {
+                "query": query,
+                "images": [str(page.absolute())],
+                "id": name if page == self.path else f"{name}#page={number}",
+                "meta": {"document": name, "page": number, "pages": count},
+            }
+            for number, page in enumerate(self.pages, start=1)
+        ]
+
+
+def open_documents(given: Sequence[str], dpi: int, *, strict: bool) -> list[Document]:
+    """The documents that are named, each once, in order.
+
+    Args:
+        given: paths and patterns like ``scans/*.jpg``.
+        dpi: resolution of the pages of PDF files, in dots per inch.
+        strict: whether a document that cannot be opened is an error; else it is left out.
+
+    Raises:
+        UsageError: what cannot be opened, if ``strict``, or nothing is left.
+    """
+    if not given:
+        return []
+    documents: list[Document] = []
+    problems: list[UsageError] = []
+    paths = _paths(given)
+    for path in tracked(paths, "opening documents", len(paths)):
+        try:
+            pages = render_pages(path, dpi) if is_pdf(path) else (path,)
+            documents.append(Document(path, tuple(pages)))
+        except UsageError as error:
+            problems.append(error)
+    if problems and (strict or not documents):
+        raise_all(problems)
+    if problems:
+        warn(in_one_line(problems))
+    counts = [len(item.pages) for item in documents if item.pages != (item.path,)]
+    images = len(documents) - len(counts)
+    info(f"documents: {images} images, {len(counts)} PDF files of {sum(counts)} pages")
+    return documents
+
+
+def keep_documents(documents: Sequence[Document], query: str) -> str:
+    """The path of a data file with a record for each page."""
+    return keep_records([row for document in documents for row in document.records(query)])
+
+
+def _paths(given: Sequence[str]) -> list[Path]:
+    """The files, in the order of numbers in their names where a pattern matches several.
+
+    Raises:
+        UsageError: a pattern matches nothing, or a name is no file.
+    """
+    made: dict[Path, None] = {}
+    problems: list[UsageError] = []
+    for name in given:
+        found = [name]
+        if glob.has_magic(name) and not Path(name).exists():
+            found = sorted(glob.glob(name, recursive=True), key=_numbers_as_such)  # noqa: PTH207
+            if not found:
+                hint = "check the pattern"
+                problems.append(DataError("matches no file", place=shown(Path(name)), hint=hint))
+        for item in found:
+            try:
+                _check(item)
+                made[Path(item)] = None
+            except DataError as error:
+                problems.append(error)
+    raise_all(problems)
+    return list(made)
+
+
+def _check(name: str) -> None:
+    """Raises DataError if a name is not that of a file."""
+    path = Path(name)
+    if ADDRESS.match(name):
+        found = f"found {name[:200]!r}; files are allowed"
+        raise DataError(found, place="--image", hint="download it, and name the file")
+    if path.is_dir():
+        hint = f"write '{path}/*' for what is in it"
+        raise DataError("found a folder", place=shown(path), hint=hint)
+    if not path.exists():
+        hint = "relative paths start at the working directory"
+        raise DataError("no such file", place=shown(path), hint=hint)
+
+
+def _numbers_as_such(name: str) -> list[tuple[int, str]]:
+    """A key that puts page-2 before page-10."""
+    parts = re.split(r"(\d{1,18})", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,0 +1,99 @@
+"""The records that ``vlft infer`` answers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vlft.checkpoints.runs import PROVENANCE, check_same_data
+from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
+from vlft.data.documents import keep_documents
+from vlft.data.image_notes import warn_of_images
+from vlft.data.options import DataOptions
+from vlft.data.source import idle_flags
+from vlft.data.special_tokens import warn_of_special_tokens
+from vlft.data.split import read_history
+from vlft.errors import ConfigError, raise_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlft.checkpoints.tuned import Tuned
+    from vlft.config import InferConfig
+    from vlft.data.documents import Document
+    from vlft.families.processor import Processor
+
+
+def load_records(
+    config: InferConfig,
+    tuned: Tuned | None,
+    processor: Processor,
+    documents: Sequence[Document],
+) -> Dataset | None:
+    """The records to answer; None for a chat."""
+    options = DataOptions(
+        image_token_id=processor.chat.image_token_id,
+        reading=processor.reading(config, need_response=False),
+        image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
+        rotate=processor.pixels.rotate,
+        on_bad_sample=config.on_bad_sample,
+        max_length=processor.max_length - 1,
+        seed=config.seed,
+    )
+    files: Sequence[str] = config.dataset
+    if documents:
+        query = (config.query or "").replace("\\n", "\n")
+        files = [keep_documents(documents, query)]
+    if files:
+        data = load_dataset(files, processor.encode_conversation, options)
+        raise_all(idle_flags(data.flags, options.reading))
+        warn_of_images(data.conversations)
+        warn_of_special_tokens(data.as_text)
+        return data
+    if not config.load_dataset_config or tuned is None:
+        if sys.stdin is None:
+            raise ConfigError(
+                "found no data set, and no standard input for a chat",
+                place="vlft infer",
+                hint="add --dataset",
+            )
+        return None
+    return _validation_set(config, tuned, processor, options)
+
+
+def _validation_set(
+    config: InferConfig, tuned: Tuned, processor: Processor, options: DataOptions
+) -> Dataset:
+    """The records that the run of a checkpoint was validated on."""
+    run, encode = tuned.settings, processor.encode_conversation
+    if not run.dataset or (tuned.run is None and not run.val_dataset):
+        raise ConfigError(
+            f"{tuned.checkpoint} is not in its run, which knows its validation records",
+            place="--load-dataset-config",
+            hint="name a checkpoint-N of the run, or a file with --dataset",
+        )
+    if tuned.checkpoint.with_name(PROVENANCE).is_file():
+        check_same_data(tuned.checkpoint.parent, [*run.dataset, *run.val_dataset])
+    options = replace(
+        options,
+        image_root=config.image_root or run.image_root,
+        confine_images=config.confine_images or run.confine_images,
+        allow_private_urls=config.allow_private_urls or run.allow_private_urls,
+        reading=processor.reading(run),
+        on_bad_sample=run.on_bad_sample,
+        on_long=run.on_long,
+        max_length=min(run.max_length or processor.max_length, processor.max_length),
+        seed=run.seed,
+        history=read_history(tuned.checkpoint.parent),
+    )
+    _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
+    if not len(val):
+        raise ConfigError(
+            "the run has no validation set",
+            place="--load-dataset-config",
+            hint="name a file with --dataset",
+        )
+    return val

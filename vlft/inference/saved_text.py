@@ -1,0 +1,118 @@
+"""``--save-text``: a text file for each document, once all of its pages are answered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.console import info, warn
+from vlft.errors import ConfigError, raise_all, shown
+from vlft.files import flush
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlft.data.conversation import Conversation
+    from vlft.data.documents import Document
+
+BETWEEN = "\n\n<!-- page {} -->\n\n"
+
+
+class SavedText:
+    """The text files of documents, each whole or absent.
+
+    Args:
+        folder: for the files.
+        documents: all of them.
+        conversations: a page each, in the order of the replies; a skipped page has none.
+    """
+
+    def __init__(
+        self, folder: Path, documents: Sequence[Document], conversations: Sequence[Conversation]
+    ) -> None:
+        self._folder = folder
+        self._counts = {str(document.path): len(document.pages) for document in documents}
+        self._files = file_names([document.path for document in documents])
+        self._pages: list[Any] = [item.origin.meta for item in conversations if item.origin]
+        self._texts: dict[str, list[str]] = {}
+        self._done = 0
+        self._written = 0
+
+    def begin(self, replies: Sequence[str], *, overwrite: bool) -> None:
+        """Checks what is in the folder, and writes the documents that are answered already.
+
+        Raises:
+            ConfigError: a file is there with another text, and ``overwrite`` is not set.
+        """
+        texts = self._take(replies)
+        problems = []
+        for name in self._counts:
+            path = self._folder / self._files[name]
+            same = name in texts and path.is_file() and path.read_bytes() == _bytes(texts[name])
+            if os.path.lexists(path) and not same and not overwrite:
+                hint = "name another --save-text, or add --overwrite to replace it"
+                problems.append(ConfigError("is there already", place=shown(path), hint=hint))
+        raise_all(problems)
+        self._write(texts)
+
+    def add(self, replies: Sequence[str]) -> None:
+        """Takes the next replies and writes the documents that they complete."""
+        self._write(self._take(replies))
+
+    def finish(self) -> None:
+        """Says what was written."""
+        info(f"{self._written} documents in {shown(self._folder)}")
+        missing = len(self._counts) - self._written
+        if missing:
+            warn(f"{missing} documents have no text: a page of each could not be read")
+
+    def _take(self, replies: Sequence[str]) -> dict[str, str]:
+        """The texts of the documents that these replies complete."""
+        complete = {}
+        for reply in replies:
+            name = self._pages[self._done]["document"]
+            self._done += 1
+            pages = self._texts.setdefault(name, [])
+            pages.append(reply)
+            if len(pages) == self._counts[name]:
+                complete[name] = joined(self._texts.pop(name))
+        return complete
+
+    def _write(self, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            path = self._folder / self._files[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What a kill has left of it is replaced; the result file's lock keeps others away.
+            part = path.with_name(".vlft.part")
+            part.unlink(missing_ok=True)
+            part.write_bytes(_bytes(text))
+            flush(part)
+            part.replace(path)
+            self._written += 1
+
+
+def file_names(paths: Sequence[Path]) -> dict[str, str]:
+    """The text file of each document, relative to the folder: its name with .md as the ending.
+
+    Below the folder that all share; the old ending stays where two names would be equal.
+    """
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    plain = {str(path): path.absolute().relative_to(folder) for path in paths}
+    ends = [str(path.with_suffix(".md")).casefold() for path in plain.values()]
+    return {
+        name: f"{path}.md" if ends.count(ends[number]) > 1 else str(path.with_suffix(".md"))
+        for number, (name, path) in enumerate(plain.items())
+    }
+
+
+def joined(pages: Sequence[str]) -> str:
+    """The text of a document; a comment that markdown does not show stands between its pages."""
+    text = pages[0]
+    for number, page in enumerate(pages[1:], start=2):
+        text += BETWEEN.format(number) + page
+    return text + "\n"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
