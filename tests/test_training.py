@@ -32,7 +32,8 @@ from vlft.checkpoints.runs import (
 )
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.families.base import encode_images
-from vlft.training import loop
+from vlft.training import checkpointer, loop
+from vlft.training import run as training_run
 from vlft.training.backend import Backend
 from vlft.training.interrupt import Interrupt
 from vlft.training.model import prepare_model
@@ -166,6 +167,14 @@ class TestRunFolder:
     @only_siglip
     def test_max_steps(self, config):
         assert vlft.sft(dataclasses.replace(config, max_steps=3)).step == 3
+
+    @only_siglip
+    @pytest.mark.parametrize("wait", [0.0, 3600.0])
+    def test_a_save_draws_the_curves_if_they_are_old(self, config, monkeypatch, wait):
+        monkeypatch.setattr(checkpointer, "REDRAW", wait)
+        monkeypatch.setattr(training_run, "plot_run", lambda run: None)
+        run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
+        assert (run / "images").exists() == (wait == 0.0)
 
     @only_siglip
     def test_tensorboard(self, config):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.adapter import adapter_tensors, save_adapter
@@ -38,7 +39,11 @@ class Snapshot:
     state: State
 
 
-@dataclass(frozen=True)
+# Seconds between two drawings of the curves: they may take as long as the rest of a save.
+REDRAW = 30.0
+
+
+@dataclass
 class Checkpointer:
     """Writes the checkpoints of a run.
 
@@ -55,6 +60,7 @@ class Checkpointer:
     folder: ModelFolder
     model: TunedModel
     backend: Backend
+    _drawn: float = field(default_factory=time.monotonic)
 
     def save(self, position: Position) -> None:
         """Writes a checkpoint of this position; all ranks must call it."""
@@ -77,7 +83,7 @@ class Checkpointer:
         return Snapshot(adapter, state)
 
     def write(self, snapshot: Snapshot) -> None:
-        """Writes a checkpoint and redraws the curves; on rank 0 alone."""
+        """Writes a checkpoint and, every REDRAW seconds, the curves; on rank 0 alone."""
         position = snapshot.state.position
 
         def write_files(target: Path) -> None:
@@ -92,7 +98,9 @@ class Checkpointer:
             keep=self.config.save_total_limit,
             best_step=position.best_step,
         )
-        plot_run(self.run)
+        if time.monotonic() - self._drawn >= REDRAW:
+            plot_run(self.run)
+            self._drawn = time.monotonic()
 
     def _write_weights(self, target: Path, snapshot: Snapshot) -> None:
         if self.config.tuner == "lora":

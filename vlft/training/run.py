@@ -40,6 +40,7 @@ from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
+from vlft.training.plots import plot_run
 from vlft.training.preview import introduce
 from vlft.training.progress import RunLog, closing_lines
 from vlft.training.provenance import (
@@ -158,6 +159,7 @@ def _train(
     started = time.perf_counter()
     try:
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
+        backend.world.on_rank_zero(lambda: plot_run(run))
     except OSError as error:
         remedy = "make room" if is_disk_full(error) else "correct that"
         saved = bool(checkpoints_in(run))
