@@ -65,7 +65,7 @@ KINDS = {
     "logits": Kind(
         1.1e-6, "The same weights with another attention, another order of experts or peft's LoRA."
     ),
-    "merged logits": Kind(2.2e-6, "Weights that have the adapter added are rounded once more."),
+    "merged logits": Kind(4.9e-6, "Weights that have the adapter added are rounded once more."),
     "split base": Kind(
         1.7e-6, "pissa, olora and orthogonal take the adapter's start out of rounded weights."
     ),
@@ -73,12 +73,12 @@ KINDS = {
         1.8e-7, "Packed or alone, in chunks or at once, tokens are added in another order."
     ),
     "gradients": Kind(
-        4.7e-6, "Packed or alone, the contributions of samples are added in another order."
+        4.9e-6, "Packed or alone, the contributions of samples are added in another order."
     ),
     "layer": Kind(
         3.2e-7, "One layer computed by another formula: a loop, a dense mask, the sum of weights."
     ),
-    "layer gradients": Kind(4.8e-7, "The gradients of such a layer."),
+    "layer gradients": Kind(5.0e-7, "The gradients of such a layer."),
     "float64": Kind(
         3.0e-16, "One layer in double precision, which shows a mistake more clearly.", 1e-12
     ),
