@@ -19,6 +19,7 @@ LAYERS = [
     {"config", "settings", "distributed"},
     {"files", "gpus", "locks"},
     {"schema"},
+    {"patterns"},
     {"errors", "console"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

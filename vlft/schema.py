@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlft.errors import CheckpointError, raise_all
+from vlft.patterns import are_quick
 
+_NAME = re.compile(r"[\w.-]{1,400}")
 AGAIN = "write or download it again"
 
 
@@ -92,6 +94,16 @@ def many(rule: Rule, least: int = 0, most: int = 100_000) -> Rule:
     return Rule(f"a list of {count} values, each {rule.words},", allows)
 
 
+def by_pattern(rule: Rule) -> Rule:
+    """An object with values that the rule allows, by the ends of names or patterns of them."""
+
+    def allows(value: Any) -> bool:
+        return table(rule).allows(value) and are_quick(rf"(.*\.)?({key})$" for key in value)
+
+    few = "by at most 500 names or expressions with few ways of matching one"
+    return Rule(f"an object {few}, each value {rule.words},", allows)
+
+
 def table(rule: Rule) -> Rule:
     """An object whose values the rule allows."""
 
@@ -118,20 +130,18 @@ BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("text", lambda value: isinstance(value, str) and len(value) <= 100_000)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 TEXTS = many(TEXT)
+# peft matches some of them as expressions, in which their dots are the only operators.
+NAME = Rule("the name of a module", lambda v: TEXT.allows(v) and bool(_NAME.fullmatch(v)))
+NAMES = many(NAME, most=20_000)
 
 
-def _is_quick(pattern: Any) -> bool:
-    """Whether a text is a regular expression that repeats single characters alone, and few.
-
-    Python's matching has no time limit, and a repeated group may take exponential time.
-    """
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError):
-        return False
-    return len(pattern) <= 100_000 and not re.search(r"\)[*+{]", pattern) and pattern.count("*") < 9
-
-
-PATTERN = Rule("a regular expression in which no group repeats", _is_quick)
+PATTERN = Rule(
+    "a regular expression with few ways of matching a name",
+    lambda value: TEXT.allows(value) and are_quick([value]),
+)
+PATTERNS = Rule(
+    "a list of at most 500 such expressions, together with few ways of matching a name",
+    lambda value: TEXTS.allows(value) and are_quick(value),
+)
 NOTHING = Rule("nothing", lambda value: value is None)
 ANY: Schema = {}

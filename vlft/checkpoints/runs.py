@@ -22,12 +22,14 @@ from vlft.files import digest, flush, flush_folder, is_disk_full, json_text, rea
 from vlft.schema import (
     ANY,
     BOOL,
+    NAMES,
     OBJECT,
     PATTERN,
+    PATTERNS,
     TEXT,
-    TEXTS,
     Rule,
     Schema,
+    by_pattern,
     either,
     many,
     number,
@@ -58,14 +60,13 @@ _ADAPTER_SCHEMA: Schema = {
     "r": whole(1, 2**16),
     "lora_alpha": number(0, 1e9),
     "lora_dropout": number(0, 1),
-    "rank_pattern": table(whole(1, 2**16)),
-    "alpha_pattern": table(number(0, 1e9)),
+    "rank_pattern": by_pattern(whole(1, 2**16)),
+    "alpha_pattern": by_pattern(number(0, 1e9)),
     "bias": Rule("none, all or lora_only", ("none", "all", "lora_only").__contains__),
     "layers_to_transform": either(whole(0, 255), many(whole(0, 255))),
-    **dict.fromkeys(
-        ("target_modules", "exclude_modules", "layers_pattern"), either(PATTERN, TEXTS)
-    ),
-    **dict.fromkeys(("modules_to_save", "target_parameters"), TEXTS),
+    **dict.fromkeys(("target_modules", "exclude_modules"), either(PATTERN, NAMES)),
+    **dict.fromkeys(("modules_to_save", "target_parameters"), NAMES),
+    "layers_pattern": either(PATTERN, PATTERNS),
     **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias"), BOOL),
 }
 _warn_once = functools.cache(warn)
