@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from itertools import islice
 from operator import attrgetter
@@ -223,6 +224,39 @@ class TestOnDisk:
         assert len(read_shards(self.files()[0].parent, [i.key for i in images])[0]) == 2
         rest = self.fill(make_model(), processor, images)
         assert (rest.encoded, rest.reused) == (len(images) - 2, 2)
+
+    def test_a_file_that_is_cut_off_while_it_is_used(self, make_model, processor, images):
+        """Reading a page that is gone would end the process with SIGBUS."""
+        used = self.fill(make_model(), processor, images)
+        assert used.problem_with(images) is None
+        (path,) = self.files()
+        os.truncate(path, 100)
+        problem = used.problem_with(images)
+        assert "changed while the run used it" in str(problem)
+        assert path.name in problem.place
+        again = self.fill(make_model(), processor, images)
+        assert (again.encoded, again.problem_with(images)) == (len(images), None)
+
+    def test_a_file_that_is_removed_or_replaced_stays_as_it_was(
+        self, make_model, processor, images
+    ):
+        used = self.fill(make_model(), processor, images)
+        (path,) = self.files()
+        shutil.copy(path, path.with_suffix(".new"))
+        os.truncate(path.with_suffix(".new"), 100)
+        path.with_suffix(".new").replace(path)
+        assert used.problem_with(images) is None
+        path.unlink()
+        assert used.problem_with(images) is None
+        assert all(tensor.isfinite().all() for tensor in used.features.values())
+
+    def test_a_pipe_among_the_files(self, tmp_path):
+        write_shard(tmp_path, {"a": torch.ones(3)})
+        os.mkfifo(tmp_path / "b.safetensors")
+        (tmp_path / "c.safetensors").mkdir()
+        found, problems = read_shards(tmp_path, ["a"])
+        assert sorted(found) == ["a"]
+        assert problems == [f"{name}.safetensors: not a regular file" for name in "bc"]
 
     def test_a_killed_writer_leaves_no_half_file(self, tmp_path, monkeypatch):
         def killed(*_, **__):

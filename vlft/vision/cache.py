@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from vlft import console
 from vlft.data.images import check_unchanged
 from vlft.distributed import SINGLE
-from vlft.errors import DataError
+from vlft.errors import DataError, shown
 from vlft.vision.batches import encode_all
 from vlft.vision.encode import RowImages, pixels_of
-from vlft.vision.shards import read_shards, write_shard
+from vlft.vision.shards import changed_file, read_shards, states, write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
     from vlft.vision.cache_plan import CachePlan
     from vlft.vision.encode import Stage
+    from vlft.vision.shards import State
 
 # A file of features is closed when it reaches this size.
 SHARD_BYTES = 256 * 2**20
@@ -48,6 +49,7 @@ class Images:
         features: cached features by the key of the image.
         encoded: number of images encoded by the towers so far.
         reused: number of images whose features an earlier run left on disk.
+        files: that hold the features, as they were when they were read.
     """
 
     processor: Processor
@@ -55,9 +57,13 @@ class Images:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     encoded: int = 0
     reused: int = 0
+    files: Mapping[Path, State] = field(default_factory=dict)
 
     def problem_with(self, images: Iterable[EncodedImage]) -> DataError | None:
-        """Why the towers cannot read one of these images any more; features are kept."""
+        """Why one of these images, or a file with features, cannot be read any more."""
+        if path := changed_file(self.files):
+            hint = "go on with vlft sft --resume RUN: what it held is encoded again"
+            return DataError("changed while the run used it", place=shown(path), hint=hint)
         if self.stage == "pixels":
             for image in {image.key: image for image in images}.values():
                 try:
@@ -112,7 +118,8 @@ def fill(
         f"vision cache ({plan.where}: {plan.reason}): {encoded} images encoded, "
         f"{reused} from earlier runs{rate}"
     )
-    return Images(processor, plan.stage, features, encoded, reused)
+    files = states(plan.folder) if plan.where == "disk" else {}
+    return Images(processor, plan.stage, features, encoded, reused, files)
 
 
 def release_towers(model: nn.Module, processor: Processor) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUFFIX = ".safetensors"
+# Number, size and time of the last change of a file.
+State = tuple[int, int, int]
 
 
 def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
@@ -36,6 +38,9 @@ def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor
     found: dict[str, Tensor] = {}
     problems: list[str] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if not path.is_file():
+            problems.append(f"{path.name}: not a regular file")
+            continue
         try:
             tensors, wrong = _read(path, set(wanted) - found.keys())
         except (SafetensorError, OSError, ValueError) as error:
@@ -49,6 +54,31 @@ def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor
                 write_shard(folder, tensors)
             path.unlink(missing_ok=True)
     return found, problems
+
+
+def states(folder: Path) -> dict[Path, State]:
+    """What the files of a folder are now, before they are used."""
+    return {path: state for path in folder.glob(f"*{SUFFIX}") if (state := _state(path))}
+
+
+def changed_file(before: Mapping[Path, State]) -> Path | None:
+    """A file that somebody has written to since then; reading beyond its new end would kill us.
+
+    One that was removed or replaced stays mapped as it was.
+    """
+    for path, state in before.items():
+        now = _state(path)
+        if now is not None and now[0] == state[0] and now != state:
+            return path
+    return None
+
+
+def _state(path: Path) -> State | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
