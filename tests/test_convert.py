@@ -10,9 +10,10 @@ import pytest
 from conftest import OCR, OCR2, VL2_NOAUX
 from PIL import Image
 
+from vlft.cli.check import run_check
 from vlft.cli.data import run_data
 from vlft.cli.options import read_settings
-from vlft.config import DataConfig
+from vlft.config import CheckConfig, DataConfig
 from vlft.data.boxes import write_boxes
 from vlft.data.conversation import flat_text
 from vlft.data.convert import xml_tree
@@ -256,6 +257,13 @@ class TestPages:
         assert "it is in .: add --image-root ." in said
         assert len(convert("page/p.xml", "--image-root", ".")) == 1
 
+    def test_an_image_of_a_folder_beside_is_named(self):
+        for name in ("annotations", "train2017"):
+            Path(name).mkdir()
+        Path("a.png").rename("train2017/a.png")
+        said = message(write("annotations/c.json", MDETR))
+        assert "it is in train2017: add --image-root train2017" in said
+
     def test_an_alto_file_of_two_pages_is_refused(self):
         text = ALTO.replace("</Layout>", "<Page/></Layout>")
         assert "p.xml: found 2 pages and 1 names of images" in message(write("p.xml", text))
@@ -266,6 +274,12 @@ class TestPages:
         assert "--boxes: decides nothing" in message(write("c.json", MDETR), "--boxes")
         said = message(write("p.xml", PAGE), "--box-format", "xyxy")
         assert "--box-format: decides nothing" in said
+
+
+def test_reading_such_files_as_data_names_the_command():
+    for name, value in (("c.json", COCO), ("o.json", OMNI), ("p.xml", PAGE)):
+        with pytest.raises(UsageError, match="vlft data converts"):
+            run_check(read_settings(CheckConfig, "check", [write(name, value)])[0])
 
 
 BOMB = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))

@@ -102,7 +102,9 @@ def _inside(
 
 
 def _named_files(value: dict[str, Any]) -> str:
-    """What to do with an object that names data files and their image folders."""
+    """What to do with a file of COCO, or an object that names data files and image folders."""
+    if {"images", "annotations"} <= value.keys():
+        return "vlft data converts COCO files, see vlft data --help"
     inner = [item for item in value.values() if isinstance(item, dict)]
     texts = [(k, v) for item in [value, *inner] for k, v in item.items() if isinstance(v, str)]
     files = [text for _, text in texts if DATA_FILE.fullmatch(text)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ LOCATE = f"Locate {REF_TAG} in the image."
 DESCRIBE = "Describe this image in one sentence."
 # Digits of a share of a page's side; one of 999 steps is 0.001.
 DIGITS = 5
+MOST_BESIDE = 20
 
 Corners = tuple[float, float, float, float]
 
@@ -86,12 +89,27 @@ def image_of(name: Any, source: Path, options: Options, place: str) -> str:
     path = folder / name
     # Unlike Path.is_file, without an error for names that no file can have.
     if not os.path.isfile(path):  # noqa: PTH113
-        above = source.parent.absolute().parent
+        elsewhere = None if options.image_root else _elsewhere(name, source)
         hint = "paths start at the file's folder, or at --image-root"
-        if options.image_root is None and os.path.isfile(above / name):  # noqa: PTH113
-            hint = f"it is in {shown(above)}: add --image-root {shown(above)}"
+        if elsewhere is not None:
+            hint = f"it is in {shown(elsewhere)}: add --image-root {shown(elsewhere)}"
         raise DataError(f"no such image: {shown(path)}", place=place, hint=hint)
     return os.path.abspath(path)  # noqa: PTH100 (links are kept)
+
+
+def _elsewhere(name: str, source: Path) -> Path | None:
+    """The folder above that of a file, or one beside it, that has an image."""
+    above = source.parent.absolute().parent
+    folders = [above, *_beside(above)]
+    return next((path for path in folders if os.path.isfile(path / name)), None)  # noqa: PTH113
+
+
+@functools.lru_cache(maxsize=1)
+def _beside(above: Path) -> list[Path]:
+    """The first folders of a folder; of each missing image they are looked through."""
+    with suppress(OSError):
+        return [path for path in sorted(above.iterdir())[:MOST_BESIDE] if path.is_dir()]
+    return []
 
 
 def make_row(

@@ -137,6 +137,9 @@ def _ask(
     if dialogue is not None and not questions and not replies:
         hint = 'write e.g. "messages": [{"role": "user", "content": "..."}, ...]'
         return LayoutError(f'"{dialogue}" is no list of turns', fields, hint)
+    if "layout_dets" in fields.values:
+        hint = "vlft data converts OmniDocBench, see vlft data --help"
+        return LayoutError("the records are pages of layout_dets", fields, hint)
     missing, hints = [], []
     if not has_question:
         missing.append("question")
