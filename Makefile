@@ -13,7 +13,7 @@ test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 torture: $(VENV)/ready
-	$(BIN)/pytest tests/test_torture.py --kills 30
+	$(BIN)/pytest tests/test_torture.py tests/test_data_fuzz.py --kills 30 --records 20000
 
 hostile: $(VENV)/ready
 	$(BIN)/pytest tests/test_hostile.py --mutations 3000

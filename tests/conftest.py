@@ -96,6 +96,7 @@ only_siglip = pytest.mark.only_siglip
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how many runs test_torture.py kills")
     parser.addoption("--mutations", type=int, default=24, help="trials of test_hostile.py")
+    parser.addoption("--records", type=int, default=200, help="records of test_data_fuzz.py")
 
 
 @pytest.fixture(scope="session")

@@ -144,14 +144,14 @@ def damage(path: Path, chance: random.Random) -> str:
     return chance.choice(kinds)(path, chance)
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths to the values in a JSON value; of long lists and objects the first few."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     found = []
     for key, inner in list(items)[:40]:
         found.append((*path, key))
         if isinstance(inner, dict | list):
-            found += _places(inner, (*path, key))
+            found += places(inner, (*path, key))
     return found
 
 
@@ -171,9 +171,9 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 def _field(path: Path, chance: random.Random) -> str:
     value = json.loads(path.read_bytes())
     # A depth first, so that a long vocabulary does not take all trials.
-    places = _places(value)
-    depth = chance.choice(sorted({len(place) for place in places}))
-    place = chance.choice([place for place in places if len(place) == depth])
+    found = places(value)
+    depth = chance.choice(sorted({len(place) for place in found}))
+    place = chance.choice([place for place in found if len(place) == depth])
     new = chance.choice(VALUES)
     path.write_text(json.dumps(replaced(value, place, new)))
     return f"{'.'.join(map(str, place))} = {'nothing' if new is DELETE else repr(new)[:40]}"
