@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.console import warn
 from vlft.errors import LONE_SURROGATE, CheckpointError, ConfigError, shown
 from vlft.schema import AGAIN, check_fields
 
@@ -29,6 +31,7 @@ CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 # The largest small file, in bytes: tokenizer.json of published models has about 8 MB.
 LARGEST = 2**27
 # The system's error number, as Rust ends the text of an error.
+_warn_once = functools.cache(warn)
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -44,7 +47,8 @@ def read_object(path: Path, schema: Schema) -> dict[str, Any]:
         CheckpointError: the file is missing, is no JSON, or holds something else.
     """
     try:
-        value = json.loads(read_text(path))
+        text = read_text(path)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _table(pairs, path))
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise CheckpointError(f"not JSON: {reason}", place=shown(path), hint=AGAIN) from None
@@ -53,6 +57,16 @@ def read_object(path: Path, schema: Schema) -> dict[str, Any]:
         raise CheckpointError(found, place=shown(path), hint=AGAIN)
     check_fields(value, schema, shown(path))
     return value
+
+
+def _table(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """The object of a file; a key that stands twice is named, once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        _warn_once(f"{shown(path)}: {twice!r} stands twice in an object; the last one counts")
+    return found
 
 
 def cache_folder(name: str, instead: str = "") -> Path:

@@ -6,10 +6,11 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from vlft import console
 from vlft.errors import CheckpointError, shown
-from vlft.families.base import PREPROCESSOR_FILE
+from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE
 from vlft.families.processor import load_processor, template_source
-from vlft.files import json_text, read_object, read_object_if_there, real_path
+from vlft.files import json_text, read_object, read_object_if_there, read_text, real_path
 from vlft.schema import ANY
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _CHAT_TEMPLATE = "chat_template.jinja"
+# Files that may name code, and whose repositories it may be in.
+_NAMING_CODE = ("config.json", _TOKENIZER_CONFIG, PREPROCESSOR_FILE, PROCESSOR_FILE)
+_PUBLISHER = "deepseek-ai/"
 TOKENIZER_FILES = (
     _TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", _CHAT_TEMPLATE, "chat_template.json",
 )  # fmt: skip
@@ -54,6 +58,51 @@ def write_small_files(
         _write_chat_template(base, folder)
     if layout != base.layout:
         _check_settings(model, base, folder, written)
+    _tell_of_code(base, folder)
+
+
+def _tell_of_code(base: ModelFolder, folder: Path) -> None:
+    """Names what other programs would run of the written files; foreign code is taken out.
+
+    An auto_map names classes in files beside it, which are not copied, or in a repository on the
+    hub, as OWNER/REPO--FILE.CLASS.
+    """
+    kept, dropped = list[str](), list[str]()
+    for path in sorted(folder / name for name in _NAMING_CODE if (folder / name).is_file()):
+        fields = read_object(path, ANY)
+        names = list(_named_code(fields))
+        foreign = [name for name in names if "--" in name and not name.startswith(_PUBLISHER)]
+        dropped += [f"{path.name}: {name}" for name in foreign]
+        if foreign:
+            write_json(path, _without_code(fields))
+        elif names:
+            kept.append(f"auto_map of {path.name}")
+    same = folder / _CHAT_TEMPLATE, base.path / _CHAT_TEMPLATE
+    if all(path.is_file() for path in same) and read_text(same[0]) == read_text(same[1]):
+        kept.append(_CHAT_TEMPLATE)
+    if kept:
+        console.info(f"copied as they are, for other programs to run: {', '.join(kept)}")
+    if dropped:
+        console.warn(f"auto_map is left out, it names code of others: {', '.join(dropped)}")
+
+
+def _named_code(value: Any, *, inside: bool = False) -> Iterator[str]:
+    """The texts of each auto_map, at any depth."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _named_code(item, inside=inside or key == "auto_map")
+    elif inside and isinstance(value, str):
+        yield value
+
+
+def _without_code(value: Any) -> Any:
+    """The value without any auto_map."""
+    if isinstance(value, list):
+        return [_without_code(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_code(item) for key, item in value.items() if key != "auto_map"}
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

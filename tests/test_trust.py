@@ -1,0 +1,142 @@
+"""Numbers that are none, keys that stand twice, code that a model's files name: all are said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SIGLIP
+from safetensors.torch import load_file, save_file
+
+import vlft
+from vlft.checkpoints.convert import convert
+from vlft.checkpoints.locate import describe
+from vlft.config import ConvertConfig, SftConfig
+from vlft.errors import CheckpointError, DataError, VlftError
+from vlft.files import read_object
+from vlft.inference.generate import Sampling, generate_replies
+from vlft.schema import ANY
+from vlft.training.lora import LoraOptions, add_lora
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(SIGLIP.folder, tmp_path / "model")
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("part", ["vision_tower.blocks", "aligner", "lm_head"])
+    def test_weights(self, copy, value, part):
+        tensors = load_file(copy / "model.safetensors")
+        name = next(n for n in tensors if part in n and tensors[n].dim() == 2)
+        tensors[name][-1, -1] = value
+        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckpointError, match=r"no numbers \(NaN or infinite\)") as error:
+            vlft.load(copy, device="cpu")
+        assert "1 tensors" in str(error.value)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_an_adapter(self, tmp_path, value):
+        model, _ = vlft.load(SIGLIP.folder, device="cpu")
+        peft = add_lora(model, describe(SIGLIP.folder).family, LoraOptions(rank=2))
+        peft.save_pretrained(tmp_path / "adapter")
+        path = tmp_path / "adapter" / "adapter_model.safetensors"
+        tensors = load_file(path)
+        next(iter(tensors.values()))[0, 0] = value
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError, match=r"no numbers \(NaN or infinite\)"):
+            vlft.load(SIGLIP.folder, tmp_path / "adapter", device="cpu")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("temperature", [0.0, 1e-4, 1.0])
+    def test_scores_of_a_reply(self, value, temperature):
+        """Of the second record alone, so that one in a batch is enough."""
+        model, processor = vlft.load(SIGLIP.folder, device="cpu")
+        head = model.lm_head.forward
+
+        def broken(hidden):
+            scores = head(hidden)
+            scores[-1, ..., 5] = value
+            return scores
+
+        model.lm_head.forward = broken
+        prompts = [processor.encode({"query": text}) for text in ("a", "b")]
+        with pytest.raises(VlftError, match=r"scores are no numbers") as error:
+            generate_replies(model, processor, prompts, Sampling(3, temperature))
+        assert error.value.exit_code == 1
+
+    @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 9e-5])
+    def test_a_temperature_that_divides_to_infinity(self, temperature):
+        with pytest.raises(VlftError, match="--temperature"):
+            Sampling(3, temperature)
+
+    @pytest.mark.parametrize("size", ["1B", "0.5KB", "1e9GB", "-5GB", "5", "NaNGB"])
+    def test_a_shard_of_a_tensor(self, tmp_path, size):
+        with pytest.raises(VlftError, match="--max-shard-size"):
+            convert(ConvertConfig(src=str(SIGLIP.folder), dst=tmp_path / "x", max_shard_size=size))
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_key_that_stands_twice_is_said_once(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"a": {"hidden_size": 8, "hidden_size": 16}}')
+    for _ in range(2):
+        assert read_object(tmp_path / "config.json", ANY) == {"a": {"hidden_size": 16}}
+    assert capsys.readouterr().err.count("'hidden_size' stands twice in an object") == 1
+
+
+@pytest.mark.parametrize("blank", ["", "  \n"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_text_of_the_history_is_said(blank, place):
+    pair = ["q", "r"]
+    pair[place] = blank
+    row = {"query": "a", "response": "b", "history": [pair]}
+    with pytest.raises(DataError, match='"history" is empty'):
+        describe(SIGLIP.folder).processor().encode(row)
+
+
+class TestCodeInFiles:
+    def convert(self, copy, tmp_path, **fields):
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, **fields}))
+        done = convert(ConvertConfig(src=str(copy), dst=tmp_path / "new", format="original"))
+        return json.loads((done / "config.json").read_text())
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"auto_map": {"AutoModel": "evil/repo--modeling.Model"}},
+            {"auto_map": {"AutoConfig": "a.B", "AutoModel": ["evil/repo--modeling.M", None]}},
+            {"auto_map": "evil/repo--modeling.Model"},
+            {"x": [{"auto_map": {"AutoModel": "evil/deepseek-ai/--modeling.Model"}}]},
+        ],
+    )
+    def test_code_of_others_is_left_out(self, copy, tmp_path, capsys, fields):
+        written = self.convert(copy, tmp_path, **fields)
+        assert "evil" not in json.dumps(written)
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert "auto_map is left out, it names code of others: config.json: evil/" in said
+
+    def test_what_is_kept_is_listed(self, copy, tmp_path, capsys):
+        fields = {"auto_map": {"AutoModel": "deepseek-ai/x--modeling.M", "AutoConfig": "a.B"}}
+        (copy / "chat_template.jinja").write_text("{{ messages }}")
+        assert self.convert(copy, tmp_path, **fields)["auto_map"] == fields["auto_map"]
+        said = " ".join(capsys.readouterr().err.split())
+        assert "for other programs to run: auto_map of config.json, chat_template.jinja" in said
+        assert (tmp_path / "new" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_loss_of_the_base_that_is_no_number_names_the_base(copy, tmp_path, monkeypatch):
+    """A finite base whose scores overflow: --learning-rate is not the remedy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"query": "a", "response": "b"}\n' * 3)
+    tensors = load_file(copy / "model.safetensors")
+    name = "language_model.model.norm.weight"
+    tensors[name] = torch.full_like(tensors[name], 1e38)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    config = SftConfig(model=str(copy), dataset=("t.jsonl",), val_ratio=0, max_steps=2)
+    with pytest.raises(VlftError, match="the base model") as error:
+        vlft.sft(config)
+    assert "--learning-rate" not in str(error.value)
