@@ -20,6 +20,7 @@ from vlft.data.boxes import numbers
 from vlft.data.conversation import Box, ImageFacts, ImageRef, flat_text
 from vlft.data.dataset import load_dataset
 from vlft.data.encode import IGNORE
+from vlft.data.ocr_blocks import read_blocks
 from vlft.data.options import DataOptions, Reading
 from vlft.data.source import problems_of
 from vlft.data.specs import open_file
@@ -157,6 +158,17 @@ class TestForms:
         assert [replies[1] for replies in found] == [DISC_TEXT, BAR_TEXT]
         found = read([fields | {"images": ["a.png", "b.png"]}], replace(BOXES, qa="samples"))
         assert "box 2 is on an image of another question" in str(found.problems[0])
+
+
+def test_what_is_trained_is_what_answers_are_read_as():
+    objects = [{"ref": "title", "bbox": DISC}, {"ref": "text", "bbox": [BAR, DISC]}]
+    text = "<ref-object><bbox>\n# One\n\n<ref-object><bbox>\nTwo."
+    ((_, reply),) = texts(read([row("Layout.", text, objects)]))
+    blocks = read_blocks(reply, (WIDTH, HEIGHT))
+    assert [(block.type, block.text) for block in blocks] == [("title", "# One"), ("text", "Two.")]
+    found = [box for block in blocks for box in block.boxes]
+    for box, corners in zip(found, [DISC, BAR, DISC], strict=True):
+        assert all(abs(one - other) <= 1 for one, other in zip(box, corners, strict=True))
 
 
 @pytest.mark.parametrize(
