@@ -324,8 +324,8 @@ def test_what_is_written_is_trained(case, processor):
     rows = [row for name in files for row in convert(name, *["--boxes"] * (name != "c.json"))]
     Path("all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     reading = Reading(processor.family.image_tag, has_boxes=True)
-    options = DataOptions(image_token_id=processor.chat.image_token_id, reading=reading)
-    data = load_dataset(["all.jsonl"], processor.encode_conversation, options)
+    options = DataOptions(reading=reading)
+    data = load_dataset(["all.jsonl"], processor.encoder, options)
     replies = [flat_text(item.turns[-1], "") for item in data.conversations]
     assert replies[0] == (
         "<|ref|>disc<|/ref|><|det|>[[125, 125, 500, 874], [0, 0, 999, 999]]<|/det|>"

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import vlft
 from vlft import console
-from vlft.data.conversation import Conversation, ImageRef, Turn
+from vlft.data.conversation import Conversation, ImageFacts, ImageRef, Turn
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.encode import EncodedImage, EncodedSample
 from vlft.data.fit import fit
@@ -34,9 +34,11 @@ from vlft.vision.cache_plan import CachePlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vlft.data.encoder import Extent
+
 IMAGE_TOKENS = 10
 READING = Reading("<image_placeholder>")
-OPTIONS = DataOptions(image_token_id=-1, reading=READING)
+OPTIONS = DataOptions(reading=READING)
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +57,36 @@ def golden_image() -> bytes:
     return (GOLDEN / "images" / "speck.png").read_bytes()
 
 
-def encode(conversation: Conversation) -> EncodedSample:
+class Letters:
     """In place of a tokenizer: a character is one token, an image is ten."""
-    ids: list[int] = []
-    for part in (part for turn in conversation.turns for part in turn.parts):
-        ids += [-1] * IMAGE_TOKENS if isinstance(part, ImageRef) else map(ord, part)
-    images = tuple(
-        EncodedImage(ref.path, ref.facts.digest, IMAGE_TOKENS) for ref in conversation.images
-    )
-    return EncodedSample(torch.tensor(ids), torch.tensor(ids), "", images)
+
+    image_token_id = -1
+    fingerprint = "letters"
+
+    def encode(self, conversation: Conversation) -> EncodedSample:
+        ids: list[int] = []
+        for part in (part for turn in conversation.turns for part in turn.parts):
+            ids += [-1] * IMAGE_TOKENS if isinstance(part, ImageRef) else map(ord, part)
+        images = tuple(self.image(ref.path, ref.facts, 1) for ref in conversation.images)
+        return EncodedSample(torch.tensor(ids), torch.tensor(ids), "", images)
+
+    def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
+        return EncodedImage(path, facts.digest, IMAGE_TOKENS)
+
+    def check(self, conversation: Conversation) -> None:
+        """Takes all."""
+
+    def as_text(self, conversation: Conversation) -> tuple[str, ...]:
+        return ()
+
+    def most_tokens(self, extent: Extent, images: Sequence[EncodedImage]) -> int | None:
+        return extent.size + IMAGE_TOKENS * len(images)
+
+    def lengths(self, conversations: Sequence[Conversation]) -> list[int]:
+        return [len(self.encode(conversation)) for conversation in conversations]
+
+
+encode = Letters()
 
 
 def write(name: str, rows: Sequence[dict[str, Any] | str]) -> str:
@@ -568,21 +591,22 @@ def test_a_long_history_is_cut_by_bisection(exchanges, limit):
     fitting = [
         dropped
         for dropped in range(exchanges)
-        if len(encode(whole.without_first_exchanges(dropped))) <= limit
+        if encode.lengths([whole.without_first_exchanges(dropped)])[0] <= limit
     ]
     calls = []
 
-    def counting(conversation):
-        calls.append(conversation)
-        return encode(conversation)
+    class Counting(Letters):
+        def lengths(self, conversations: Sequence[Conversation]) -> list[int]:
+            calls.extend(conversations)
+            return super().lengths(conversations)
 
+    length = encode.lengths([whole])[0]
     options = dataclasses.replace(OPTIONS, on_long="truncate-history", max_length=limit)
     if not fitting:
         with pytest.raises(DataError, match="too long even without its history"):
-            fit(whole, counting, options)
-    else:
-        kept = fit(whole, counting, options)
-        assert kept[0] == whole.without_first_exchanges(fitting[0])
+            fit(whole, Counting(), options, length)
+    elif fitting[0]:
+        assert fit(whole, Counting(), options, length)[0] == fitting[0]
     assert len(calls) <= 9
 
 
@@ -614,9 +638,8 @@ class TestEachFactOnce:
         rows.append({"query": "three", "response": "r", "images": ["a.png"] * 3})
         write("t.jsonl", rows)
         write("v.jsonl", rows[1:3])
-        chat = processor.chat
-        options = DataOptions(chat.image_token_id, Reading(chat.image_tag))
-        encode = processor.encode_conversation
+        options = DataOptions(Reading(processor.chat.image_tag))
+        encode = processor.encoder
         return lambda: load_train_and_val(["t.jsonl"], ["v.jsonl"], 0, encode, options)
 
     def test_each_image_is_opened_once(self, sets, opened):
@@ -668,13 +691,12 @@ def test_lengths_are_those_of_the_real_encoder(processor, golden_image):
         for count in (1, 2, 3)
     ]
     write("a.jsonl", rows)
-    options = dataclasses.replace(OPTIONS, image_token_id=processor.chat.image_token_id)
-    data = load_dataset(["a.jsonl"], processor.encode_conversation, options)
+    data = load_dataset(["a.jsonl"], processor.encoder, OPTIONS)
     lengths = [len(sample) for sample in data]
     image = processor.pixels.tokens
     assert [b - a for a, b in itertools.pairwise(lengths)] == [image, image]
-    limited = dataclasses.replace(options, max_length=lengths[1], on_long="skip")
-    kept = load_dataset(["a.jsonl"], processor.encode_conversation, limited)
+    limited = dataclasses.replace(OPTIONS, max_length=lengths[1], on_long="skip")
+    kept = load_dataset(["a.jsonl"], processor.encoder, limited)
     assert [len(sample) for sample in kept] == lengths[:2]
 
 

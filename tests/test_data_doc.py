@@ -42,7 +42,7 @@ def test_the_records_are_read_as_shown(records, expected, is_array, tmp_path, mo
         expected = expected if len(lines) == len(records.splitlines()) else None
     text = json.dumps(list(map(json.loads, lines))) if is_array else "\n".join(lines)
     Path("train.jsonl").write_text(text, "utf-8")
-    options = DataOptions(image_token_id=-1, reading=Reading(has_boxes=True))
+    options = DataOptions(reading=Reading(has_boxes=True))
     file = open_file("train.jsonl", Draws(0), options, {})
     assert file.problems == ()
     if expected is not None:

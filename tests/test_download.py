@@ -232,9 +232,8 @@ class TestData:
     def load(self, processor, *images: str, **options: object):
         rows = [{"query": "<image>What?", "response": "x", "images": [name]} for name in images]
         Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        chat = processor.chat
-        known = DataOptions(chat.image_token_id, Reading(chat.image_tag), **options)
-        return load_dataset(["a.jsonl"], processor.encode_conversation, known)
+        known = DataOptions(Reading(processor.chat.image_tag), **options)
+        return load_dataset(["a.jsonl"], processor.encoder, known)
 
     def test_of_a_data_file(self, server, processor, capfd):
         address = f"HTTP://{server.url.removeprefix('http://')}/image/1"

@@ -53,7 +53,7 @@ def row(query: str, response: str, objects: Any, images: list[str] | None = None
 
 def read(rows: list[dict[str, Any]], reading: Reading = BOXES, **options: Any) -> Any:
     write_jsonl(Path("d.jsonl"), rows)
-    return open_file("d.jsonl", Draws(0), DataOptions(-1, reading, **options), {})
+    return open_file("d.jsonl", Draws(0), DataOptions(reading, **options), {})
 
 
 def texts(file: Any) -> list[list[str]]:
@@ -251,8 +251,8 @@ class TestTokens:
         typed = row(self.QUESTION.replace("<ref-object>", "<|ref|>disc<|/ref|>"), DISC_TEXT, None)
         write_jsonl(Path("d.jsonl"), [fields, typed])
         reading = Reading(processor.family.image_tag, has_boxes=True)
-        options = DataOptions(processor.chat.image_token_id, reading)
-        data = load_dataset(["d.jsonl"], processor.encode_conversation, options)
+        options = DataOptions(reading)
+        data = load_dataset(["d.jsonl"], processor.encoder, options)
         sample, same = data[0], data[1]
         assert sample.input_ids.tolist() == same.input_ids.tolist()
         assert sample.labels.tolist() == same.labels.tolist()

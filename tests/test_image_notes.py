@@ -304,7 +304,7 @@ class TestRefused:
         monkeypatch.setattr(text, "CHUNK", chunk)
         Path("a.jsonl").write_text("".join(parts), "utf-8")
         with pytest.raises(DataError, match=rf"^a\.jsonl:{line}: a text of more than 0 MiB"):
-            text.read_text(Path("a.jsonl"))
+            text.open_text(Path("a.jsonl"))
 
     @pytest.mark.parametrize("content", [3000 * '{"a": "b"}\n', 9000 * "a,b\n", 9000 * '"a"\n'])
     @pytest.mark.parametrize("chunk", [100, 2**20])
@@ -312,7 +312,8 @@ class TestRefused:
         monkeypatch.setattr(text, "LONGEST_TEXT", 8000)
         monkeypatch.setattr(text, "CHUNK", chunk)
         Path("a.jsonl").write_text(content)
-        assert text.read_text(Path("a.jsonl")) == content
+        with text.open_text(Path("a.jsonl")) as file:
+            assert file.read().decode() == content
 
     def test_bombs_cost_neither_time_nor_memory(self):
         """In a process of its own: less than two seconds each, less than 300 MB in all."""
@@ -329,12 +330,12 @@ class TestRefused:
             from pathlib import Path
             from vlft.data.images import inspect_image
             from vlft.errors import DataError
-            from vlft.data.containers.text import read_text
+            from vlft.data.containers.text import open_text
             for name in sys.argv[1:]:
                 before = time.process_time()
                 try:
                     if name.endswith(".jsonl"):
-                        read_text(Path(name))
+                        open_text(Path(name))
                     said = inspect_image(Path(name)).notes[0].detail
                 except DataError as error:
                     said = str(error)

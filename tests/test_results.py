@@ -91,8 +91,8 @@ class TestLines:
         for name in ("query", "response", "label", "images", "image_keys", "history", "system"):
             assert [row[name] for row in first] == [row[name] for row in second]
         processor = describe(SIGLIP.folder).processor()
-        options = DataOptions(processor.chat.image_token_id, Reading(processor.family.image_tag))
-        trained = load_dataset(["../a/o.jsonl"], processor.encode_conversation, options)
+        options = DataOptions(Reading(processor.family.image_tag))
+        trained = load_dataset(["../a/o.jsonl"], processor.encoder, options)
         assert [item.reply for item in trained.conversations] == [r["response"] for r in first]
 
     def test_lines_of_older_versions_are_data_too(self, images, tmp_path):
@@ -262,8 +262,8 @@ def test_lists_that_come_late_are_read_again(images, tmp_path):
         {"query": "<image>?", "images": images[:1], "history": [["a", "b"]]}
     ]
     processor = describe(SIGLIP.folder).processor()
-    options = DataOptions(processor.chat.image_token_id, Reading(processor.family.image_tag))
-    encode = processor.encode_conversation
+    options = DataOptions(Reading(processor.family.image_tag))
+    encode = processor.encoder
     write_jsonl(tmp_path / "q.jsonl", [{**row, "response": "r"} for row in rows])
     items = load_dataset(["q.jsonl"], encode, options).conversations
     lines = [{**Columns(items, "").row(item), "response": "r"} for item in items]

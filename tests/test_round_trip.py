@@ -198,7 +198,7 @@ def test_of_every_container(rows, indent):
     values = [openai(dialogue) for dialogue in rows]
     lines = "\n".join(json.dumps(v, indent=indent, ensure_ascii=False) for v in values)
     for text in (json.dumps(values, indent=indent), lines):
-        assert [value for _, value in read_json(text)[1]] == values
+        assert [value for _, value in read_json(io.BytesIO(text.encode()))[1]] == values
     file = io.StringIO()
     names = ["query", "response", "history", "images"]
     table = csv.DictWriter(file, names, delimiter=";", lineterminator="\r\n")
@@ -207,7 +207,7 @@ def test_of_every_container(rows, indent):
         fields = native(dialogue)
         cells = {"history": json.dumps(fields["history"]), "images": json.dumps(fields["images"])}
         table.writerow({name: (fields | cells)[name] for name in names})
-    found = [value for _, value in read_table(file.getvalue())[1]]
+    found = [value for _, value in read_table(io.BytesIO(file.getvalue().encode()))[1]]
     for value, dialogue in zip(found, rows, strict=True):
         assert same(read(value), as_trained(replace(dialogue, system=None), True))
 

@@ -171,10 +171,10 @@ class TestCommands:
             [{"query": "a", "response": "b"}, {"query": f"{EOS}{EOS}", "response": EOS}],
         )
         write_jsonl(Path("v.jsonl"), [{"query": f"a{EOS}", "response": "b"}])
-        options = DataOptions(processor.chat.image_token_id, Reading(processor.family.image_tag))
+        options = DataOptions(Reading(processor.family.image_tag))
         for special_tokens in ("text", "keep"):
-            encode = processor.with_special_tokens(special_tokens).encode_conversation
-            train, _ = load_train_and_val(["t.jsonl"], ["v.jsonl"], 0, encode, options)
+            encoder = processor.with_special_tokens(special_tokens).encoder
+            train, _ = load_train_and_val(["t.jsonl"], ["v.jsonl"], 0, encoder, options)
             said = capsys.readouterr().err.replace("\n", " ")
             warning = f"4 special tokens in texts, read as plain text (the first: {EOS} in t.jsonl"
             assert said.count(warning) == (special_tokens == "text")

@@ -58,7 +58,7 @@ def run_check(config: CheckConfig) -> None:
     reports = [file_report(file) for file in files]
     if processor is not None:
         for file, report in zip(files, reports, strict=True):
-            report["tokens"] = count_tokens(file, processor.chat)
+            report["tokens"] = count_tokens(file, processor.encoder)
     _show(files, reports, problems, is_usable=not refused, as_json=config.json)
     if not config.json:
         raise_all(refused)
@@ -69,7 +69,6 @@ def run_check(config: CheckConfig) -> None:
 def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
     """How data files are read: for a model, or as for a family without tags for boxes."""
     return DataOptions(
-        image_token_id=-1,
         reading=processor.reading(config) if processor else reading_of(config, "<image>"),
         rotate=processor is not None and processor.pixels.rotate,
         image_root=config.image_root,

@@ -9,7 +9,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from vlft.data.conversation import flat_text
-from vlft.data.encode import encode
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
 from vlft.errors import ConfigError, shown
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageRef
-    from vlft.data.encode import ChatFormat
+    from vlft.data.encoder import Encoder
     from vlft.data.source import ReadFile
     from vlft.errors import UsageError
 
@@ -51,7 +50,7 @@ def file_report(file: ReadFile) -> dict[str, Any]:
     }
 
 
-def count_tokens(file: ReadFile, chat: ChatFormat) -> dict[str, int]:
+def count_tokens(file: ReadFile, encoder: Encoder) -> dict[str, int]:
     """Lengths of a file's samples in tokens, image tokens included; none without samples.
 
     ``special_as_text`` counts the special tokens in texts, which are read as plain text, if any.
@@ -59,12 +58,12 @@ def count_tokens(file: ReadFile, chat: ChatFormat) -> dict[str, int]:
     Raises:
         DataError: the model cannot take a sample.
     """
-    samples = [encode(item, chat) for _, item in file.items]
-    lengths = sorted(map(len, samples))
+    items = [item for _, item in file.items]
+    lengths = sorted(encoder.lengths(items))
     if not lengths:
         return {}
     middle = lengths[len(lengths) // 2]
-    special = sum(len(sample.as_text) for sample in samples)
+    special = sum(len(encoder.as_text(item)) for item in items)
     return {
         "total": sum(lengths), "shortest": lengths[0], "median": middle, "longest": lengths[-1],
         **({"special_as_text": special} if special else {}),

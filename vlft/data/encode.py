@@ -81,6 +81,8 @@ class ChatFormat:
         ngram_exempt: ids that may repeat although n-grams within a window must not.
         special: the tokenizer's special tokens, if those in texts of a conversation are plain text;
             None if they are tokens, as in the authors' code.
+        check: raises DataError for a conversation that the chat text has no form for; None if it
+            has one for all.
     """
 
     write: Callable[[Conversation, ChatFormat], ChatText]
@@ -99,6 +101,7 @@ class ChatFormat:
     pad_id: int
     ngram_exempt: tuple[int, ...] = ()
     special: SpecialTokens | None = None
+    check: Callable[[Conversation], None] | None = None
 
 
 @dataclass(frozen=True)

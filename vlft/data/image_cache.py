@@ -17,7 +17,7 @@ from vlft.files import cache_folder
 
 NAME = "images"
 # Folder -> where its files are.
-KEPT = {NAME: "*/*", "datasets": "*"}
+KEPT = {NAME: "*/*", "datasets": "*", "receipts": "*"}
 # Most bytes of an image that is kept.
 LARGEST = 100 * 2**20
 

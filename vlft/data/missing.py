@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from vlft.errors import shown
+from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlft.data.conversation import ImageRef
+    from vlft.data.conversation import ImageFacts, ImageRef
+    from vlft.data.items import Inspected
 
+MISSING = "no such image"
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -63,3 +65,18 @@ def is_file(path: Path) -> bool:
     """Whether there is such a file; False also for a name that is too long."""
     # Path.is_file raises OSError for that.
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def root_hint(
+    images: Sequence[ImageRef], inspected: Inspected, path: Path, image_root: Path | None
+) -> str:
+    """Where all images of a file are, if some are not where they should be."""
+    local = [image for image in images if image.address is None]
+    if image_root is not None or not any(_is_missing(inspected[ref.path]) for ref in local):
+        return ""
+    root = root_of(local, path)
+    return f"from {root} all are found: add --image-root {root}" if root else ""
+
+
+def _is_missing(facts: ImageFacts | DataError) -> bool:
+    return isinstance(facts, DataError) and facts.message == MISSING

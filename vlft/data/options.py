@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,10 @@ from vlft.data.names import ROLES, role_of
 from vlft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vlft.data.conversation import Conversation
-    from vlft.data.encode import EncodedSample
     from vlft.data.split import Position
-
-Encode = Callable[["Conversation"], "EncodedSample"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,6 @@ class Reading:
 class DataOptions:
     """How data files are read; see the flags of the same names."""
 
-    image_token_id: int
     reading: Reading = field(default_factory=Reading)
     image_root: Path | None = None
     # The only folder that images are read from, besides downloaded ones; None for any.
@@ -76,6 +71,8 @@ class DataOptions:
     # The longest sample that the model takes, in tokens; None if there is no limit.
     model_length: int | None = None
     seed: int = 0
+    # Whether the validation records of the history alone are read.
+    only_validation: bool = False
     history: History = field(default_factory=History)
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 EXAMPLE = 'write e.g. {"query": "...", "response": "..."}'
 BOM = "\ufeff"
 
-# (line, the value that starts there, or the problem of it)
-Found = tuple[int, "dict[str, Any] | list[Any] | DataError"]
+# What a record holds, or its problem.
+Value = dict[str, Any] | list[Any] | DataError
+# (line, the value that starts there)
+Found = tuple[int, Value]
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,15 @@ class Records(Sequence["Record | RecordError"]):
 
     def __init__(self, path: Path, kind: str, found: Sequence[Found], note: str = "") -> None:
         self.path, self.kind, self.note = path, kind, note
-        self._found, self._shown = found, shown(path)
+        self.found, self._shown = found, shown(path)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self.found)
 
     def __getitem__(self, index: Any) -> Any:
         """A record, or its problem."""
-        line, value = self._found[index]
-        is_alone = index == 0 or self._found[index - 1][0] != line
+        line, value = self.found[index]
+        is_alone = index == 0 or self.found[index - 1][0] != line
         where = (self.path, line, index + 1, is_alone, self._shown)
         if isinstance(value, DataError):
             return RecordError(value, Record(None, *where))

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlft.console import info, tracked, warn
-from vlft.data.boxes import write_boxes
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
 from vlft.data.in_memory import image_folder
+from vlft.data.items import Items
 from vlft.data.layouts.ask import LayoutError, with_columns
 from vlft.data.layouts.question import PROMPT
-from vlft.data.missing import near_image, root_of
+from vlft.data.missing import MISSING, near_image, root_hint
 from vlft.data.read import read_record
 from vlft.data.records import RecordError
 from vlft.errors import ConfigError, DataError, UsageError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from vlft.data.conversation import Conversation, ImageFacts, ImageRef
+    from vlft.data.conversation import Conversation, ImageRef
+    from vlft.data.encoder import Encoder
+    from vlft.data.items import Inspected
     from vlft.data.options import DataOptions, Reading
     from vlft.data.read import ReadRecord
+    from vlft.data.receipt import Receipt
     from vlft.data.records import Record, Records
-
-Inspected = dict["Path", "ImageFacts | DataError"]
-MISSING = "no such image"
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,24 @@ class ReadFile:
         problems: of the other records.
         indices: of the records that were drawn.
         flags: see ReadRecord.
+        images: as the file names them first.
     """
 
     path: Path
     form: Form
-    items: tuple[tuple[int, Conversation], ...]
+    items: Items
     problems: tuple[RecordError, ...]
-    indices: tuple[int, ...]
+    indices: Sequence[int]
     flags: frozenset[str]
+    images: Mapping[Path, ImageRef]
 
 
 def read_file(
-    records: Records, indices: Sequence[int], options: DataOptions, inspected: Inspected
+    records: Records,
+    indices: Sequence[int],
+    options: DataOptions,
+    inspected: Inspected,
+    encoder: Encoder | None = None,
 ) -> ReadFile:
     """The conversations of some records of a file.
 
@@ -88,87 +96,135 @@ def read_file(
         indices: of those that are read.
         options: see DataOptions.
         inspected: images that were checked before; those checked here are added.
+        encoder: of the checkpoint that they are for, if that is known.
     """
     path = records.path
     folder = options.image_root or image_folder(path)
-    read: list[tuple[int, ReadRecord]] = []
+    items = Items(records, options.reading, folder, inspected)
+    found = _Found(Counter(), {}, {}, set(), {})
     problems: dict[int, RecordError] = {}
     for index in tracked(indices, f"reading {path.name}", len(indices)):
         try:
-            read.append((index, _read(records[index], options, folder)))
+            read = _read(records[index], options, folder, encoder)
         except RecordError as error:
             problems[index] = error
-    found = [(index, item) for index, made in read for item in made.conversations]
-    images = [image for _, item in found for image in item.images]
-    inspected |= download_images(images, allow_private=options.allow_private_urls)
-    inspected |= inspect_images(
-        (ref.path for ref in images if ref.path not in inspected),
+            continue
+        items.add(index, read)
+        found.add(read)
+        if encoder is not None and any(map(encoder.as_text, read.conversations)):
+            items.note_special(len(read.conversations))
+    _check_images(items, found.images, records, options, problems)
+    items.keep_only(~np.isin(np.asarray(items.columns.record), list(problems)))
+    ordered = tuple(problems[index] for index in sorted(problems))
+    layouts, columns, unread = tuple(found.layouts), tuple(found.columns), tuple(found.unread)
+    form = Form(records.kind, records.note, layouts, columns, unread)
+    return ReadFile(path, form, items, ordered, indices, frozenset(found.flags), found.images)
+
+
+def restored_file(
+    records: Records, receipt: Receipt, options: DataOptions, inspected: Inspected
+) -> ReadFile:
+    """What a receipt says of a file; images that have changed since are checked again."""
+    path, meta = records.path, receipt.meta
+    items = Items(records, options.reading, options.image_root or image_folder(path), inspected)
+    items.restore(receipt)
+    problems: dict[int, RecordError] = {}
+    _check_images(items, receipt.refs(), records, options, problems)
+    items.keep_only(~np.isin(np.asarray(items.columns.record), list(problems)))
+    names = (tuple(meta[name]) for name in ("layouts", "columns", "unread"))
+    form = Form(meta["kind"], meta["note"], *names)
+    ordered = tuple(problems[index] for index in sorted(problems))
+    flags = frozenset(meta["flags"])
+    return ReadFile(path, form, items, ordered, range(len(records)), flags, receipt.refs())
+
+
+def _check_images(
+    items: Items,
+    found: Mapping[Path, ImageRef],
+    records: Records,
+    options: DataOptions,
+    problems: dict[int, RecordError],
+) -> None:
+    """Downloads and checks images, and writes boxes on them; adds what is wrong to the problems."""
+    images = list(found.values())
+    items.inspected |= download_images(images, allow_private=options.allow_private_urls)
+    items.inspected |= inspect_images(
+        (path for path in found if path not in items.inspected),
         rotate=options.rotate,
         inside=options.confine_images,
     )
-    hint = _root_hint(images, inspected, path, options.image_root)
-    items: list[tuple[int, Conversation]] = []
-    for index, item in found:
-        try:
-            items.append((index, _with_facts(item, records[index], inspected, hint)))
-        except RecordError as error:
-            problems.setdefault(index, error)
-    items = [(index, item) for index, item in items if index not in problems]
-    ordered = tuple(problems[index] for index in sorted(problems))
-    form = _form(records, [made for _, made in read])
-    flags = frozenset(flag for _, made in read for flag in made.flags)
-    return ReadFile(path, form, tuple(items), ordered, tuple(indices), flags)
+    hint = root_hint(images, items.inspected, records.path, options.image_root)
+    for number in _with_bad_images(items):
+        index, item = items.columns.record[number], items.given(number)
+        problems.setdefault(index, _image_problem(item, records[index], items.inspected, hint))
+    for number in items.with_boxes:
+        index = items.columns.record[number]
+        if index not in problems:
+            try:
+                items.conversation(number)
+            except DataError as error:
+                problems[index] = RecordError(error, records[index])
 
 
-def _read(record: Record | RecordError, options: DataOptions, folder: Path) -> ReadRecord:
+@dataclass(frozen=True)
+class _Found:
+    """What the records of a file have been found to hold; the images by path."""
+
+    layouts: Counter[str]
+    columns: dict[str, None]
+    unread: dict[str, None]
+    flags: set[str]
+    images: dict[Path, ImageRef]
+
+    def add(self, read: ReadRecord) -> None:
+        self.layouts[read.layout.title] += 1
+        self.columns.update(dict.fromkeys(read.columns))
+        self.unread.update(dict.fromkeys(read.unread))
+        self.flags.update(read.flags)
+        for item in read.conversations:
+            for image in item.images:
+                self.images.setdefault(image.path, image)
+
+
+def _read(
+    record: Record | RecordError, options: DataOptions, folder: Path, encoder: Encoder | None
+) -> ReadRecord:
     if isinstance(record, RecordError):
         raise record
-    return read_record(record, options.reading, folder)
+    read = read_record(record, options.reading, folder)
+    if encoder is not None:
+        try:
+            for item in read.conversations:
+                encoder.check(item)
+        except DataError as error:
+            raise RecordError(error, record) from None
+    return read
 
 
-def _form(records: Records, read: Sequence[ReadRecord]) -> Form:
-    layouts = Counter(made.layout.title for made in read)
-    columns = dict.fromkeys(name for made in read for name in made.columns)
-    unread = dict.fromkeys(name for made in read for name in made.unread)
-    return Form(records.kind, records.note, tuple(layouts), tuple(columns), tuple(unread))
+def _with_bad_images(items: Items) -> list[int]:
+    """Indices of the conversations that have an image that cannot be used."""
+    facts = (items.inspected[path] for path in items.paths)
+    bad = [number for number, found in enumerate(facts) if isinstance(found, DataError)]
+    if not bad:
+        return []
+    places = np.flatnonzero(np.isin(np.asarray(items.columns.images), bad))
+    owners = np.searchsorted(np.asarray(items.columns.ends), places, side="right")
+    numbers: list[int] = np.unique(owners).tolist()
+    return numbers
 
 
-def _with_facts(
+def _image_problem(
     item: Conversation, record: Record, inspected: Inspected, hint: str
-) -> Conversation:
-    """The conversation with the facts about its images.
-
-    Raises:
-        RecordError: an image cannot be used.
-    """
-
-    def with_facts(image: ImageRef) -> ImageRef:
-        facts = inspected[image.path]
-        if isinstance(facts, DataError):
-            if facts.message == MISSING:
-                facts = DataError(MISSING, hint=hint or near_image(image) or facts.hint)
-            raise RecordError(facts, record, image.shown)
-        return replace(image, facts=facts)
-
-    try:
-        return write_boxes(item.map_images(with_facts))
-    except DataError as error:
-        raise error if isinstance(error, RecordError) else RecordError(error, record) from None
-
-
-def _root_hint(
-    images: Sequence[ImageRef], inspected: Inspected, path: Path, image_root: Path | None
-) -> str:
-    """Where all images of a file are, if some are not where they should be."""
-    local = [image for image in images if image.address is None]
-    if image_root is not None or not any(_is_missing(inspected[ref.path]) for ref in local):
-        return ""
-    root = root_of(local, path)
-    return f"from {root} all are found: add --image-root {root}" if root else ""
-
-
-def _is_missing(facts: ImageFacts | DataError) -> bool:
-    return isinstance(facts, DataError) and facts.message == MISSING
+) -> RecordError:
+    """The problem of the first image of a conversation that cannot be used."""
+    image, error = next(
+        (image, found)
+        for image in item.images
+        if isinstance(found := inspected[image.path], DataError)
+    )
+    if error.message == MISSING:
+        error = DataError(MISSING, hint=hint or near_image(image) or error.hint)
+    return RecordError(error, record, image.shown)
 
 
 def for_the_file(file: ReadFile) -> list[RecordError]:
@@ -224,7 +280,7 @@ def describe(file: ReadFile | UsageError) -> None:
     if isinstance(file, UsageError):
         return
     info(f"{shown(file.path)}: {file.form}")
-    if file.items and not any(item.images for _, item in file.items):
+    if len(file.items) and not len(file.items.columns.images):
         count = len(file.items)
         what = "the 1 sample has" if count == 1 else f"none of the {count} samples has"
         warn(f"{shown(file.path)}: {what} {'no' if count == 1 else 'an'} image")

@@ -74,10 +74,16 @@ class SpecialTokens:
         firsts = sorted({ord(text[0]) for text in self.guarded})
         return {first: FIRST_STAND_IN + number for number, first in enumerate(firsts)}
 
+    def found_in(self, conversation: Conversation) -> tuple[str, ...]:
+        """The special tokens in the texts of a conversation, in order."""
+        texts = [part for turn in conversation.turns for part in turn.parts if type(part) is str]
+        return tuple(
+            token for text in [conversation.system or "", *texts] for token in self._found(text)
+        )
+
     def hide(self, conversation: Conversation) -> tuple[Conversation, tuple[str, ...]]:
         """The conversation with stand-ins in its special tokens, and these tokens, in order."""
-        texts = [part for turn in conversation.turns for part in turn.parts if type(part) is str]
-        found = [t for text in [conversation.system or "", *texts] for t in self._found(text)]
+        found = self.found_in(conversation)
         if not found:
             return conversation, ()
         turns = (
@@ -88,7 +94,7 @@ class SpecialTokens:
             for turn in conversation.turns
         )
         system = conversation.system and self._masked(conversation.system)
-        return replace(conversation, turns=tuple(turns), system=system), tuple(found)
+        return replace(conversation, turns=tuple(turns), system=system), found
 
     def shown(self, text: str) -> str:
         """A text without stand-ins; its length does not change."""

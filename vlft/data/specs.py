@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.console import working
-from vlft.data.containers import FORMATS, open_records
+from vlft.data.containers import FORMATS, open_records, reopen_records
 from vlft.data.in_memory import keep_records
-from vlft.data.source import read_file
+from vlft.data.receipt import read_receipt, receipt_path
+from vlft.data.source import read_file, restored_file
 from vlft.errors import DataError, UsageError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from vlft.data.encoder import Encoder
+    from vlft.data.items import Inspected
     from vlft.data.options import DataOptions
-    from vlft.data.source import Inspected, ReadFile
+    from vlft.data.source import ReadFile
     from vlft.data.split import Draws
 
 # Longer endings first: .jsonl.gz is not .jsonl with something behind it.
@@ -48,31 +51,55 @@ def expand(files: Sequence[str | Mapping[str, Any]]) -> list[str]:
 
 
 def read_files(
-    specs: Sequence[str], draws: Draws, options: DataOptions, inspected: Inspected
+    specs: Sequence[str],
+    draws: Draws,
+    options: DataOptions,
+    inspected: Inspected,
+    encoder: Encoder | None = None,
 ) -> list[ReadFile | UsageError]:
-    """The files in order, or the error of one that cannot be read at all."""
+    """The files in order, or the error of one that cannot be read at all; see ``read_file``."""
     made: list[ReadFile | UsageError] = []
-    for spec in specs:
+    for number, spec in enumerate(specs):
+        chosen = None
+        if options.only_validation and options.history.validation is not None:
+            chosen = {record for file, record in options.history.validation if file == number}
         try:
-            made.append(open_file(spec, draws, options, inspected))
+            made.append(open_file(spec, draws, options, inspected, encoder, chosen))
         except UsageError as error:
             made.append(error)
     return made
 
 
-def open_file(spec: str, draws: Draws, options: DataOptions, inspected: Inspected) -> ReadFile:
-    """A data file, or the part of it that is drawn.
+def open_file(
+    spec: str,
+    draws: Draws,
+    options: DataOptions,
+    inspected: Inspected,
+    encoder: Encoder | None = None,
+    chosen: Collection[int] | None = None,
+) -> ReadFile:
+    """A data file, or the part of it that is drawn and, if it is given, chosen.
 
     Raises:
         DataError: it cannot be read at all.
     """
     path, amount = parse_spec(spec)
+    receipt = None
+    if encoder is not None and amount is None:
+        receipt = read_receipt(receipt_path(path, options, encoder))
     with working(f"opening {path.name}"):
-        records = open_records(path, options.reading.columns.values())
+        if receipt is not None and "offsets" in receipt.arrays:
+            records = reopen_records(path, receipt.meta, receipt.arrays)
+        else:
+            records = open_records(path, options.reading.columns.values())
     if not len(records):
         raise DataError("no records", place=shown(path), hint="add some, or leave it out")
     indices = draws.take(path, len(records), amount, spec)
-    return read_file(records, indices, options, inspected)
+    if receipt is not None:
+        return restored_file(records, receipt, options, inspected)
+    if chosen is not None:
+        indices = [index for index in indices if index in chosen]
+    return read_file(records, indices, options, inspected, encoder)
 
 
 def parse_spec(spec: str) -> tuple[Path, str | None]:

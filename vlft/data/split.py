@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vlft.console import warn
 from vlft.data.options import History
@@ -20,10 +21,10 @@ from vlft.files import read_object, real_path
 from vlft.schema import Schema, many, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from vlft.data.encode import Outline
+    from vlft.data.dataset import Dataset
 
 Position = tuple[int, int]
 
@@ -44,9 +45,9 @@ class Draws:
 
     seed: int
     independent: bool = False
-    taken: dict[Path, set[int]] = field(default_factory=dict)
+    taken: dict[Path, Collection[int]] = field(default_factory=dict)
 
-    def take(self, path: Path, records: int, amount: str | None, spec: str) -> list[int]:
+    def take(self, path: Path, records: int, amount: str | None, spec: str) -> Sequence[int]:
         """The records of a file that are read, in its order.
 
         Args:
@@ -59,12 +60,13 @@ class Draws:
         Raises:
             DataError: none is left.
         """
-        taken = self.taken.setdefault(real_path(path), set())
+        taken = self.taken.get(real_path(path), ())
         if amount is None:
             if taken and not self.independent:
                 warn(f"{shown(spec)}: {len(taken)} of its records are taken already, and once more")
-            taken.update(range(records))
-            return list(range(records))
+            self.taken[real_path(path)] = range(records)
+            return range(records)
+        taken = self.taken[real_path(path)] = set(taken)
         free = [i for i in range(records) if self.independent or i not in taken]
         before = f" ({len(taken)} are taken already)" if len(free) < records else ""
         if not free:
@@ -83,55 +85,63 @@ def _share(amount: str, records: int) -> int:
     return max(1, round(records * float(amount.removesuffix("%")) / 100))
 
 
-def split_off(
-    positions: Sequence[Position],
-    outlines: Sequence[Outline],
-    drawn: Sequence[Position],
-    ratio: float,
-    seed: int,
-) -> set[int]:
+def split_off(data: Dataset, ratio: float, seed: int) -> list[int]:
     """Indices of the samples that validate; samples on one image, or equal ones, stay together.
 
     Args:
-        positions: of the usable samples.
-        outlines: of the usable samples.
-        drawn: positions of all records, skipped ones too.
-        ratio: share of the records that validates.
+        data: the samples.
+        ratio: share of the records, skipped ones too, that validates.
         seed: of the draw.
 
     Returns:
         At least one. If every group is too large, single samples, whose images are trained on too.
     """
-    wanted = min(max(1, round(len(drawn) * ratio)), len(positions) - 1)
-    groups = _groups(outlines, positions)
-    group_of = {index: group for group in groups for index in group}
-    index_of = {position: index for index, position in enumerate(positions)}
+    drawn = np.concatenate(
+        [(n << 32) + np.asarray(part, np.int64) for n, part in data.drawn.items()]
+    )
+    wanted = min(max(1, round(len(drawn) * ratio)), len(data) - 1)
+    groups = _groups(data)
+    sizes = np.bincount(groups)
+    by_group, ends = np.argsort(groups, kind="stable"), np.cumsum(sizes)
+    positions = data.store.positions[data.rows]
+    # Of several samples of a record, which are in one group, the last.
+    found = np.searchsorted(positions, drawn, side="right") - 1
+    is_sample = (found >= 0) & (positions[found] == drawn)
     chosen: set[int] = set()
     skipped = 0
-    for position in random.Random(seed).sample(list(drawn), len(drawn)):
-        found = index_of.get(position)
+    for number in random.Random(seed).sample(range(len(drawn)), len(drawn)):
         if len(chosen) + skipped >= wanted:
             break
-        if found is None:
+        group = groups[found[number]]
+        if not is_sample[number]:
             skipped += 1
         # A large group would leave little to train on.
-        elif len(chosen) + skipped + len(group_of[found]) <= 1.5 * wanted:
-            chosen.update(group_of[found])
-    smallest = min(groups, key=len)
-    if not chosen and 2 * len(smallest) <= len(positions):
-        chosen.update(smallest)
-    return chosen or set(random.Random(seed).sample(range(len(positions)), wanted))
+        elif len(chosen) + skipped + sizes[group] <= 1.5 * wanted:
+            chosen.update(by_group[ends[group] - sizes[group] : ends[group]].tolist())
+    least = int(np.argmin(sizes))
+    smallest = by_group[ends[least] - sizes[least] : ends[least]]
+    if not chosen and 2 * len(smallest) <= len(data):
+        chosen.update(smallest.tolist())
+    return sorted(chosen or random.Random(seed).sample(range(len(data)), wanted))
 
 
-def _groups(outlines: Sequence[Outline], positions: Sequence[Position]) -> list[list[int]]:
-    """Indices of the samples that are connected by images, equal, or of one record.
+def _groups(data: Dataset) -> Any:
+    """(S,) numbers of the groups of samples connected by images, equal, or of one record.
 
     An image in more than half of the samples, like a reference or a blank one, connects nothing.
     """
-    shown_by = Counter(
-        key for outline in outlines for key in {image.digest for image in outline.images}
-    )
-    parent = list(range(len(outlines)))
+    owners, images = data.shown_images()
+    known: dict[str, int] = {}
+    digests = map(data.store.digest, range(len(data.store.paths)))
+    by_content = np.array([known.setdefault(digest, len(known)) for digest in digests], int)
+    pairs = np.unique(np.stack([by_content[images], owners]), axis=1)
+    is_rare = 2 * np.bincount(pairs[0])[pairs[0]] <= len(data)
+    every = np.arange(len(data))
+    edges = [_neighbours(*pairs[:, is_rare])]
+    edges += [
+        _neighbours(values, every) for values in (data.identities, data.store.positions[data.rows])
+    ]
+    parent = list(range(len(data)))
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -139,22 +149,18 @@ def _groups(outlines: Sequence[Outline], positions: Sequence[Position]) -> list[
             index = parent[index]
         return index
 
-    first: dict[Hashable, int] = {}
-    for index, (outline, position) in enumerate(zip(outlines, positions, strict=True)):
-        keys: set[Hashable] = {
-            image.digest for image in outline.images if 2 * shown_by[image.digest] <= len(outlines)
-        }
-        for key in (*keys, identity(outline), position):
-            parent[root(index)] = root(first.setdefault(key, index))
-    groups: dict[int, list[int]] = {}
-    for index in range(len(outlines)):
-        groups.setdefault(root(index), []).append(index)
-    return list(groups.values())
+    for one, other in zip(*np.concatenate(edges, axis=1).tolist(), strict=True):
+        first, second = root(one), root(other)
+        parent[max(first, second)] = min(first, second)
+    # A root is the first sample of its group, so the groups are in the order of their first ones.
+    return np.unique([root(index) for index in range(len(data))], return_inverse=True)[1]
 
 
-def identity(outline: Outline) -> Hashable:
-    """Equal for samples with the same text and the same images."""
-    return outline.ids.tobytes(), tuple(image.key for image in outline.images)
+def _neighbours(keys: Any, samples: Any) -> Any:
+    """(2, E) samples that follow each other among those of one key."""
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    return np.stack([samples[order[same]], samples[order[same + 1]]])
 
 
 def write_split(run: Path, positions: Sequence[Position]) -> None:

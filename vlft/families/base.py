@@ -138,6 +138,7 @@ class Family:
         ngram_exempt: tokens that are never banned for it within a window.
         stops_loops: whether a reply that repeats itself without end is stopped.
         keep_dtype_suffixes: tensors with these name endings are never cast.
+        check_form: see ``ChatFormat.check``.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Family:
     ngram_exempt: tuple[str, ...] = ()
     stops_loops: bool = False
     keep_dtype_suffixes: tuple[str, ...] = ()
+    check_form: Callable[[Conversation], None] | None = None
 
     @property
     def has_transformers_layout(self) -> bool:

@@ -150,6 +150,7 @@ FAMILY = Family(
     matches=_matches,
     class_name="transformers:UnlimitedOcrForConditionalGeneration",
     chat_text=ocr.chat_text,
+    check_form=ocr.check_form,
     template=None,
     image_tag=IMAGE_TAG,
     has_boxes=True,

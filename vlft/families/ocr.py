@@ -80,12 +80,8 @@ def images_of(features: Tensor, tiles: Sequence[Tiles], tile: int) -> list[tuple
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def chat_text(conversation: Conversation, chat: ChatFormat) -> ChatText:
-    """The prompt by itself and the reply right after it: no roles, no system prompt.
-
-    Raises:
-        DataError: several turns, several images or a system prompt, for which there is no form.
-    """
+def check_form(conversation: Conversation) -> None:
+    """Raises DataError for several turns, several images or a system prompt: there is no form."""
     images, turns = conversation.images, conversation.turns
     found = None
     if len(turns) > 2:
@@ -97,6 +93,16 @@ def chat_text(conversation: Conversation, chat: ChatFormat) -> ChatText:
     if found:
         hint = "make a record of each image and question; in a chat, /clear starts anew"
         raise DataError(found, place=conversation.place, hint=hint)
+
+
+def chat_text(conversation: Conversation, chat: ChatFormat) -> ChatText:
+    """The prompt by itself and the reply right after it: no roles, no system prompt.
+
+    Raises:
+        DataError: see ``check_form``.
+    """
+    check_form(conversation)
+    turns = conversation.turns
     prompt = flat_text(turns[0], chat.image_tag).strip()
     pieces = [Piece(prompt)]
     if len(turns) == 2:

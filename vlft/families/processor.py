@@ -20,6 +20,7 @@ from vlft.data.encode import (
     encode,
     facts_of,
 )
+from vlft.data.encoder import ChatEncoder
 from vlft.data.images import decoded
 from vlft.data.options import Reading, reading_of
 from vlft.data.read import read_row
@@ -88,6 +89,11 @@ class Processor:
         return reading_of(
             settings, family.image_tag, has_boxes=family.has_boxes, need_response=need_response
         )
+
+    @functools.cached_property
+    def encoder(self) -> ChatEncoder:
+        """What a data set needs of this processor."""
+        return ChatEncoder(self.chat)
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
@@ -188,8 +194,7 @@ def load_processor(
         native = family.native_config(config, image_token_id)
         pixels = family.pixels(folder, config, native)
         check_token_ids(folder, tokenizer, int(native["text_config"]["vocab_size"]))
-    if stated_exif(folder):
-        pixels = replace(pixels, rotate=True)
+    pixels = replace(pixels, rotate=pixels.rotate or stated_exif(folder))
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
     border = [token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
@@ -210,6 +215,7 @@ def load_processor(
         pad_id=token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
         ngram_exempt=tuple(token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
         special=SpecialTokens(tokenizer),
+        check=family.check_form,
     )
     max_length = int(native["text_config"]["max_position_embeddings"])
     return Processor(family, chat, pixels, max_length)

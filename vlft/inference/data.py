@@ -13,6 +13,7 @@ from vlft.data.image_notes import warn_of_images
 from vlft.data.options import DataOptions
 from vlft.data.source import idle_flags
 from vlft.data.special_tokens import warn_of_special_tokens
+from vlft.data.specs import parse_spec
 from vlft.data.split import read_history
 from vlft.errors import ConfigError, raise_all
 
@@ -33,7 +34,6 @@ def load_records(
 ) -> Dataset | None:
     """The records to answer; None for a chat."""
     options = DataOptions(
-        image_token_id=processor.chat.image_token_id,
         reading=processor.reading(config, need_response=False),
         image_root=config.image_root,
         confine_images=config.confine_images,
@@ -48,9 +48,9 @@ def load_records(
         query = (config.query or "").replace("\\n", "\n")
         files = [keep_documents(documents, query)]
     if files:
-        data = load_dataset(files, processor.encode_conversation, options)
+        data = load_dataset(files, processor.encoder, options)
         raise_all(idle_flags(data.flags, options.reading))
-        warn_of_images(data.conversations)
+        warn_of_images(data.with_notes())
         warn_of_special_tokens(data.as_text)
         return data
     if not config.load_dataset_config or tuned is None:
@@ -68,7 +68,7 @@ def _validation_set(
     config: InferConfig, tuned: Tuned, processor: Processor, options: DataOptions
 ) -> Dataset:
     """The records that the run of a checkpoint was validated on."""
-    run, encode = tuned.settings, processor.encode_conversation
+    run, encoder = tuned.settings, processor.encoder
     if not run.dataset or (tuned.run is None and not run.val_dataset):
         raise ConfigError(
             f"{tuned.checkpoint} is not in its run, which knows its validation records",
@@ -88,8 +88,12 @@ def _validation_set(
         max_length=min(run.max_length or processor.max_length, processor.max_length),
         seed=run.seed,
         history=read_history(tuned.checkpoint.parent),
+        only_validation=not run.val_dataset,
     )
-    _, val = load_train_and_val(run.dataset, run.val_dataset, run.val_ratio, encode, options)
+    # What is drawn from a file for validation depends on what was drawn from it for training.
+    is_drawn = any(parse_spec(spec)[1] for spec in (*run.dataset, *run.val_dataset))
+    files = () if run.val_dataset and not is_drawn else run.dataset
+    _, val = load_train_and_val(files, run.val_dataset, run.val_ratio, encoder, options)
     if not len(val):
         raise ConfigError(
             "the run has no validation set",

@@ -74,7 +74,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     strict = config.on_bad_sample == "error"
     documents = open_documents(config.image, config.pdf_dpi, strict=strict)
     data = load_records(config, tuned, processor, documents)
-    if config.image_root is not None and data and not any(line.images for line in data.outlines):
+    if config.image_root is not None and data and not data.images():
         console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
     placement = _placement(config, folder, tuned)
@@ -173,9 +173,9 @@ def _header(
         },
         "adapter": {path.name: digest(path) for path in files},
         "checkpoint": str(tuned.checkpoint) if tuned else None,
-        "dataset": sorted({str(c.origin.path.absolute()) for c in data.conversations if c.origin}),
+        "dataset": sorted({str(path.absolute()) for path in data.files()}),
         "skipped": [as_row(error) for error in data.skipped],
-        "image_notes": list_notes(data.conversations),
+        "image_notes": list_notes(data.with_notes()),
     }
 
 

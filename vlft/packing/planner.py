@@ -1,9 +1,9 @@
-"""The rows of every step of a run, planned from outlines before any sample is encoded."""
+"""The rows of every step of a run, planned from outlines step by step."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from vlft.packing.packer import Packer, RowPlan
     from vlft.packing.schedule import Schedule
 
-# Epochs whose rows are kept; a row plan takes about a hundred bytes per sample.
-EPOCHS_KEPT = 4
+# Steps whose rows are kept; a row plan takes about a hundred bytes per sample.
+STEPS_KEPT = 4096
 
 
 class Planner:
@@ -30,27 +30,29 @@ class Planner:
         self.schedule = schedule
         self.packer = packer
         self.outlines = outlines
-        self._epochs: dict[int, list[list[RowPlan]]] = {}
+        self._epochs: dict[int, Sequence[list[int]]] = {}
+        self._rows: dict[int, list[RowPlan]] = {}
 
     def rows(self, indices: Sequence[int]) -> list[RowPlan]:
         """The rows of one step, longest first; their members are indices of training samples."""
         plans = self.packer.plan([self.outlines[index] for index in indices])
         return [replace(plan, members=tuple(indices[i] for i in plan.members)) for plan in plans]
 
-    def epoch(self, number: int) -> list[list[RowPlan]]:
-        """The rows of every step of an epoch (0-based). An epoch is planned once."""
-        if number not in self._epochs:
-            if len(self._epochs) == EPOCHS_KEPT:
-                del self._epochs[min(self._epochs)]
-            self._epochs[number] = [self.rows(indices) for indices in self.schedule.epoch(number)]
-        return self._epochs[number]
+    def step(self, number: int) -> list[RowPlan]:
+        """The rows of a step of the run (0-based)."""
+        if number not in self._rows:
+            if len(self._rows) == STEPS_KEPT:
+                del self._rows[next(iter(self._rows))]
+            epoch, index = divmod(number, self.schedule.steps_per_epoch)
+            if epoch not in self._epochs:
+                # The order of a single epoch is kept.
+                self._epochs = {epoch: self.schedule.epoch(epoch)}
+            self._rows[number] = self.rows(self._epochs[epoch][index])
+        return self._rows[number]
 
     def steps(self, first: int = 0) -> Iterator[list[RowPlan]]:
         """The rows of each step without end, from a 0-based step on."""
-        number, offset = divmod(first, self.schedule.steps_per_epoch)
-        while True:
-            yield from self.epoch(number)[offset:]
-            number, offset = number + 1, 0
+        return map(self.step, count(first))
 
     def longest_row(self, steps: int) -> RowPlan:
         """The longest row of the first steps of the run."""

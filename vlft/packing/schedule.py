@@ -13,12 +13,14 @@ because a step on one image alone would learn less than a step of the same size 
 from __future__ import annotations
 
 import random
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable
 
 # Row length in tokens at which attention costs as much as all linear layers together: about six
 # times the hidden size of the LLM.
@@ -36,7 +38,7 @@ class Schedule:
         seed: random seed of the shuffling.
     """
 
-    groups: tuple[Hashable, ...]
+    groups: Sequence[Hashable]
     batch_size: int
     seed: int
 
@@ -45,7 +47,7 @@ class Schedule:
         """Optimiser steps in an epoch; the last may have fewer samples."""
         return -(-len(self.groups) // self.batch_size)
 
-    def epoch(self, number: int) -> list[list[int]]:
+    def epoch(self, number: int) -> Sequence[list[int]]:
         """The sample indices of every step of an epoch (0-based)."""
         members: dict[Hashable, list[int]] = {}
         for index, key in enumerate(self.groups):
@@ -56,11 +58,42 @@ class Schedule:
             generator.shuffle(group)
             pieces += _pieces(group, max(1, self.batch_size // 2))
         generator.shuffle(pieces)
-        order = [index for piece in pieces for index in piece]
-        return [
-            order[start : start + self.batch_size]
-            for start in range(0, len(order), self.batch_size)
-        ]
+        return Steps(array("q", chain.from_iterable(pieces)), self.batch_size)
+
+
+class Steps(Sequence[list[int]]):
+    """The sample indices of each step of an epoch, eight bytes a sample.
+
+    Args:
+        order: of the samples.
+        size: samples per step; the last step may have fewer.
+    """
+
+    def __init__(self, order: array[int], size: int) -> None:
+        self._order, self._size = order, size
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._size)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        """The samples of a step, or of some steps."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._order[index * self._size : (index + 1) * self._size].tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steps) and (self._order, self._size) == (
+            other._order,
+            other._size,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _pieces(group: list[int], most: int) -> list[list[int]]:

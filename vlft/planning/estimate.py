@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from vlft import console
@@ -92,20 +93,25 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
     )
     train, val = load_data(config, processor)
     planner = make_planner(config, processor, train, planned_device(config))
-    rows = [row for step in planner.epoch(0) for row in step]
-    lengths = [outline.tokens for outline in train.outlines]
+    steps = planner.schedule.steps_per_epoch
+    planned = islice(planner.steps(), steps)
+    packed, tokens, longest, rows = 0, 0, 0, 0
+    for step in console.tracked(planned, "planning the rows of the first epoch", steps):
+        packed += sum(row.tokens for row in step)
+        tokens += sum(row.sample_tokens for row in step)
+        longest, rows = max(longest, step[0].tokens), rows + len(step)
     images = distinct_images((train, val))
     return DataPlan(
         samples=len(train),
         validation=len(val),
         images=len(images),
         image_tokens=sum(image.tokens for image in images),
-        tokens=sum(lengths),
-        packed_tokens=sum(row.tokens for row in rows),
-        longest_sample=max(lengths),
-        longest_row=max(row.tokens for row in rows),
-        rows=len(rows),
-        steps=planner.schedule.steps_per_epoch,
+        tokens=tokens,
+        packed_tokens=packed,
+        longest_sample=int(train.lengths.max()),
+        longest_row=longest,
+        rows=rows,
+        steps=steps,
         total_steps=loop_options(config, planner.schedule).total_steps,
     )
 

@@ -61,7 +61,7 @@ def write_provenance(
 def write_findings(run: Path, data: tuple[Dataset, Dataset]) -> None:
     """Writes which records were skipped, and which images have notes, and says where; if any."""
     skipped = {str(error): error for part in data for error in part.skipped}
-    notes = list_notes(conversation for part in data for conversation in part.conversations)
+    notes = list_notes(conversation for part in data for conversation in part.with_notes())
     for name, what, rows in (
         (SKIPPED, "records that were skipped", [as_row(error) for error in skipped.values()]),
         (IMAGE_NOTES, "notes on images", notes),
@@ -128,5 +128,4 @@ def _write(
 
 def _images(data: tuple[Dataset, Dataset]) -> dict[Path, str]:
     """16 hex digits of the SHA-256 of every image file, in the order of the data."""
-    outlines = (outline for part in data for outline in part.outlines)
-    return {image.path: image.digest[:16] for outline in outlines for image in outline.images}
+    return {image.path: image.digest[:16] for part in data for image in part.images()}

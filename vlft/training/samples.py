@@ -38,7 +38,6 @@ def load_data(
     if (config.max_length or 0) > longest:
         warn(f"--max-length {config.max_length}: the model takes at most {longest} tokens a sample")
     options = DataOptions(
-        image_token_id=processor.chat.image_token_id,
         reading=processor.reading(config),
         image_root=config.image_root,
         confine_images=config.confine_images,
@@ -51,9 +50,9 @@ def load_data(
         seed=config.seed,
         history=History() if run is None else read_history(run),
     )
-    encode = processor.encode_conversation
+    encoder = processor.encoder
     train, val = load_train_and_val(
-        config.dataset, config.val_dataset, config.val_ratio, encode, options
+        config.dataset, config.val_dataset, config.val_ratio, encoder, options
     )
     if config.image_root is not None and not distinct_images((train, val)):
         warn("--image-root has no effect: the data holds no images")
@@ -65,10 +64,7 @@ def load_data(
 
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     """The order of the samples; if prefixes are shared, those of one first image together."""
-    groups = tuple(
-        outline.images[0].digest if config.share_prefix and outline.images else index
-        for index, outline in enumerate(train_data.outlines)
-    )
+    groups = train_data.groups() if config.share_prefix else range(len(train_data))
     return Schedule(groups, config.batch_size, config.seed)
 
 
@@ -113,7 +109,4 @@ def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
 
 def distinct_images(data: tuple[Dataset, Dataset]) -> list[EncodedImage]:
     """Every distinct image of the samples, in their order."""
-    found = {
-        image.key: image for part in data for outline in part.outlines for image in outline.images
-    }
-    return list(found.values())
+    return list({image.key: image for part in data for image in part.images()}.values())

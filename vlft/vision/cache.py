@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from vlft.vision.encode import Stage
     from vlft.vision.shards import State
 
-# A file of features is closed when it reaches this size.
-SHARD_BYTES = 256 * 2**20
+# A file of features is closed when it reaches this size, or this age.
+SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 30.0
 
 
 @dataclass
@@ -150,14 +150,14 @@ def _encode_to_disk(
 def _write_all(encoded: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     """Writes features file by file while they are encoded; an interruption loses none of them."""
     waiting: dict[str, Tensor] = {}
-    size = 0
+    size, written = 0, time.monotonic()
     try:
         for key, tensor in encoded:
             waiting[key] = tensor
             size += tensor.numel() * tensor.element_size()
-            if size >= SHARD_BYTES:
+            if size >= SHARD_BYTES or time.monotonic() - written > SHARD_SECONDS:
                 write_shard(folder, waiting)
-                waiting, size = {}, 0
+                waiting, size, written = {}, 0, time.monotonic()
     finally:
         if waiting:
             write_shard(folder, waiting)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from vlft.data.containers.columnar import read_parquet, read_saved
-from vlft.data.containers.json_text import BrokenTextError, read_json
+from vlft.data.containers.indexed import Indexed
+from vlft.data.containers.json_text import BrokenTextError, read_json, record_at
 from vlft.data.containers.table import read_table
-from vlft.data.containers.text import read_text
+from vlft.data.containers.text import is_blank, open_text
+from vlft.data.containers.window import NotTextError
 from vlft.data.records import EXAMPLE, Records
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 FORMATS = (*ENDINGS, *(f"{ending}.gz" for ending in ENDINGS))
@@ -44,13 +49,42 @@ def open_records(path: Path, named: Collection[str] = ()) -> Records:
     ending = _ending(path)
     if ending == ".parquet":
         return Records(path, "parquet", read_parquet([path]))
-    text = read_text(path)
-    if not text.strip():
-        raise DataError("the file is empty", place=shown(path), hint=EXAMPLE)
-    if ending in (".csv", ".tsv"):
-        return Records(path, *read_table(text))
+    with ExitStack() as opened:
+        file = opened.enter_context(open_text(path))
+        records = _read_text(file, path, ending, named)
+        # From here on the records close it.
+        weakref.finalize(records, opened.pop_all().close)
+    return records
+
+
+def reopen_records(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> Records:
+    """The records of a JSON file whose bytes are known already, see receipt.py.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = open_text(path)
+    found = Indexed(file, record_at)
+    found.offsets.frombytes(arrays["offsets"].astype("q").tobytes())
+    found.lines.frombytes(arrays["lines"].astype("i").tobytes())
+    records = Records(path, meta["kind"], found, meta["note"])
+    weakref.finalize(records, file.close)
+    return records
+
+
+def _read_text(file: BinaryIO, path: Path, ending: str, named: Collection[str]) -> Records:
+    """The records of a file of text.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
     try:
-        return Records(path, *read_json(text, named))
+        if is_blank(file):
+            raise DataError("the file is empty", place=shown(path), hint=EXAMPLE)
+        found = read_table(file) if ending in (".csv", ".tsv") else read_json(file, named)
+        return Records(path, *found)
+    except NotTextError as error:
+        raise DataError(error.message, place=shown(path), hint=error.hint) from None
     except BrokenTextError as error:
         place = f"{shown(path)}:{error.line}"
         raise DataError(error.message, place=place, hint=error.hint) from None

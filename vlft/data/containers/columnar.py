@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from vlft.data.containers.text import PARQUET, read_bytes
+from vlft.data.containers.text import PARQUET, open_bytes
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vlft.data.records import Found
@@ -62,18 +65,24 @@ def read_parquet(paths: Sequence[Path]) -> Rows:
         DataError: a file cannot be read.
     """
     batches: list[Batch] = []
-    for path in paths:
-        arrow = _arrow(shown(path))
-        try:
-            source = arrow.BufferReader(read_bytes(path, PARQUET))
-            file = arrow.parquet.ParquetFile(source)
-        except (arrow.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from None
+    with ExitStack() as opened:
+        for path in paths:
+            arrow = _arrow(shown(path))
+            try:
+                source = opened.enter_context(open_bytes(path, PARQUET))
+                file = arrow.parquet.ParquetFile(source)
+            except (arrow.ArrowException, OSError) as error:
+                raise _unreadable(path, error) from None
+            batches += _groups(file, path)
+        rows = Rows(batches)
+        weakref.finalize(rows, opened.pop_all().close)
+    return rows
 
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            batches.append((count, partial(_read_group, file, group, path)))
-    return Rows(batches)
+
+def _groups(file: Any, path: Path) -> Iterator[Batch]:
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        yield count, partial(_read_group, file, group, path)
 
 
 def _read_group(file: Any, group: int, path: Path) -> Any:

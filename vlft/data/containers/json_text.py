@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from vlft.data.containers.indexed import Indexed
+from vlft.data.containers.window import Window, skip_blank
 from vlft.data.names import OF_A_RECORD
 from vlft.data.records import BOM, EXAMPLE, kind_of
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from typing import BinaryIO
 
-    from vlft.data.records import Found
+    from vlft.data.containers.indexed import Indexing
 
 ARRAY = "write one array, [{...}, {...}], or one JSON object per line"
 LINES = "write one JSON object per line"
@@ -54,37 +57,43 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _decoder = json.JSONDecoder(object_pairs_hook=_object_of)
 _lenient = json.JSONDecoder()
-_blank = re.compile(f"[ \\t\\r\\n{BOM}]*")
 
 
-def read_json(text: str, named: Collection[str] = ()) -> tuple[str, list[Found], str]:
-    """The kind of a JSON text, its records, and a note on where they were found.
+def read_json(file: BinaryIO, named: Collection[str] = ()) -> tuple[str, Indexed, str]:
+    """The kind of a JSON file, its records, and a note on where they were found.
 
     Args:
-        text: of the file.
+        file: not empty; its records are read from it when they are needed.
         named: further keys that only a record has.
 
     Raises:
         BrokenTextError: an array, or the one object of the file, cannot be read to its end.
+        NotTextError: it is no UTF-8.
     """
-    start = _skip_blank(text, 0)
-    if text[start] == "[":
-        return "a JSON array", list(_array(text, start)), ""
-    found = list(_objects(text, start))
-    line, only = found[0]
-    if (
-        len(found) == 1
-        and isinstance(only, dict)
-        and only
-        and only.keys().isdisjoint({*OF_A_RECORD, *named})
-    ):
-        return _inside(text, start, line, only)
-    return "JSON Lines", found, ""
+    file.seek(0)
+    window = Window(file)
+    window.skip_blank()
+    records = Indexed(file, record_at)
+    if window.text[window.position :].startswith("["):
+        for place, problem in _array(window):
+            records.add(place, problem)
+        return "a JSON array", records, ""
+    for place, problem in _objects(window):
+        records.add(place, problem)
+    if len(records) == 1:
+        line, only = records[0]
+        if isinstance(only, dict) and only and only.keys().isdisjoint({*OF_A_RECORD, *named}):
+            return _inside(file, line, only)
+    return "JSON Lines", records, ""
 
 
-def _inside(
-    text: str, start: int, line: int, value: dict[str, Any]
-) -> tuple[str, list[Found], str]:
+def record_at(data: bytes) -> dict[str, Any] | list[Any] | DataError:
+    """The record whose bytes these are, with what follows it."""
+    text = data.decode("utf-8", "ignore")
+    return _record(_decoder.raw_decode(text, skip_blank(text, 0))[0])
+
+
+def _inside(file: BinaryIO, line: int, value: dict[str, Any]) -> tuple[str, Indexed, str]:
     """The records in the only list of objects of an object."""
     lists = [
         name
@@ -92,7 +101,13 @@ def _inside(
         if isinstance(item, list) and item and all(isinstance(part, dict) for part in item)
     ]
     if len(lists) == 1:
-        records = list(_array(text, _value_start(text, start, lists[0]), is_part=True))
+        file.seek(0)
+        window = Window(file)
+        window.skip_blank()
+        _move_to_value(window, lists[0])
+        records = Indexed(file, record_at)
+        for place, problem in _array(window, is_part=True):
+            records.add(place, problem)
         return "JSON", records, f'reads the list under "{lists[0]}"'
     found = f"found one object with the keys {', '.join(list(value)[:12])}"
     found += ", ..." if len(value) > 12 else ""
@@ -115,44 +130,47 @@ def _named_files(value: dict[str, Any]) -> str:
     return f"name the data files that it lists: {', '.join(files[:5])}{root}"
 
 
-def _value_start(text: str, position: int, key: str) -> int:
-    """Where the value of a key of the object at a position starts."""
-    while True:
-        name, end = _decoder.raw_decode(text, _skip_blank(text, position + 1))
-        position = _skip_blank(text, _skip_blank(text, end) + 1)
-        if name == key:
-            return position
-        position = _skip_blank(text, _decoder.raw_decode(text, position)[1])
+def _move_to_value(window: Window, key: str) -> None:
+    """Moves from the start of an object to the value of a key."""
+    name = None
+    while name != key:
+        # Behind the bracket or the comma is a key, behind it a colon.
+        window.position += 1
+        window.skip_blank()
+        name, window.position = window.decode(_decoder)
+        window.skip_blank()
+        window.position += 1
+        window.skip_blank()
+        if name != key:
+            _, window.position = window.decode(_decoder)
+            window.skip_blank()
 
 
-def _objects(text: str, position: int) -> Iterator[Found]:
+def _objects(window: Window) -> Iterator[Indexing]:
     """The values one after the other; behind a bad one, reading goes on at the next line."""
-    line, counted = 1, 0
-    while (position := _skip_blank(text, position)) < len(text):
-        line, counted = line + text.count("\n", counted, position), position
+    while window.skip_blank():
+        place = window.offset, window.line
         try:
-            value, position = _decoder.raw_decode(text, position)
-            yield line, _record(value)
+            value, window.position = window.decode(_decoder)
+            yield place, _problem_of(value)
         except _KeyTwiceError as error:
-            yield line, DataError(str(error), hint="keep one of the two")
-            position = _lenient.raw_decode(text, position)[1]
+            yield place, DataError(str(error), hint="keep one of the two")
+            window.position = window.decode(_lenient)[1]
         except (ValueError, RecursionError) as error:
-            found, position = _bad_object(text, position, line, error)
-            yield found
+            line, problem, window.position = _bad_object(window, error)
+            yield (place[0], line), problem
 
 
-def _bad_object(
-    text: str, position: int, line: int, error: ValueError | RecursionError
-) -> tuple[Found, int]:
-    """The problem of a text that is no value, and where the next one may start."""
-    end = text.find("\n", position)
-    end = len(text) if end < 0 else end
-    following = text[_skip_blank(text, end) :][:1]
+def _bad_object(window: Window, error: ValueError | RecursionError) -> tuple[int, DataError, int]:
+    """The line and the problem of a text that is no value, and where the next one may start."""
+    window.read_line()
+    text, position, end, line = window.text, window.position, window.line_end, window.line
+    following = text[skip_blank(text, end) :][:1]
     if getattr(error, "pos", position) > end and following not in ("", "{", "["):
         # An object over several lines: the next one starts a line.
-        after = text.find("\n{", position + 1)
-        problem = _problem(text, error, position, LINES)
-        return (problem.line, problem), len(text) if after < 0 else after
+        problem = _problem(window, error, LINES)
+        after = window.find("\n{", position + 1)
+        return problem.line, problem, len(window.text) if after < 0 else after
     first = text.rfind("\n", 0, position) + 1
     alone = text[first:end].lstrip(BOM)
     start = position - first - (end - first - len(alone))
@@ -162,49 +180,52 @@ def _bad_object(
         error = of_line
     comma = _comma(alone, error)
     if comma is not None:
-        return (line, DataError(f"a comma before {comma[0]!r}", hint="remove the comma")), end
+        return line, DataError(f"a comma before {comma[0]!r}", hint="remove the comma"), end
     cause = CAUSES.get(alone[getattr(error, "pos", 0) :][:1], LINES)
-    return (line, DataError(f"not JSON: {reason(error)}", hint=cause)), end
+    return line, DataError(f"not JSON: {reason(error)}", hint=cause), end
 
 
-def _array(text: str, position: int, *, is_part: bool = False) -> Iterator[Found]:
+def _array(window: Window, *, is_part: bool = False) -> Iterator[Indexing]:
     """The items of an array; raises BrokenTextError where it cannot be read."""
-    line, counted = 1, 0
-    position, mark = position, "["
-    if text.startswith("]", _skip_blank(text, position + 1)):
-        position, mark = _skip_blank(text, position + 1), "]"
+    mark = "["
+    window.position += 1
+    window.skip_blank()
+    if window.text.startswith("]", window.position):
+        mark, window.position = "]", window.position + 1
     while mark != "]":
-        position = _skip_blank(text, position + 1)
-        line, counted = line + text.count("\n", counted, position), position
+        window.skip_blank()
+        place = window.offset, window.line
         try:
-            value, end = _decoder.raw_decode(text, position)
-            yield line, _record(value)
+            value, end = window.decode(_decoder)
+            yield place, _problem_of(value)
         except _KeyTwiceError as error:
-            yield line, DataError(str(error), hint="keep one of the two")
-            end = _lenient.raw_decode(text, position)[1]
+            yield place, DataError(str(error), hint="keep one of the two")
+            end = window.decode(_lenient)[1]
         except (ValueError, RecursionError) as error:
-            raise _problem(text, error, position, ARRAY) from None
-        position = _skip_blank(text, end)
-        mark = text[position : position + 1]
+            raise _problem(window, error, ARRAY) from None
+        window.position = end
+        window.skip_blank()
+        mark = window.text[window.position : window.position + 1]
         if mark not in (",", "]"):
             found = f"found {mark!r}" if mark else "the file ends"
             found += " where the array goes on with ',' or ends with ']'"
-            raise BrokenTextError(_line(text, position), found, ARRAY)
-    if not is_part and (rest := _skip_blank(text, position + 1)) < len(text):
-        raise BrokenTextError(_line(text, rest), "found text after the end of the array", ARRAY)
+            raise BrokenTextError(window.line_of(window.position), found, ARRAY)
+        window.position += 1
+    if not is_part and window.skip_blank():
+        found = "found text after the end of the array"
+        raise BrokenTextError(window.line_of(window.position), found, ARRAY)
 
 
-def _problem(
-    text: str, error: ValueError | RecursionError, position: int, hint: str
-) -> BrokenTextError:
+def _problem(window: Window, error: ValueError | RecursionError, hint: str) -> BrokenTextError:
     """The problem of a text over several lines, with the line of its cause."""
-    comma = _comma(text, error)
+    comma = _comma(window.text, error)
     if comma is not None:
         mark, place = comma
-        return BrokenTextError(_line(text, place), f"a comma before {mark!r}", "remove the comma")
-    place = getattr(error, "pos", position)
-    hint = CAUSES.get(text[place : place + 1], hint)
-    return BrokenTextError(_line(text, place), f"not JSON: {reason(error)}", hint)
+        found = f"a comma before {mark!r}"
+        return BrokenTextError(window.line_of(place), found, "remove the comma")
+    place = getattr(error, "pos", window.position)
+    hint = CAUSES.get(window.text[place : place + 1], hint)
+    return BrokenTextError(window.line_of(place), f"not JSON: {reason(error)}", hint)
 
 
 def _comma(text: str, error: ValueError | RecursionError) -> tuple[str, int] | None:
@@ -212,26 +233,21 @@ def _comma(text: str, error: ValueError | RecursionError) -> tuple[str, int] | N
     if not isinstance(error, json.JSONDecodeError):
         return None
     # The message names the bracket, or the comma itself.
-    place = _skip_blank(text, error.pos + (text[error.pos : error.pos + 1] == ","))
+    place = skip_blank(text, error.pos + (text[error.pos : error.pos + 1] == ","))
     before = text[:place].rstrip()
     if before.endswith(",") and text[place : place + 1] in ("]", "}"):
         return text[place], len(before) - 1
     return None
 
 
+def _problem_of(value: object) -> DataError | None:
+    return None if isinstance(value, dict | list) else cast("DataError", _record(value))
+
+
 def _record(value: object) -> dict[str, Any] | list[Any] | DataError:
     if isinstance(value, dict | list):
         return value
     return DataError(f"found {kind_of(value)}, an object is allowed", hint=EXAMPLE)
-
-
-def _skip_blank(text: str, position: int) -> int:
-    found = _blank.match(text, position)
-    return found.end() if found else position
-
-
-def _line(text: str, position: int) -> int:
-    return text.count("\n", 0, min(position, len(text.rstrip()))) + 1
 
 
 def reason(error: ValueError | RecursionError) -> str:
