@@ -111,7 +111,7 @@ def test_records(records):
 
 def check_round_trip(name: str) -> None:
     """Problems have places, and what is read of a file is read of what check writes."""
-    options: dict[str, Any] = {"image_token_id": -1, "reading": READING}
+    options: dict[str, Any] = {"reading": READING}
     read = open_file(name, Draws(0), DataOptions(**options), {})
     assert all(str(problem).startswith(f"{name}:") for problem in read.problems)
     assert len(read.items) > len(RECORDS)
