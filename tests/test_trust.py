@@ -50,6 +50,20 @@ class TestNumbers:
         with pytest.raises(CheckpointError, match=r"no numbers \(NaN or infinite\)"):
             vlft.load(SIGLIP.folder, tmp_path / "adapter", device="cpu")
 
+    @pytest.mark.parametrize(
+        "fields", [{"r": 65536}, {"r": 3}, {"rank_pattern": {"layers.1.self_attn.q_proj": 40_000}}]
+    )
+    def test_a_rank_that_no_tensor_has(self, tmp_path, fields, monkeypatch):
+        """It is seen before anything of that size is made."""
+        model, _ = vlft.load(SIGLIP.folder, device="cpu")
+        peft = add_lora(model, describe(SIGLIP.folder).family, LoraOptions(rank=2))
+        peft.save_pretrained(tmp_path / "adapter")
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        monkeypatch.setattr("vlft.checkpoints.adapter.PeftModel", None)
+        with pytest.raises(CheckpointError, match=r"has ranks up to 2, its adapter_config.json"):
+            vlft.load(SIGLIP.folder, tmp_path / "adapter", device="cpu")
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("temperature", [0.0, 1e-4, 1.0])
     def test_scores_of_a_reply(self, value, temperature):

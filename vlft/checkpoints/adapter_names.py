@@ -91,6 +91,7 @@ def adapt(
     weights = {name: match for name, match in names.items() if name.endswith(".weight")}
     modules = {name.removesuffix(".weight"): match for name, match in weights.items()}
     called = {name: m for name, m in modules.items() if check_target_module_exists(stated, name)}
+    _check_ranks(config, lora, {*called, *lora})
     full = _full(names, called, config, saved, other)
     if not saved and all(name == match.native[0] for name, match in names.items()):
         return Adapted(dataclasses.replace(config, bias="none"), lora, full)
@@ -98,6 +99,22 @@ def adapt(
     theirs = {name: tensors for name, tensors in lora.items() if name in modules}
     refuse(theirs.keys() - called.keys(), called.keys() - theirs.keys())
     return Adapted(_config(config, called), {**own, **_rename(model, called, theirs)}, full)
+
+
+def _rank(config: Any, name: str) -> int:
+    """The rank that a LoraConfig gives to a module."""
+    return int(config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.r))
+
+
+def _check_ranks(config: Any, lora: Lora, names: Iterable[str]) -> None:
+    """Raises CheckpointError for a rank that no tensor has: peft would allocate it first."""
+    stored = [t for tensors in lora.values() for key, t in tensors.items() if "_A" in key]
+    largest = max((tensor.shape[0] for tensor in stored if tensor.dim()), default=0)
+    for name in sorted(names) if stored else ():
+        if (rank := _rank(config, name)) > largest:
+            raise CheckpointError(
+                f"has ranks up to {largest}, its adapter_config.json gives {name} the rank {rank}"
+            )
 
 
 def refuse(unexpected: Iterable[str], missing: Iterable[str]) -> None:
@@ -180,7 +197,7 @@ def _config(config: Any, called: Names) -> Any:
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for name, match in called.items():
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.r)
+        rank = _rank(config, name)
         key = get_pattern_key(config.alpha_pattern, name)
         count = match.part[1]
         for native in match.native:
