@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +15,9 @@ from safetensors.torch import load_file, save_file
 import vlft
 from vlft.checkpoints.convert import convert
 from vlft.checkpoints.locate import describe
-from vlft.config import ConvertConfig, SftConfig
+from vlft.checkpoints.runs import read_run_config
+from vlft.cli.check import run_check
+from vlft.config import CheckConfig, ConvertConfig, InferConfig, SftConfig
 from vlft.errors import CheckpointError, DataError, VlftError
 from vlft.files import read_object
 from vlft.inference.generate import Sampling, generate_replies
@@ -154,3 +158,56 @@ def test_a_loss_of_the_base_that_is_no_number_names_the_base(copy, tmp_path, mon
     with pytest.raises(VlftError, match="the base model") as error:
         vlft.sft(config)
     assert "--learning-rate" not in str(error.value)
+
+
+class TestNames:
+    """Of files: bytes that are not UTF-8, links in a circle, pipes."""
+
+    @pytest.fixture(autouse=True)
+    def _inside(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    def check(self, name, **settings):
+        run_check(CheckConfig(dataset=(name,), **settings))
+
+    def test_the_name_of_an_image_is_not_guessed(self, tmp_path):
+        (tmp_path / os.fsdecode(b"\xe9.png")).write_bytes(b"no image")
+        row = {"query": "<image>", "response": "b", "images": ["\xe9.png"]}
+        (tmp_path / "i.jsonl").write_text(json.dumps(row))
+        with pytest.raises(DataError, match="no such image"):
+            self.check("i.jsonl")
+
+    def test_bytes_that_are_not_utf_8_are_saved_and_read(self, tmp_path):
+        name = os.fsdecode(b"\xff\xfe.jsonl")
+        (tmp_path / name).write_text('{"query": "a", "response": "b"}\n' * 2)
+        config = SftConfig(model=str(SIGLIP.folder), dataset=(name,), val_ratio=0, max_steps=1)
+        result = vlft.sft(dataclasses.replace(config, device="cpu", show_sample=False))
+        assert read_run_config(result.run).dataset == (str(tmp_path / name),)
+        answers = vlft.infer(
+            InferConfig(ckpt_dir=result.run, dataset=(name,), max_new_tokens=1, show_samples=0)
+        )
+        assert answers.count == 2
+
+    @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv"])
+    @pytest.mark.parametrize("kind", ["pipe", "circle", "device", "folder link"])
+    def test_what_is_no_regular_file(self, tmp_path, ending, kind):
+        path = tmp_path / f"data{ending}"
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to({"circle": path, "device": "/dev/zero"}.get(kind, tmp_path))
+        with pytest.raises(VlftError) as error:
+            self.check(path.name)
+        assert error.value.place.startswith(path.name)
+        assert error.value.exit_code == 2
+
+    @pytest.mark.parametrize("kind", ["pipe", "circle", "device"])
+    def test_an_image_that_is_none(self, tmp_path, kind):
+        path = tmp_path / "a.png"
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to(
+            {"circle": path, "device": "/dev/zero"}[kind]
+        )
+        row = {"query": "<image>", "response": "b", "images": ["a.png"]}
+        (tmp_path / "i.jsonl").write_text(json.dumps(row))
+        with pytest.raises(DataError, match=r"i\.jsonl:1: a\.png: "):
+            self.check("i.jsonl")
