@@ -30,6 +30,11 @@ class _Data(list[Any]):
 
     outlines: tuple[Any, ...] = ()
 
+    def groups(self) -> list[str | int]:
+        """For each sample its first image, or its own index if it has none."""
+        keys = ([image.key for image in outline.images] for outline in self.outlines)
+        return [found[0] if found else index for index, found in enumerate(keys)]
+
 
 def make_job(built: RandomModel, samples: Samples, *, share_prefix: bool = True) -> Job:
     """The job of ``vlft sft`` with its defaults; it changes the model as training does.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlft.families.base import encode_images
+from vlft.families.deepseek_ocr import FAMILY as DEEPSEEK_OCR
 from vlft.families.registry import FAMILIES
 from vlft.models.adaptations import prepare_for_inference
 from vlft.training.lora import LoraOptions, add_lora
@@ -27,7 +28,10 @@ MODELS: dict[str, tuple[str, Tiles]] = {
     "deepseek-vl": ("deepseek_vl", (0, 0)),
     "deepseek-vl2": ("deepseek_vl2", (2, 1)),
     "deepseek-vl-hybrid": ("deepseek_vl_hybrid", (0, 0)),
+    "deepseek-ocr": ("deepseek_ocr", (0, 0)),
 }
+# Of the families that have modes: a page of 512 pixels, 73 tokens.
+MODE = "tiny"
 SCALES = ("middle", "tiny")
 
 
@@ -83,6 +87,7 @@ def random_model(
             nn.init.normal_(parameter, std=0.02)
     # The folder does not exist, so that the settings of the pixels are the defaults.
     pixels = family.pixels(Path("/nonexistent"), {"model_type": family_name}, native)
+    pixels = pixels.in_mode(MODE) if pixels.in_mode else pixels
     views = tuple(torch.zeros(count, 3, side, side) for count, side in pixels.sizes(tiles))
     inputs = moved(pixels.inputs([views], [tiles]), model.get_input_embeddings().weight)
     with torch.no_grad():
@@ -96,6 +101,8 @@ def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any
     The LLM is Llama, or DeepSeek-V2 with plain attention where there are experts. The patches of
     a tiny model are large, so that they are few.
     """
+    if name == "deepseek-ocr":
+        return _ocr_config(tiny=scale == "tiny")
     tiny, experts, sam = scale == "tiny", name == "deepseek-vl2", name == "deepseek-vl-hybrid"
     small = experts or sam
     vocab_size, heads = (512, 4) if tiny else (51200, 8)
@@ -135,3 +142,28 @@ def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any
         **({"downsample_ratio": 2} if experts else {}),
         **({"high_res_vision_config": sam_vision} if sam else {}),
     }
+
+
+def _ocr_config(*, tiny: bool) -> dict[str, Any]:
+    """Keyword arguments for the config of DeepSeek-OCR's class, from the authors' fields."""
+    vocab_size, heads = (512, 4) if tiny else (51200, 8)
+    language = {
+        "vocab_size": vocab_size, "hidden_size": 64 if tiny else 512,
+        "intermediate_size": 96 if tiny else 1408, "moe_intermediate_size": 32 if tiny else 256,
+        "num_hidden_layers": 2 if tiny else 6,
+        "num_attention_heads": heads, "num_key_value_heads": heads,
+        "n_routed_experts": 8 if tiny else 32, "num_experts_per_tok": 3 if tiny else 6,
+        "n_shared_experts": 2, "first_k_dense_replace": 1, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    clip = 32 if tiny else 512
+    sam = {
+        "width": 32 if tiny else 256, "layers": 2 if tiny else 4, "heads": 4,
+        "prompt_embed_dim": 16 if tiny else 256, "global_attn_indexes": [1] if tiny else [1, 3],
+        "downsample_channels": [clip // 2, clip],
+    }  # fmt: skip
+    towers = {
+        "sam_vit_b": sam,
+        "clip-l-14-224": {"width": clip, "layers": 2 if tiny else 4, "heads": heads},
+    }
+    config = {"language_config": language, "vision_config": {"width": towers}}
+    return DEEPSEEK_OCR.native_config(config, vocab_size - 1)
