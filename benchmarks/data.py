@@ -84,14 +84,14 @@ def main(arguments: list[str]) -> None:
     """Measures, writes the files, prints the table."""
     parser = new_parser("data", __doc__, repeats=0)
     parser.add_argument("--records", type=int, nargs="+", default=[10**n for n in range(3, 7)])
-    parser.add_argument("--tokenizer", type=Path, default=TINY, help="folder of tokenizer.json")
-    parser.add_argument("--folder", type=Path, help="of the data; default: a temporary one")
+    parser.add_argument("--tokenizer", default=str(TINY), help="folder of tokenizer.json")
+    parser.add_argument("--folder", help="of the data; default: a temporary one")
     options = parser.parse_args(arguments)
     _, content = prepare(options)
     results = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        model = make_model(Path(folder) / "model", options.tokenizer)
+        model = make_model(Path(folder) / "model", Path(options.tokenizer))
         for records in options.records:
             data = make_data(Path(folder) / f"{records}.jsonl", records)
             for start in ("cold", "with receipt"):
