@@ -16,7 +16,7 @@ torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py tests/test_data_fuzz.py --kills 30 --records 20000
 
 hostile: $(VENV)/ready
-	$(BIN)/pytest tests/test_hostile.py --mutations 3000
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_hostile.py --mutations 3000 --numprocesses logical
 
 # Two processes with DeepSpeed, which vlft does not need otherwise.
 deepspeed: $(VENV)/ready

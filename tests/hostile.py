@@ -1,41 +1,35 @@
-"""Seeded damage to files, and command lines in forked processes that must bear it.
+"""Command lines in forked processes that must bear any damage, and what they have changed.
 
 A process is forked after all imports, so that a trial takes no longer than its work. It may take
-``SECONDS``, ``MEMORY`` more than it began with, and must end with exit code 0, or with one message
-and exit code 2 (1 where data is damaged in a way that only the work can find).
+``SECONDS`` of the processor, ``WAIT`` by the clock and ``MEMORY`` more than it began with. It must
+end with exit code 0, or with one message and exit code 2 (1 where data is damaged in a way that
+only the work can find).
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vlft.cli import app
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
+    from collections.abc import Collection
     from pathlib import Path
 
-SECONDS = 20
+SECONDS = 10
+WAIT = 60
 MEMORY = 2 * 2**30
-# What a field is replaced with. DELETE takes it out.
-DELETE = object()
-VALUES = (
-    None, "", "x", [], {}, [[]], -1, 0, 1, 3, 10**9, 10**30, 1.5, 1e-300, 1e300, True, False,
-    float("nan"), float("inf"), "a" * 100_000, "\x1b[31m\nerror: x", "../../x", "/dev/zero",
-    "\ud800", ["x"], [1, -1], {"x": 1}, [None] * 3, 64, 2**31, 2**63, "64", DELETE, DELETE,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Outcome:
     errors: str
     memory: int
 
-    def faults(self, names: list[str]) -> list[str]:
+    def faults(self, names: Collection[str]) -> list[str]:
         """What is wrong with it; ``names`` are those of which a refusal must hold one."""
         found = []
         if self.code is None:
@@ -70,13 +64,45 @@ class Outcome:
         return found
 
 
-def run(arguments: list[str], log: Path) -> Outcome:
-    """Runs a command line in a forked process."""
+class Stage:
+    """A folder for one trial at a time, whose content is compared before and after.
+
+    Attributes:
+        copy: what the trial damages.
+        output: where the command writes.
+        user: home folder, temporary files and working folder of the command.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.copy, self.output, self.user = (home / name for name in ("copy", "output", "user"))
+        self._log = home.with_name(f"{home.name}.log")
+
+    def set_up(self, source: Path) -> None:
+        """Copies the source, and empties the rest."""
+        shutil.rmtree(self._home, ignore_errors=True)
+        shutil.copytree(source, self.copy, symlinks=True)
+        self.output.mkdir()
+        for name in ("tmp", "cache", "here"):
+            (self.user / name).mkdir(parents=True)
+
+    def run(self, arguments: list[str]) -> tuple[Outcome, list[str]]:
+        """Runs a command line; returns how it ended, and the paths that it changed."""
+        before = tree(self._home)
+        outcome = run(arguments, self._log, self.user)
+        after = tree(self._home)
+        return outcome, sorted(
+            name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+        )
+
+
+def run(arguments: list[str], log: Path, user: Path | None = None) -> Outcome:
+    """Runs a command line in a forked process; its home is the folder ``user``, if one is given."""
     before = _resident()
     process = os.fork()
     if not process:
-        _child(arguments, log)
-    deadline = time.monotonic() + SECONDS
+        _child(arguments, log, user)
+    deadline = time.monotonic() + WAIT
     code = None
     while True:
         ended, status, usage = os.wait4(process, os.WNOHANG)
@@ -88,6 +114,8 @@ def run(arguments: list[str], log: Path) -> Outcome:
             _, _, usage = os.wait4(process, 0)
             break
         time.sleep(0.002)
+    if code == -signal.SIGXCPU:
+        code = None
     return Outcome(code, log.read_text("utf-8", "replace"), usage.ru_maxrss * 1024 - before)
 
 
@@ -96,7 +124,7 @@ def _resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _child(arguments: list[str], log: Path) -> None:
+def _child(arguments: list[str], log: Path, user: Path | None) -> None:
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -105,11 +133,17 @@ def _child(arguments: list[str], log: Path) -> None:
         sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
         sys.stderr = os.fdopen(2, "w", errors="backslashreplace")
         torch.set_num_threads(1)
+        if user is not None:
+            names = {"HOME": "", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache"}
+            os.environ.update({name: str(user / folder) for name, folder in names.items()})
+            tempfile.tempdir = None
+            os.chdir(user / "here")
         with open("/proc/self/statm") as file:  # noqa: PTH123
             pages = int(file.read().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         sys.argv = ["vlft", *arguments]
         app.main()
         code = 0
@@ -120,109 +154,13 @@ def _child(arguments: list[str], log: Path) -> None:
         os._exit(code)
 
 
-def tree(folder: Path, without: Path | None = None) -> dict[str, str]:
-    """What is in a folder: kind, rights and digest of each file by its path."""
+def tree(folder: Path) -> dict[str, str]:
+    """What is in a folder: kind, rights and digest of each file by its path below the folder."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if without is not None and path.is_relative_to(without):
-            continue
+    for path in folder.rglob("*"):
         facts = path.lstat()
         content = str(path.readlink()) if path.is_symlink() else ""
         if path.is_file() and not path.is_symlink():
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path)] = f"{facts.st_mode:o} {content}"
+        found[str(path.relative_to(folder))] = f"{facts.st_mode:o} {facts.st_rdev} {content}"
     return found
-
-
-def damage(path: Path, chance: random.Random) -> str:
-    """Damages a file in place; says how."""
-    kinds: list[Callable[[Path, random.Random], str]] = [_bytes]
-    if path.suffix == ".json":
-        kinds = [_field] * 12 + [_bytes]
-    elif path.suffix == ".safetensors":
-        kinds = [_header] * 3 + [_bytes]
-    return chance.choice(kinds)(path, chance)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to the values in a JSON value; of long lists and objects the first few."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found = []
-    for key, inner in list(items)[:40]:
-        found.append((*path, key))
-        if isinstance(inner, dict | list):
-            found += places(inner, (*path, key))
-    return found
-
-
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """A copy of a JSON value with another value at a path."""
-    changed = copy.deepcopy(value)
-    owner = changed
-    for key in path[:-1]:
-        owner = owner[key]
-    if new is DELETE:
-        del owner[path[-1]]
-    else:
-        owner[path[-1]] = new
-    return changed
-
-
-def _field(path: Path, chance: random.Random) -> str:
-    value = json.loads(path.read_bytes())
-    # A depth first, so that a long vocabulary does not take all trials.
-    found = places(value)
-    depth = chance.choice(sorted({len(place) for place in found}))
-    place = chance.choice([place for place in found if len(place) == depth])
-    new = chance.choice(VALUES)
-    path.write_text(json.dumps(replaced(value, place, new)))
-    return f"{'.'.join(map(str, place))} = {'nothing' if new is DELETE else repr(new)[:40]}"
-
-
-def _bytes(path: Path, chance: random.Random) -> str:
-    content = path.read_bytes()
-    at = chance.randrange(max(1, min(len(content), 4000)))
-    how = chance.choice(("cut", "empty", "flip", "text", "deep", "pipe", "folder", "list"))
-    path.unlink()
-    if how == "pipe":
-        os.mkfifo(path)
-    elif how == "folder":
-        path.mkdir()
-    else:
-        path.write_bytes(
-            {
-                "cut": content[:at],
-                "empty": b"",
-                "flip": content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
-                if content
-                else b"\xff",
-                "text": b"hello\n",
-                "deep": b"[" * 100_000,
-                "list": b"[1, 2]",
-            }[how]
-        )
-    return f"{how} at {at}"
-
-
-def _header(path: Path, chance: random.Random) -> str:
-    """Changes the header of a safetensors file."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    name = chance.choice([key for key in header if key != "__metadata__"])
-    how = chance.choice(("dtype", "shape", "offsets", "name", "drop", "other"))
-    if how == "dtype":
-        header[name]["dtype"] = chance.choice(("F16", "I64", "BOOL", "F8_E4M3", "X", 3))
-    elif how == "shape":
-        header[name]["shape"] = chance.choice(([], [-1], [2**62, 4], header[name]["shape"][::-1]))
-    elif how == "offsets":
-        header[name]["data_offsets"] = chance.choice(([0, 2**60], [5, 1], ["a", "b"], None))
-    elif how == "name":
-        header[chance.choice(("", "x", "../x", "a" * 10_000, "\x1b[31m"))] = header.pop(name)
-    elif how == "other":
-        header["__metadata__"] = chance.choice(({"a": 1}, [], "x", {"vlft_base": "1:0"}))
-    else:
-        del header[name]
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-    return f"{how} of {name}"

@@ -13,6 +13,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import damage
 import hostile
 import pytest
 from conftest import VL2_NOAUX
@@ -74,12 +75,12 @@ def damaged(chance: random.Random) -> Any:
     """A record with up to three values replaced, or added to an object."""
     record: Any = {"record": chance.choice(RECORDS)}
     for _ in range(chance.choice((0, 1, 1, 2, 3))):
-        place = chance.choice(hostile.places(record))
+        place = chance.choice(damage.places(record))
         value = functools.reduce(lambda owner, key: owner[key], place, record)
         if isinstance(value, dict) and chance.random() < 0.5:
-            record = hostile.replaced(record, (*place, "x"), chance.choice([1, "", {"y": []}]))
+            record = damage.replaced(record, (*place, "x"), chance.choice([1, "", {"y": []}]))
             continue
-        record = hostile.replaced(record, place, chance.choice(hostile.VALUES))
+        record = damage.replaced(record, place, chance.choice(damage.VALUES))
         if not isinstance(record.get("record"), dict | list):
             break
     return record.get("record")

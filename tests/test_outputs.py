@@ -12,6 +12,7 @@ import vlft
 from vlft.checkpoints.outputs import MARK, output_folder
 from vlft.checkpoints.small_files import _copy
 from vlft.errors import CheckpointError, ConfigError
+from vlft.files import open_tensors
 from vlft.inference.results import ResultFile
 from vlft.locks import locked
 
@@ -177,6 +178,14 @@ def test_a_copy_follows_links_into_the_hub_cache_alone(tmp_path):
     with pytest.raises(CheckpointError, match=r"b\.json: a link to .*secret, outside"):
         _copy(Base, target, ["b.json"])
     assert names(target) == ["a.json"]
+
+
+def test_tensors_are_read_of_regular_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_tensors(tmp_path / name)
 
 
 def test_the_output_folder_of_a_run_is_tried_first(tmp_path):

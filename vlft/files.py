@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from io import BufferedReader
 
+    from safetensors import safe_open
     from torch import Tensor
 
     from vlft.schema import Schema
@@ -191,6 +192,20 @@ def save_tensors(
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
     path.chmod(mode & 0o777)
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A safetensors file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        SafetensorError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    # Its own opening would wait for the writer of a pipe.
+    open_regular(path).close()
+    return safe_open(path, framework="pt")
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -96,7 +96,9 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         message = f"the adapter does not fit the model: {reason}"
-        raise CheckpointError(message, place=str(folder), hint=_OTHER_BASE) from None
+        raise CheckpointError(
+            message, place=shown(folder / ADAPTER_CONFIG), hint=_OTHER_BASE
+        ) from None
     return peft_model.train(trainable)
 
 

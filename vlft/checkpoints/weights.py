@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlft import console
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object
+from vlft.files import open_regular, open_tensors, read_object
 from vlft.schema import TEXT, Schema, table
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def read_tensors(
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts in the header of a safetensors file; none if there is no whole header."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             found: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tup
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; damage found while the block reads it is an error that names it."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -158,6 +158,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read_bin(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     hint = "use a safetensors file, or download the file again"
     try:
+        open_regular(path).close()
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from vlft.checkpoints.weights import read_metadata
 from vlft.console import warn
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object, save_tensors
+from vlft.files import open_tensors, read_object, save_tensors
 from vlft.schema import BOOL, OBJECT, Schema, number, whole
 from vlft.training.plots import METRICS, parse_metrics
 from vlft.training.progress import Window
@@ -115,7 +114,8 @@ def read_state(folder: Path, backend: Backend) -> Position:
     path = folder / "state"
     position = _read_position(path / FILE, backend)
     try:
-        tensors = load_file(path / TENSORS)
+        with open_tensors(path / TENSORS) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         stated = read_metadata(path / TENSORS).get("tensors", str(len(tensors)))
         if stated != str(len(tensors)):
             raise ValueError(f"{len(tensors)} tensors, {stated} were written")

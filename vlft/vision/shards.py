@@ -14,11 +14,11 @@ import zlib
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlft.errors import VlftError
-from vlft.files import save_tensors
+from vlft.files import open_tensors, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -112,7 +112,7 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
 def _read(path: Path, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
     tensors: dict[str, Tensor] = {}
     wrong: list[str] = []
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         sums = file.metadata() or {}
         for name in wanted.intersection(file.keys()):
             tensor = file.get_tensor(name)
