@@ -11,6 +11,7 @@ import pytest
 import vlft
 from vlft.checkpoints.outputs import MARK, output_folder
 from vlft.checkpoints.small_files import _copy
+from vlft.data.check import write_messages
 from vlft.errors import CheckpointError, ConfigError
 from vlft.files import open_tensors
 from vlft.inference.results import ResultFile
@@ -186,6 +187,14 @@ def test_tensors_are_read_of_regular_files_alone(tmp_path):
     for name in ("pipe", "zeros"):
         with pytest.raises(OSError, match="not a regular file"):
             open_tensors(tmp_path / name)
+
+
+def test_messages_replace_no_link_and_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("circle")
+    for name in ("pipe", "link"):
+        with pytest.raises(ConfigError, match=f"{name}: not a regular file"):
+            write_messages(tmp_path / name, [], overwrite=True)
 
 
 def test_the_output_folder_of_a_run_is_tried_first(tmp_path):

@@ -89,8 +89,11 @@ def write_messages(path: Path, items: Sequence[Conversation], *, overwrite: bool
         overwrite: whether the file may be there.
 
     Raises:
-        ConfigError: it is there.
+        ConfigError: it is there, or is no regular file.
     """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        hint = "name another file"
+        raise ConfigError("not a regular file", place=f"--write {shown(path)}", hint=hint)
     if path.exists() and not overwrite:
         hint = "name another file, or add --overwrite"
         raise ConfigError("the file is there already", place=f"--write {shown(path)}", hint=hint)
