@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture hostile deepspeed check fix clean
+.PHONY: demo demo-ocr test torture hostile deepspeed check fix clean
 
 demo: $(VENV)/ready
 	$(BIN)/python sample_data/demo.py
+
+demo-ocr: $(VENV)/ready
+	$(BIN)/python sample_data/ocr/demo.py
 
 # A process per core, a thread each.
 test: $(VENV)/ready
