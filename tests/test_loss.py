@@ -114,3 +114,13 @@ def test_the_gradient_of_a_certain_target_is_not_rounded_to_zero():
     token_loss_sum(hidden, torch.tensor([0]), torch.ones(1), head.requires_grad_(False)).backward()
     exact = -24.0 / (1 + math.exp(24.0))
     assert hidden.grad.item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_autocast_does_not_round_the_sum(problem, trains):
+    hidden, target, weight, head = problem
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(trains):
+        value = token_loss_sum(hidden, target, weight, head)
+        logits = head(hidden)
+    plain = F.cross_entropy(logits.float(), target, reduction="none") * weight
+    assert_close(value, plain.sum(), "loss")

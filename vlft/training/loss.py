@@ -51,7 +51,7 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Line
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for part in _chunks(len(target)):
         logits = _logits(head, hidden[part]).float()
-        total += weight[part] @ F.cross_entropy(logits, target[part], reduction="none")
+        total += (weight[part] * F.cross_entropy(logits, target[part], reduction="none")).sum()
     return total
 
 
@@ -148,7 +148,8 @@ def _loss_and_gradient(
     losses = (total.log() - of_target).squeeze(1)
     factor = (weight * scale).unsqueeze(1) / total
     scores.mul_(factor).scatter_(1, own, -factor * others)
-    return losses @ weight, scores.to(logits.dtype)
+    # Not a product of vectors, which autocast would compute in 16 bits.
+    return (losses * weight).sum(), scores.to(logits.dtype)
 
 
 class PackedLoss(nn.Module):
