@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, PHOTOS, SIGLIP, write_jsonl
@@ -14,7 +16,8 @@ from vlft.checkpoints.locate import describe
 from vlft.data.conversation import Conversation, Origin, Turn
 from vlft.data.dataset import load_dataset
 from vlft.data.options import DataOptions, Reading
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, ConfigError
+from vlft.inference import results
 from vlft.inference.columns import FIRST_LINES, Columns
 from vlft.inference.results import read_results
 
@@ -128,6 +131,21 @@ class TestContinuing:
 
     def test_the_same(self, half):
         assert half(batch_size=1)
+
+    def test_a_full_disk_leaves_no_half_of_a_header(self, half, tmp_path, monkeypatch):
+        (tmp_path / "o.jsonl").unlink()
+        header = tmp_path / "o.settings.json"
+        before = header.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "flush", lambda path: os.truncate(path, 9) or 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                half(overwrite=True)
+        assert header.read_bytes() == before
+        assert half()
+
+    def test_a_root_is_no_file(self, half):
+        with pytest.raises(ConfigError, match="names no file"):
+            answer("q.jsonl", output=Path("/"))
 
     def test_images_that_were_moved_are_the_same(self, half, images, tmp_path):
         (tmp_path / "moved").mkdir()

@@ -80,6 +80,12 @@ def message(values: dict[str, Any], cls: type = Demo, source: str = "") -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("output_dir", "a\0b"), ("dataset", ["a", "b\0"])])
+def test_no_path_has_a_nul(name, value):
+    with pytest.raises(ConfigError, match="a path without NUL is allowed"):
+        build(SftConfig, {name: value})
+
+
 class TestBuild:
     @pytest.mark.parametrize(
         ("name", "value", "expected"),

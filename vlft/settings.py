@@ -236,15 +236,26 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
         if spec.metadata["records"] and any(isinstance(item, dict) for item in items):
             return tuple(items)
         values = tuple(_scalar(value_type, item, place) for item in items)
-        return tuple(map(expand_home, values)) if spec.metadata["path"] else values
+        return tuple(_path(v, place) for v in values) if spec.metadata["path"] else values
     converted = _scalar(value_type, value, place)
     _check_limits(spec.metadata, converted, place)
-    return expand_home(converted) if spec.metadata["path"] else converted
+    return _path(converted, place) if spec.metadata["path"] else converted
+
+
+def _path(text: str, place: str) -> str:
+    """The path with the home folder in the place of its ``~``.
+
+    Raises:
+        ConfigError: no file can have this name.
+    """
+    if "\0" in text:
+        raise ConfigError(f"found {text!r}, a path without NUL is allowed", place=place)
+    return expand_home(text)
 
 
 def _scalar(value_type: Any, value: Any, place: str) -> Any:
     if value_type is Path and isinstance(value, str | Path):
-        return Path(expand_home(str(value)))
+        return Path(_path(str(value), place))
     if value_type is str and isinstance(value, Path):
         return str(value)
     if value_type is float and isinstance(value, int | float | str) and not isinstance(value, bool):
