@@ -44,6 +44,11 @@ CONFIGS = {
     InferConfig: {"dataset": ["a.jsonl"]},
     MergeLoraConfig: {"ckpt_dir": "run"},
 }
+# Settings that stand with others than a data file.
+NEEDED = {
+    name: {"image": ["a.png"], "query": "?", "dataset": []}
+    for name in ("query", "pdf_dpi", "save_text")
+}
 each_config = pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 
 
@@ -225,7 +230,7 @@ class TestConfigs:
                     f"{flag(spec.name)}: found {limit + step:g}, {words} {limit} is allowed"
                 )
                 if key != "above":
-                    build(cls, {**CONFIGS[cls], spec.name: limit})
+                    build(cls, {**CONFIGS[cls], **NEEDED.get(spec.name, {}), spec.name: limit})
 
     @each_config
     def test_every_field_keeps_its_choices(self, cls):
@@ -335,8 +340,9 @@ class TestRoundTrip:
                 made, tuner="lora", init_lora_weights="default", show_sample=True, **of_the_run
             )
         if cls is InferConfig:
+            of_documents = {"image": (), "query": None, "pdf_dpi": 200, "save_text": None}
             return dataclasses.replace(
-                made, load_dataset_config=False, system=None, merge_lora=False
+                made, load_dataset_config=False, system=None, merge_lora=False, **of_documents
             )
         return dataclasses.replace(made, max_shard_size="1.5 GB")
 
@@ -674,7 +680,7 @@ class TestHome:
             if cls is PlanConfig and name in ("adapter", "resume"):
                 continue
             for value in ("~/a", Path("~/a")):
-                made = build(cls, {**needed, name: value})
+                made = build(cls, {**needed, **NEEDED.get(name, {}), name: value})
                 assert str(getattr(made, name)) == "/home/me/a", name
                 assert check(made) == made
 
