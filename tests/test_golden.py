@@ -219,7 +219,9 @@ def test_page_prompts(case, path, folder):
     data = json.loads(path.read_text("utf-8"))
     if case.family not in HEIGHTS:
         pytest.skip("see test_prompt_ids")
-    processor, expected = in_mode(folder, data["mode"]), load_file(path.with_suffix(".safetensors"))
+    # One of the prompts writes special tokens.
+    processor = in_mode(folder, data["mode"]).with_special_tokens("keep")
+    expected = load_file(path.with_suffix(".safetensors"))
     for number, prompt in enumerate(data["prompts"]):
         row = {"query": prompt, "images": data["images"]}
         if prompt.count("<image>") > 1:
