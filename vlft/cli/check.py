@@ -9,19 +9,28 @@ import typer
 
 from vlft.checkpoints.locate import locate_model
 from vlft.console import info, out
-from vlft.data.check import count_tokens, file_report, lines_of, problem_report, write_messages
+from vlft.data.check import (
+    count_tokens,
+    file_report,
+    lines_of,
+    problem_report,
+    with_notes,
+    write_messages,
+)
 from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions, reading_of
+from vlft.data.repeats import contents_of, leaks, lines_of_duplicates, lines_of_leaks
 from vlft.data.source import describe, idle_flags, problems_of
 from vlft.data.specs import expand, read_files
 from vlft.data.split import Draws
-from vlft.errors import UsageError, raise_all, shown
+from vlft.errors import UsageError, printable, raise_all, shown
 from vlft.settings import check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlft.config import CheckConfig
+    from vlft.data.conversation import Conversation
     from vlft.data.source import ReadFile
     from vlft.families.processor import Processor
 
@@ -38,28 +47,36 @@ def run_check(config: CheckConfig) -> None:
     if config.model is not None:
         processor = locate_model(config.model, weights=False).processor()
     options = _options(config, processor)
-    specs = expand([*config.dataset, *config.val_dataset])
-    read = read_files(specs, Draws(options.seed), options, {})
+    specs = expand(config.dataset)
+    count = len(specs)
+    read = read_files([*specs, *expand(config.val_dataset)], Draws(options.seed), options, {})
     strict = config.on_bad_sample == "error"
     unusable = [file for file in read if isinstance(file, UsageError)]
-    files = [file for file in read if not isinstance(file, UsageError)]
+    files = _readable(read)
     problems = [problem for file in read for problem in problems_of(file, strict=strict)]
-    items = [item for file in files for _, item in file.items]
-    if config.write is not None and items:
+    total = sum(len(file.items) for file in files)
+    if config.write is not None and total:
+        items = (item for file in files for _, item in file.items)
         write_messages(config.write, items, overwrite=config.overwrite)
-        samples = "1 sample" if len(items) == 1 else f"{len(items)} samples"
+        samples = "1 sample" if total == 1 else f"{total} samples"
         info(f"{samples} written to {shown(config.write)}")
-    if items:
+    if total:
         idle = idle_flags({flag for file in files for flag in file.flags}, options.reading)
         problems, unusable = [*problems, *idle], [*unusable, *idle]
     refused = problems if strict else unusable
-    if not items and not refused:
+    if not total and not refused:
         refused = problems
     reports = [file_report(file) for file in files]
     if processor is not None:
         for file, report in zip(files, reports, strict=True):
             report["tokens"] = count_tokens(file, processor.encoder)
-    _show(files, reports, problems, is_usable=not refused, as_json=config.json)
+    report = {"files": reports, **_repeats(read[:count], read[count:])}
+    if config.json:
+        report["problems"] = [problem_report(problem) for problem in problems]
+        report |= {"usable": not refused, "image_notes": list_notes(_noted(files))}
+        out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
+    else:
+        _show(files, report)
     if not config.json:
         raise_all(refused)
     if refused:
@@ -79,24 +96,34 @@ def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
     )
 
 
-def _show(
-    files: Sequence[ReadFile],
-    reports: Sequence[dict[str, Any]],
-    problems: Sequence[UsageError],
-    *,
-    is_usable: bool,
-    as_json: bool,
-) -> None:
-    """Prints the reports: as one JSON object with the problems, or lines without them."""
-    items = [item for file in files for _, item in file.items]
-    if as_json:
-        found = [problem_report(problem) for problem in problems]
-        report = {"files": reports, "problems": found, "usable": is_usable}
-        report["image_notes"] = list_notes(items)
-        out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
-        return
-    for file, report in zip(files, reports, strict=True):
+def _repeats(
+    train: Sequence[ReadFile | UsageError], validation: Sequence[ReadFile | UsageError]
+) -> dict[str, Any]:
+    """What the data hold more than once, and what training and validation have in common."""
+    sets = {"dataset": _readable(train), "val_dataset": _readable(validation)}
+    contents = {name: contents_of(files) for name, files in sets.items()}
+    found = {name: part.duplicates() for name, part in contents.items() if sets[name]}
+    report: dict[str, Any] = {"duplicates": found}
+    if sets["val_dataset"]:
+        report["leakage"] = leaks(contents["dataset"], sets["val_dataset"])
+    return report
+
+
+def _readable(read: Sequence[ReadFile | UsageError]) -> list[ReadFile]:
+    return [file for file in read if not isinstance(file, UsageError)]
+
+
+def _noted(files: Sequence[ReadFile]) -> list[Conversation]:
+    return [item for file in files for item in with_notes(file)]
+
+
+def _show(files: Sequence[ReadFile], report: dict[str, Any]) -> None:
+    """Prints the report, except the problems, as lines."""
+    for file, part in zip(files, report["files"], strict=True):
         describe(file)
-        for line in lines_of(report):
+        for line in lines_of(part):
             out.print(line, markup=False)
-    warn_of_images(items)
+    lines = [line for part in report["duplicates"].values() for line in lines_of_duplicates(part)]
+    for line in [*lines, *lines_of_leaks(report.get("leakage", {}))]:
+        out.print(printable(line), markup=False)
+    warn_of_images(_noted(files))

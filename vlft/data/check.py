@@ -8,6 +8,8 @@ import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlft.data.conversation import flat_text
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
@@ -15,7 +17,7 @@ from vlft.errors import ConfigError, shown
 from vlft.files import cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageRef
@@ -32,8 +34,8 @@ ENDINGS = {
 
 def file_report(file: ReadFile) -> dict[str, Any]:
     """The counts of a file and how it was read, as JSON values."""
-    items = [item for _, item in file.items]
-    images = [image.facts.digest for item in items for image in item.images if image.facts]
+    items = file.items
+    shown_images = np.unique(np.asarray(items.columns.images, np.int32)).tolist()
     return {
         "file": str(file.path),
         "container": file.form.kind,
@@ -42,12 +44,22 @@ def file_report(file: ReadFile) -> dict[str, Any]:
         "not_read": list(file.form.unread),
         "note": file.form.note,
         "records": len(file.indices),
-        "records_read": len({index for index, _ in file.items}),
+        "records_read": len(set(items.columns.record)),
         "samples": len(items),
-        "images": len(images),
-        "distinct_images": len(set(images)),
-        "turns": dict(sorted(Counter(len(item.turns) for item in items).items())),
+        "images": len(items.columns.images),
+        "distinct_images": len({items.facts(image).digest for image in shown_images}),
+        "turns": dict(sorted(Counter(map(abs, items.columns.turns)).items())),
     }
+
+
+def with_notes(file: ReadFile) -> list[Conversation]:
+    """The first conversation of each image that has something unexpected."""
+    items = file.items
+    images = np.asarray(items.columns.images, np.int32)
+    numbers, first = np.unique(images, return_index=True)
+    noted = [place for n, place in zip(numbers, first, strict=True) if items.facts(int(n)).notes]
+    owners = np.searchsorted(np.asarray(items.columns.ends), noted, side="right")
+    return [items.conversation(index) for index in np.unique(owners).tolist()]
 
 
 def count_tokens(file: ReadFile, encoder: Encoder) -> dict[str, int]:
@@ -79,7 +91,7 @@ def problem_report(problem: UsageError) -> dict[str, Any]:
     return report
 
 
-def write_messages(path: Path, items: Sequence[Conversation], *, overwrite: bool) -> None:
+def write_messages(path: Path, items: Iterable[Conversation], *, overwrite: bool) -> None:
     """Writes conversations as one object of messages per line.
 
     Args:
