@@ -14,8 +14,15 @@ from vlft.data.check import (
     file_report,
     lines_of,
     problem_report,
+    token_lengths,
     with_notes,
     write_messages,
+)
+from vlft.data.histograms import (
+    histograms,
+    lines_of_histograms,
+    lines_of_replies,
+    replies,
 )
 from vlft.data.image_notes import list_notes, warn_of_images
 from vlft.data.options import DataOptions, reading_of
@@ -66,11 +73,7 @@ def run_check(config: CheckConfig) -> None:
     refused = problems if strict else unusable
     if not total and not refused:
         refused = problems
-    reports = [file_report(file) for file in files]
-    if processor is not None:
-        for file, report in zip(files, reports, strict=True):
-            report["tokens"] = count_tokens(file, processor.encoder)
-    report = {"files": reports, **_repeats(read[:count], read[count:])}
+    report = _report(read[:count], read[count:], processor)
     if config.json:
         report["problems"] = [problem_report(problem) for problem in problems]
         report |= {"usable": not refused, "image_notes": list_notes(_noted(files))}
@@ -96,14 +99,28 @@ def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
     )
 
 
-def _repeats(
-    train: Sequence[ReadFile | UsageError], validation: Sequence[ReadFile | UsageError]
+def _report(
+    train: Sequence[ReadFile | UsageError],
+    validation: Sequence[ReadFile | UsageError],
+    processor: Processor | None,
 ) -> dict[str, Any]:
-    """What the data hold more than once, and what training and validation have in common."""
+    """What the data hold, except their problems, as JSON values."""
     sets = {"dataset": _readable(train), "val_dataset": _readable(validation)}
-    contents = {name: contents_of(files) for name, files in sets.items()}
-    found = {name: part.duplicates() for name, part in contents.items() if sets[name]}
-    report: dict[str, Any] = {"duplicates": found}
+    files = [*sets["dataset"], *sets["val_dataset"]]
+    reports = [file_report(file) for file in files]
+    tokens: list[int] = []
+    if processor is not None:
+        for file, part in zip(files, reports, strict=True):
+            lengths = token_lengths(file, processor.encoder)
+            part["tokens"] = count_tokens(file, processor.encoder, lengths)
+            tokens += lengths
+    contents = {name: contents_of(group) for name, group in sets.items()}
+    report: dict[str, Any] = {
+        "files": reports,
+        "histograms": histograms(files, tokens),
+        "replies": replies(files),
+        "duplicates": {name: part.duplicates() for name, part in contents.items() if sets[name]},
+    }
     if sets["val_dataset"]:
         report["leakage"] = leaks(contents["dataset"], sets["val_dataset"])
     return report
@@ -123,7 +140,10 @@ def _show(files: Sequence[ReadFile], report: dict[str, Any]) -> None:
         describe(file)
         for line in lines_of(part):
             out.print(line, markup=False)
-    lines = [line for part in report["duplicates"].values() for line in lines_of_duplicates(part)]
+    for line in lines_of_histograms(report["histograms"]):
+        out.print(line, markup=False)
+    lines = [*lines_of_replies(report["replies"])]
+    lines += [line for part in report["duplicates"].values() for line in lines_of_duplicates(part)]
     for line in [*lines, *lines_of_leaks(report.get("leakage", {}))]:
         out.print(printable(line), markup=False)
     warn_of_images(_noted(files))

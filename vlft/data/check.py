@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlft.data.conversation import flat_text
+from vlft.data.fit import BATCH
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
 from vlft.errors import ConfigError, shown
 from vlft.files import cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageRef
@@ -62,23 +63,31 @@ def with_notes(file: ReadFile) -> list[Conversation]:
     return [items.conversation(index) for index in np.unique(owners).tolist()]
 
 
-def count_tokens(file: ReadFile, encoder: Encoder) -> dict[str, int]:
-    """Lengths of a file's samples in tokens, image tokens included; none without samples.
-
-    ``special_as_text`` counts the special tokens in texts, which are read as plain text, if any.
+def token_lengths(file: ReadFile, encoder: Encoder) -> list[int]:
+    """(S,) tokens of a file's samples, image tokens included.
 
     Raises:
         DataError: the model cannot take a sample.
     """
-    items = [item for _, item in file.items]
-    lengths = sorted(encoder.lengths(items))
+    items, made = file.items, []
+    for start in range(0, len(items), BATCH):
+        stop = min(start + BATCH, len(items))
+        made += encoder.lengths([items.conversation(index) for index in range(start, stop)])
+    return made
+
+
+def count_tokens(file: ReadFile, encoder: Encoder, lengths: Sequence[int]) -> dict[str, int]:
+    """Sum and spread of the lengths of a file's samples; none without samples.
+
+    ``special_as_text`` counts the special tokens in texts, which are read as plain text, if any.
+    """
     if not lengths:
         return {}
-    middle = lengths[len(lengths) // 2]
-    special = sum(len(encoder.as_text(item)) for item in items)
+    ordered = sorted(lengths)
+    special = sum(len(encoder.as_text(item)) for _, item in file.items)
     return {
-        "total": sum(lengths), "shortest": lengths[0], "median": middle, "longest": lengths[-1],
-        **({"special_as_text": special} if special else {}),
+        "total": sum(lengths), "shortest": ordered[0], "median": ordered[len(ordered) // 2],
+        "longest": ordered[-1], **({"special_as_text": special} if special else {}),
     }  # fmt: skip
 
 
