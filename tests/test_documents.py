@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_and_has_no_half_documents(here, replies, pdfium):
         read("a.jpg", "b.pdf", **given)
     assert [path.name for path in (here / "text").iterdir()] == ["a.md"]
     stop_at[0] = None
-    (here / "text" / ".vlft.part").write_text("what a kill has left")
+    (here / "text" / ".b.md.part").write_text("what a kill has left")
     read("a.jpg", "b.pdf", **given)
     assert len(asked) == 4
     assert (here / "text" / "b.md").read_text().count("reply") == 3

@@ -12,12 +12,12 @@ from conftest import GOLDEN, PHOTOS, SIGLIP, write_jsonl
 from safetensors.torch import load_file, save_file
 
 import vlft
+from vlft import files
 from vlft.checkpoints.locate import describe
 from vlft.data.conversation import Conversation, Origin, Turn
 from vlft.data.dataset import load_dataset
 from vlft.data.options import DataOptions, Reading
 from vlft.errors import CheckpointError, ConfigError
-from vlft.inference import results
 from vlft.inference.columns import FIRST_LINES, Columns
 from vlft.inference.results import read_results
 
@@ -137,10 +137,11 @@ class TestContinuing:
         header = tmp_path / "o.settings.json"
         before = header.read_bytes()
         with monkeypatch.context() as patch:
-            patch.setattr(results, "flush", lambda path: os.truncate(path, 9) or 1 / 0)
+            patch.setattr(files, "flush", lambda path: os.truncate(path, 9) or 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 half(overwrite=True)
         assert header.read_bytes() == before
+        assert not list(tmp_path.glob(".*.part"))
         assert half()
 
     def test_a_root_is_no_file(self, half):

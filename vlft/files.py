@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from vlft.errors import LONE_SURROGATE, CheckpointError, ConfigError, shown
 from vlft.schema import AGAIN, check_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from io import BufferedReader
 
     from safetensors import safe_open
@@ -143,6 +144,24 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def is_disk_full(error: OSError) -> bool:
     """Whether a disk, a quota or the size of a file is the reason of an error."""
     return error.errno in DISK_FULL
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of the path once it is whole and on the disk.
+
+    After an error nothing is left of it; after a kill the next call replaces it.
+    """
+    # Names are 255 bytes at most.
+    name = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    part = path.with_name(f".{name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

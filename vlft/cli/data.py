@@ -9,7 +9,7 @@ from vlft.console import info, warn
 from vlft.data.convert import READ, convert_files
 from vlft.data.convert.samples import Options
 from vlft.errors import ConfigError, DataError, UsageError, raise_all, shown
-from vlft.files import json_text
+from vlft.files import json_text, replacing
 from vlft.settings import check, flag
 
 if TYPE_CHECKING:
@@ -51,7 +51,5 @@ def run_data(config: DataConfig) -> None:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(f"{json_text(row)}\n" for row in rows)
-    part.replace(path)

@@ -15,7 +15,7 @@ from vlft.data.fit import BATCH
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
 from vlft.errors import ConfigError, shown
-from vlft.files import cache_folder
+from vlft.files import cache_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -119,11 +119,9 @@ def write_messages(path: Path, items: Iterable[Conversation], *, overwrite: bool
         hint = "name another file, or add --overwrite"
         raise ConfigError("the file is there already", place=f"--write {shown(path)}", hint=hint)
     folder = path.with_name(f"{path.stem}_images")
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for item in items:
             file.write(_dumps(_as_messages(item, folder)) + "\n")
-    part.replace(path)
 
 
 def _dumps(row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import jsonlines
 from vlft.checkpoints.identity import is_other
 from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, ConfigError, shown
-from vlft.files import flush, json_text, read_object_if_there, same_file
+from vlft.files import json_text, read_object_if_there, replacing, same_file
 from vlft.inference.columns import Columns, differences
 from vlft.inference.formats import columns_of
 from vlft.locks import locked
@@ -146,10 +146,8 @@ class ResultFile:
             self._overwrite = False
         if not self.done:
             # Whole or absent: half a header would stop every later command.
-            part = self.header_path.with_name(f".{self.header_path.name}.part")
-            part.write_text(json.dumps(self._header, indent=2) + "\n", "utf-8")
-            flush(part)
-            part.replace(self.header_path)
+            with replacing(self.header_path) as part:
+                part.write_text(json.dumps(self._header, indent=2) + "\n", "utf-8")
         with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
             for reply in replies:
                 conversation = self._conversations[self.done]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.console import info, warn
 from vlft.errors import ConfigError, raise_all, shown
-from vlft.files import flush
+from vlft.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,12 +83,9 @@ class SavedText:
         for name, text in texts.items():
             path = self._folder / self._files[name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            # What a kill has left of it is replaced; the result file's lock keeps others away.
-            part = path.with_name(".vlft.part")
-            part.unlink(missing_ok=True)
-            part.write_bytes(_bytes(text))
-            flush(part)
-            part.replace(path)
+            # The result file's lock keeps others away.
+            with replacing(path) as part:
+                part.write_bytes(_bytes(text))
             self._written += 1
 
 
