@@ -245,7 +245,7 @@ def _image(name: str, mode: str, how: str, chance: random.Random) -> bytes:
         options["icc_profile"] = chance.randbytes(chance.choice((1, 128, 5000)))
         if name != "tiff":
             options["exif"] = b"Exif\0\0" + _orientation(chance)
-    if how == "frames" and name != "jpeg" and mode[0] != "I":
+    if how == "frames" and name not in ("jpeg", "bmp") and mode[0] != "I":
         options |= {"save_all": True, "append_images": [image] * chance.choice((1, 30, 300))}
     file = io.BytesIO()
     image.save(file, name, **options)
