@@ -91,6 +91,17 @@ def test_leftovers_of_a_kill_are_removed_and_a_moved_output_comes_back(tmp_path)
     assert (tmp_path / "m" / "model").read_text() == "first"
 
 
+def test_a_pipe_in_the_place_of_a_lock_is_told_and_stays(tmp_path):
+    lock = tmp_path / ".new.lock"
+    os.mkfifo(lock)
+    with (
+        pytest.raises(CheckpointError, match=r"its lock \.new\.lock is no regular file"),
+        locked(lock, tmp_path / "new"),
+    ):
+        pass
+    assert lock.is_fifo()
+
+
 def hold(lock, ready):
     with locked(lock, lock):
         ready.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def locked(lock: Path, what: Path) -> Iterator[None]:
         what: is written, for messages.
 
     Raises:
-        CheckpointError: another process holds it.
+        CheckpointError: another process holds it, or there is a pipe or a device in its place.
     """
     descriptor = _take(lock, what)
     try:
@@ -41,6 +42,11 @@ def locked(lock: Path, what: Path) -> Iterator[None]:
 def _take(lock: Path, what: Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            found = f"its lock {lock.name} is no regular file, so vlft has not made it"
+            hint = "remove it, or name another output"
+            raise CheckpointError(found, place=shown(what), hint=hint)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
