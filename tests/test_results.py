@@ -108,7 +108,10 @@ class TestLines:
         assert answer("own.jsonl", output=tmp_path / "l.jsonl").rows[0]["label"] is None
 
     def test_showing_some_reads_no_more(self, tmp_path):
-        (tmp_path / "o.jsonl").write_text('{"query": "a"}\n{"query": "b"}\nno line\n')
+        file = write_jsonl(
+            tmp_path / "o.jsonl", [{"query": q, "response": "", "images": []} for q in "ab"]
+        )
+        file.write_text(file.read_text() + "no line\n")
         assert [row["query"] for row in read_results(tmp_path / "o.jsonl", 2)] == ["a", "b"]
 
 
@@ -143,6 +146,24 @@ class TestContinuing:
         assert header.read_bytes() == before
         assert not list(tmp_path.glob(".*.part"))
         assert half()
+
+    @pytest.mark.parametrize(
+        "damage",
+        [{"images": [{"x": 1}]}, {"images": [[]]}, {"images": 3}, {"images": "[1]"},
+         {"response": None}, {"response": ["a"]}],
+        ids=str,
+    )  # fmt: skip
+    def test_a_damaged_line_is_told_before_any_work(self, half, damage, tmp_path):
+        """Also in the fields that may differ: showing the lines at the end would fail on them."""
+        target = tmp_path / "o.jsonl"
+        first, second = target.read_text().splitlines()
+        lines = [first, json.dumps(json.loads(second) | damage)]
+        target.write_text("".join(line + "\n" for line in lines))
+        before = target.read_bytes()
+        with pytest.raises(CheckpointError, match="line 2 is no result line") as error:
+            half(show_samples=5)
+        assert error.value.place == "o.jsonl"
+        assert target.read_bytes() == before
 
     def test_a_root_is_no_file(self, half):
         with pytest.raises(ConfigError, match="names no file"):

@@ -206,7 +206,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 value = None
-            if isinstance(value, dict) and line.endswith(b"\n"):
+            if line.endswith(b"\n") and _is_result(value):
                 yield value, len(line)
             elif line.endswith(b"\n") or line[: len(START)] != START[: len(line)]:
                 raise CheckpointError(
@@ -214,3 +214,11 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                     place=shown(path),
                     hint="name another --output",
                 )
+
+
+def _is_result(value: Any) -> bool:
+    """Whether a JSON value has what every result line has, of the right types."""
+    if not isinstance(value, dict) or not isinstance(value.get("response"), str):
+        return False
+    images = result_lists(value).get("images")
+    return isinstance(images, list) and all(isinstance(image, str) for image in images)
