@@ -363,3 +363,23 @@ def test_no_second_copy_of_the_weights_is_kept(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "export_model", export_model)
     merge_lora(config_of(runs("lora"), tmp_path / "m", dtype="bfloat16"))
     assert held == [[], {torch.bfloat16}, [False]]
+
+
+@only_siglip
+def test_weights_that_overflow_are_told_by_the_adapters_file(runs, case, tmp_path):
+    adapter = shutil.copytree(find_checkpoint(runs("lora")), tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    huge = torch.finfo(torch.float32).max
+    save_file({n: torch.full_like(t, huge) for n, t in load_file(path).items()}, path)
+    data = write_jsonl(tmp_path / "data.jsonl", [{"query": "a"}])
+    answer = vlft.InferConfig(
+        ckpt_dir=adapter, dataset=(str(data),), merge_lora=True, output=tmp_path / "o.jsonl"
+    )
+    for command in (
+        lambda: merge_lora(config_of(adapter, tmp_path / "m")),
+        lambda: vlft.infer(answer),
+    ):
+        with pytest.raises(CheckpointError, match="the adapter cannot be merged: NaN") as error:
+            command()
+        assert error.value.place == str(path)
+        assert "lower learning rate" in error.value.hint

@@ -183,13 +183,23 @@ def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]
     alone = _logits(model, inputs, placement)
     peft_model = load_adapter(model, adapter)
     sample = _Sample(inputs, alone, _logits(peft_model, inputs, placement))
-    try:
-        merged = peft_model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        reason = f"the adapter cannot be merged: {error}"
-        raise CheckpointError(reason, place=str(adapter)) from None
+    merged = put_into(peft_model, adapter)
     _compare(_logits(merged, inputs, placement), sample.tuned, "the merged weights")
     return merged, sample
+
+
+def put_into(peft_model: Any, adapter: Path) -> Any:
+    """The base of peft's model with the weights of the adapter added to its own.
+
+    Raises:
+        CheckpointError: a sum is infinite or NaN.
+    """
+    try:
+        return peft_model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        reason = f"the adapter cannot be merged: {error}"
+        hint = "train it again, with a lower learning rate, or take an earlier checkpoint"
+        raise CheckpointError(reason, place=shown(adapter / ADAPTER_WEIGHTS), hint=hint) from None
 
 
 def _sample(processor: Processor, folder: Path) -> dict[str, Any]:

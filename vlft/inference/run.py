@@ -14,7 +14,7 @@ from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.identity import small_files
 from vlft.checkpoints.load import Placement, load_model, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
-from vlft.checkpoints.merge import load_full_precision
+from vlft.checkpoints.merge import load_full_precision, put_into
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.documents import open_documents
 from vlft.data.image_notes import list_notes
@@ -217,7 +217,7 @@ def _load_for_inference(
         return load_adapter(load_model(folder, placement), tuned.adapter)
     whole = replace(placement, dtype=torch.float32, quantize="none")
     model = load_full_precision(tuned, whole, "dequantized")
-    merged = load_adapter(model, tuned.adapter).merge_and_unload(safe_merge=True)
+    merged = put_into(load_adapter(model, tuned.adapter), tuned.adapter)
     return merged.to(placement.dtype)
 
 
