@@ -18,7 +18,7 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.runs import read_run_config
 from vlft.cli.check import run_check
 from vlft.config import CheckConfig, ConvertConfig, InferConfig, SftConfig
-from vlft.errors import CheckpointError, DataError, VlftError
+from vlft.errors import CheckpointError, DataError, VlftError, shown
 from vlft.files import read_object
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.schema import ANY
@@ -85,6 +85,7 @@ class TestNumbers:
         with pytest.raises(VlftError, match=r"scores are no numbers") as error:
             generate_replies(model, processor, prompts, Sampling(3, temperature))
         assert error.value.exit_code == 1
+        assert error.value.place == shown(SIGLIP.folder)
 
     @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 9e-5])
     def test_a_temperature_that_divides_to_infinity(self, temperature):

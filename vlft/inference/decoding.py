@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.stopping_criteria import StoppingCriteria
 
-from vlft.errors import VlftError
+from vlft.errors import VlftError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,14 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
 
 class Finite(LogitsProcessor):  # type: ignore[misc]
-    """Ends generation where the model's scores are no numbers: any choice would be arbitrary."""
+    """Ends generation where the model's scores are no numbers: any choice would be arbitrary.
+
+    Args:
+        name: of the model, its folder or hub id.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """(B, V) scores as they are.
@@ -62,8 +69,12 @@ class Finite(LogitsProcessor):  # type: ignore[misc]
         """
         # The largest is NaN if any is.
         if not scores.max().isfinite():
-            hint = "use --dtype float32 or bfloat16, or compare the model with its original"
-            raise VlftError("its scores are no numbers (NaN)", place="the model", hint=hint)
+            found = "its scores are no numbers (NaN)"
+            hint = (
+                "use --dtype float32 or bfloat16, try it without its adapter if it has one, or "
+                "compare its weights with the original"
+            )
+            raise VlftError(found, place=shown(self._name), hint=hint)
         return scores
 
 
@@ -172,6 +183,7 @@ def score_changes(
     seeds: Sequence[int],
     device: torch.device,
     chat: ChatFormat,
+    name: str,
 ) -> LogitsProcessorList:
     """The processors of the scores before the argmax, in transformers' order.
 
@@ -181,8 +193,9 @@ def score_changes(
         seeds: one for each row.
         device: of the scores.
         chat: of the model.
+        name: of the model, its folder or hub id.
     """
-    found = LogitsProcessorList([Finite()])
+    found = LogitsProcessorList([Finite(name)])
     longest = max(lengths)
     if sampling.repetition_penalty != 1:
         all_counts = sampling.repetition_context == "all"

@@ -197,7 +197,7 @@ def generate_replies(
             generation_config=_generation_config(processor, max(limits)),
             # These processors also sample, so transformers only has to take the argmax.
             logits_processor=score_changes(
-                sampling, lengths, seeds, embeddings.device, processor.chat
+                sampling, lengths, seeds, embeddings.device, processor.chat, model.name_or_path
             ),
             stopping_criteria=[RowLimits(longest, torch.tensor(limits)), loops],
             streamer=streamer,
