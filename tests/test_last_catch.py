@@ -8,9 +8,12 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 
 import pytest
+import subprocesses
 import torch
+from conftest import SIGLIP
 
 from vlft import console
 from vlft.checkpoints.outputs import output_folder
@@ -156,3 +159,19 @@ def test_a_circle_of_links(tmp_path):
         output_folder(tmp_path / "circle", [], overwrite=True),
     ):
         pass
+
+
+def end_at_a_flush(number):
+    os.fsync = lambda _: signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_an_ended_command_leaves_nothing(number, tmp_path):
+    """Killed while it flushes its output, before that gets its name."""
+    target = tmp_path / "out" / "base"
+    words = ["convert", str(SIGLIP.folder), str(target), "--format", "transformers"]
+    command = subprocesses.start(words, tmp_path / "errors", partial(end_at_a_flush, number))
+    command.join(60)
+    assert command.exitcode == 130
+    assert not list(target.parent.glob("*"))
+    assert ("stopped" in (tmp_path / "errors").read_text()) == (number == signal.SIGTERM)

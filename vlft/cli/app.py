@@ -35,6 +35,7 @@ from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from types import FrameType
 
 # What a launcher such as torchrun sets for each process that it starts.
 RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE")
@@ -164,6 +165,27 @@ def _fail(error: BaseException) -> NoReturn:
     sys.exit(ours.exit_code)
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Has SIGTERM, and SIGHUP unless it is ignored (nohup), end the work without leftovers.
+
+    Training has its own handlers while it runs. The ranks of a launcher are left out: one that
+    ends in good order alone would keep the others waiting.
+    """
+    if RANKS[-1] in os.environ or threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        # With the terminal gone, output to it fails.
+        err.quiet = err.quiet or number != signal.SIGTERM
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    # Windows has no such signal.
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        signal.signal(hangup, stop)
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
     sys.unraisablehook = _pass_on
@@ -173,6 +195,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         _forget_stray_ranks()
+        _end_as_by_ctrl_c()
         app()
     except BrokenPipeError:
         # The reader of a pipe, e.g. head, has left. Python would fail to flush stdout at exit.
