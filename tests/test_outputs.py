@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 
 import pytest
+from conftest import SIGLIP
 
 import vlft
 from vlft.checkpoints.outputs import MARK, output_folder
@@ -89,6 +91,25 @@ def test_leftovers_of_a_kill_are_removed_and_a_moved_output_comes_back(tmp_path)
         write(tmp_path / "m", "second", work=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert names(tmp_path) == [".m.x.part", ".mm.0123abcd.part", "m"]
     assert (tmp_path / "m" / "model").read_text() == "first"
+
+
+def test_an_output_that_came_back_is_told_before_the_work(tmp_path):
+    old = tmp_path / ".m.0123abcd.old"
+    old.mkdir()
+    (old / "model").write_text("first")
+    (old / MARK).write_text('{"files": ["model"]}')
+    with pytest.raises(CheckpointError, match="the output folder is in use"):
+        write(tmp_path / "m", "second", overwrite=False, work=lambda: pytest.fail("worked"))
+    assert names(tmp_path) == ["m"]
+    assert (tmp_path / "m" / "model").read_text() == "first"
+
+
+def test_the_sample_image_is_written_where_a_kill_cannot_leave_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    new = tmp_path / "new"
+    vlft.convert(vlft.ConvertConfig(src=str(SIGLIP.folder), dst=new, format="transformers"))
+    assert names(tmp_path) == ["new"]
+    assert "sample.png" not in {path.name for path in tmp_path.rglob("*")}
 
 
 def test_a_pipe_in_the_place_of_a_lock_is_told_and_stays(tmp_path):

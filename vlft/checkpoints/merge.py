@@ -100,7 +100,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
     }
     with output_folder(target, [base.path, checkpoint], overwrite=config.overwrite) as part:
         console.info(f"merging {checkpoint} into {base.path}")
-        model, sample = _merge(tuned, placement, config.base)
+        model, sample = _merge(tuned, placement, config.base, part)
         # The weights are rounded first, so that the logits of the files must equal these.
         written = _round(model, base, config.dtype)
         rounded = _logits(model, sample.inputs, placement)
@@ -173,11 +173,14 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     return model.float()
 
 
-def _merge(tuned: Tuned, placement: Placement, base: str) -> tuple[Any, _Sample]:
-    """Merges the adapter; returns the model, and the logits of a test batch from before merging."""
+def _merge(tuned: Tuned, placement: Placement, base: str, part: Path) -> tuple[Any, _Sample]:
+    """Merges the adapter; returns the model, and the logits of a test batch from before merging.
+
+    The image of the batch is for a moment in the folder ``part``, which is swept after a kill.
+    """
     adapter = tuned.checkpoint
     model = load_full_precision(tuned, placement, base)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=part) as folder:
         inputs = _sample(tuned.base.processor(), Path(folder))
     # Computed before the adapter is loaded: pissa and olora change the base when they are loaded.
     alone = _logits(model, inputs, placement)

@@ -51,6 +51,8 @@ def output_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock"), target):
         _sweep(target)
+        # An earlier output may have been put back.
+        _check(target, needed, overwrite=overwrite, flag=flag)
         part, old = (_beside(target, kind) for kind in ("part", "old"))
         part.mkdir()
         try:

@@ -39,7 +39,8 @@ def check_stock_ids(folder: ModelFolder) -> None:
 
     stock: Any = AutoProcessor.from_pretrained(folder.path)
     first, second, reply = _TEXTS
-    with tempfile.TemporaryDirectory() as name:
+    # In the folder, which is swept after a kill, as the system's temporary folder is not.
+    with tempfile.TemporaryDirectory(dir=folder.path) as name:
         image = str(sample_image(Path(name)))
         for system in (None, "Be brief."):
             row = {"query": second, "history": [[f"<image>{first}", reply]], "images": [image]}
