@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import SIGLIP, VL2_NOAUX
 from PIL import Image
 
 from vlft.cli.check import run_check
 from vlft.config import CheckConfig
 from vlft.data.histograms import grouped, lines_of_histograms
+from vlft.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +214,19 @@ class TestHistograms:
         for lines in map(list, (lines_of_histograms({"tokens": item}) for item in (found, wide))):
             assert max(map(len, lines)) <= 80
             assert all(line.count("#") >= 1 for line in lines[1:])
+
+
+def test_samples_that_are_too_long_are_refused_as_by_sft(report, capsys):
+    write("1.jsonl", ("Q?", "1", []), ("Q?", "long " * 100, []))
+    settings = {"model": str(SIGLIP.folder), "max_length": 128}
+    with pytest.raises(DataError, match=r"1.jsonl:2: \d+ tokens, at most 128 are allowed"):
+        run_check(CheckConfig(dataset=("1.jsonl",), **settings))
+    capsys.readouterr()
+    with pytest.raises(typer.Exit):
+        run_check(CheckConfig(dataset=("1.jsonl",), **settings, json=True))
+    found = json.loads(capsys.readouterr().out)
+    assert found["usable"] is False
+    assert [problem["record"] for problem in found["problems"]] == [2]
+    assert report("1.jsonl", **settings, on_bad_sample="skip")[0]["usable"] is True
+    run_check(CheckConfig(dataset=("1.jsonl",), max_length=128))
+    assert "--max-length has no effect: --model is not given" in capsys.readouterr().err

@@ -51,8 +51,8 @@ FLAGS = {
     """,
     "check": """
         --layout --columns --prompt --answers --preference --objects --qa
-        DATASET --val-dataset --model --image-root --confine-images --allow-private-urls
-        --on-bad-sample --loss-on --seed
+        DATASET --val-dataset --model --max-length --image-root --confine-images
+        --allow-private-urls --on-bad-sample --loss-on --seed
         --write --overwrite --json
     """,
     "data": """

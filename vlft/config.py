@@ -431,6 +431,9 @@ class CheckConfig(ReadingSettings):
         path=True)
     model: str | None = _data(None, "Model folder or hub id: lengths are counted in its tokens.",
                               path=True, default_text="none")
+    max_length: int | None = _data(
+        None, "Longest sample that vlft sft would take, in tokens.", minimum=8,
+        default_text="the model's")
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
     confine_images: Path | None = _data(None, "The only folder that images are read from.",
@@ -453,6 +456,7 @@ class CheckConfig(ReadingSettings):
             (self.write and self.write.suffix != ".jsonl", "--write",
              f"found {self.write}, a name that ends in .jsonl is allowed", ""),
             (self.write is None, given(self, "overwrite"), "--write is not given", None),
+            (self.model is None, given(self, "max_length"), "--model is not given", None),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +16,7 @@ from vlft.data.check import (
     lines_of,
     problem_report,
     token_lengths,
+    too_long,
     with_notes,
     write_messages,
 )
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from vlft.config import CheckConfig
     from vlft.data.conversation import Conversation
     from vlft.data.source import ReadFile
+    from vlft.errors import DataError
     from vlft.families.processor import Processor
 
 
@@ -50,9 +53,8 @@ def run_check(config: CheckConfig) -> None:
         typer.Exit: with code 2 in place of it, if the report is JSON.
     """
     config = check(config)
-    processor = None
-    if config.model is not None:
-        processor = locate_model(config.model, weights=False).processor()
+    model = None if config.model is None else locate_model(config.model, weights=False)
+    processor = model.processor() if model else None
     options = _options(config, processor)
     specs = expand(config.dataset)
     count = len(specs)
@@ -61,6 +63,8 @@ def run_check(config: CheckConfig) -> None:
     unusable = [file for file in read if isinstance(file, UsageError)]
     files = _readable(read)
     problems = [problem for file in read for problem in problems_of(file, strict=strict)]
+    tokens, long = _lengths(files, processor, options)
+    problems += long
     total = sum(len(file.items) for file in files)
     if config.write is not None and total:
         items = (item for file in files for _, item in file.items)
@@ -71,16 +75,15 @@ def run_check(config: CheckConfig) -> None:
         idle = idle_flags({flag for file in files for flag in file.flags}, options.reading)
         problems, unusable = [*problems, *idle], [*unusable, *idle]
     refused = problems if strict else unusable
-    if not total and not refused:
+    if total == len(long) and not refused:
         refused = problems
-    report = _report(read[:count], read[count:], processor)
+    report = _report(read[:count], read[count:], tokens, processor)
     if config.json:
         report["problems"] = [problem_report(problem) for problem in problems]
         report |= {"usable": not refused, "image_notes": list_notes(_noted(files))}
         out.print(json.dumps(report, indent=1, ensure_ascii=False), markup=False)
     else:
         _show(files, report)
-    if not config.json:
         raise_all(refused)
     if refused:
         raise typer.Exit(2)
@@ -88,6 +91,7 @@ def run_check(config: CheckConfig) -> None:
 
 def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
     """How data files are read: for a model, or as for a family without tags for boxes."""
+    longest = processor.max_length if processor else None
     return DataOptions(
         reading=processor.reading(config) if processor else reading_of(config, "<image>"),
         rotate=processor is not None and processor.pixels.rotate,
@@ -95,29 +99,43 @@ def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
         confine_images=config.confine_images,
         allow_private_urls=config.allow_private_urls,
         on_bad_sample=config.on_bad_sample,
+        max_length=None if longest is None else min(config.max_length or longest, longest),
+        model_length=longest,
         seed=config.seed,
     )
+
+
+def _lengths(
+    files: Sequence[ReadFile], processor: Processor | None, options: DataOptions
+) -> tuple[list[list[int]], list[DataError]]:
+    """The lengths of each file's samples in tokens, and the problems of those that are too long."""
+    if processor is None:
+        return [], []
+    encoder = processor.encoder
+    tokens = [token_lengths(file, encoder) for file in files]
+    pairs = zip(files, tokens, strict=True)
+    return tokens, [
+        error for file, found in pairs for error in too_long(file, found, encoder, options)
+    ]
 
 
 def _report(
     train: Sequence[ReadFile | UsageError],
     validation: Sequence[ReadFile | UsageError],
+    tokens: Sequence[Sequence[int]],
     processor: Processor | None,
 ) -> dict[str, Any]:
     """What the data hold, except their problems, as JSON values."""
     sets = {"dataset": _readable(train), "val_dataset": _readable(validation)}
     files = [*sets["dataset"], *sets["val_dataset"]]
     reports = [file_report(file) for file in files]
-    tokens: list[int] = []
     if processor is not None:
-        for file, part in zip(files, reports, strict=True):
-            lengths = token_lengths(file, processor.encoder)
+        for file, part, lengths in zip(files, reports, tokens, strict=True):
             part["tokens"] = count_tokens(file, processor.encoder, lengths)
-            tokens += lengths
     contents = {name: contents_of(group) for name, group in sets.items()}
     report: dict[str, Any] = {
         "files": reports,
-        "histograms": histograms(files, tokens),
+        "histograms": histograms(files, [*chain.from_iterable(tokens)]),
         "replies": replies(files),
         "duplicates": {name: part.duplicates() for name, part in contents.items() if sets[name]},
     }

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlft.data.conversation import flat_text
-from vlft.data.fit import BATCH
+from vlft.data.dataset import of_conversation
+from vlft.data.fit import BATCH, fit
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
-from vlft.errors import ConfigError, shown
+from vlft.errors import ConfigError, DataError, shown
 from vlft.files import cache_folder, replacing
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from vlft.data.conversation import Conversation, ImageRef
     from vlft.data.encoder import Encoder
+    from vlft.data.options import DataOptions
     from vlft.data.source import ReadFile
     from vlft.errors import UsageError
 
@@ -74,6 +76,21 @@ def token_lengths(file: ReadFile, encoder: Encoder) -> list[int]:
         stop = min(start + BATCH, len(items))
         made += encoder.lengths([items.conversation(index) for index in range(start, stop)])
     return made
+
+
+def too_long(
+    file: ReadFile, lengths: Sequence[int], encoder: Encoder, options: DataOptions
+) -> list[DataError]:
+    """The problems of the samples that are longer than ``max_length`` allows."""
+    found = []
+    for index, length in enumerate(lengths):
+        if options.max_length is not None and length > options.max_length:
+            item = file.items.conversation(index)
+            try:
+                fit(item, encoder, options, length)
+            except DataError as error:
+                found.append(of_conversation(error, item))
+    return found
 
 
 def count_tokens(file: ReadFile, encoder: Encoder, lengths: Sequence[int]) -> dict[str, int]:
