@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,8 +20,10 @@ from conftest import (
     logits,
     only_siglip,
 )
+from launched import small_config
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+import vlft
 from vlft.checkpoints import small_files
 from vlft.checkpoints.convert import convert
 from vlft.checkpoints.load import Placement, load_model
@@ -55,6 +58,26 @@ def edit_json(path, keys, value):
 @pytest.mark.parametrize("case", BOTH_LAYOUTS, indirect=True, scope="session", ids=str)
 def test_stock_classes_give_ids_logits_and_replies_of_vlft(case, processor, model, tmp_path):
     path = converted(case.folder, tmp_path / "new", "transformers").path
+    opens_in_stock_classes(path, processor, model)
+
+
+@pytest.mark.parametrize("case", BOTH_LAYOUTS, indirect=True, scope="session", ids=str)
+def test_so_do_those_of_a_merged_folder(case, tmp_path):
+    config = dataclasses.replace(small_config(case, tmp_path), max_steps=1)
+    path = tmp_path / "merged"
+    vlft.merge_lora(
+        vlft.MergeLoraConfig(
+            ckpt_dir=vlft.sft(config).checkpoint,
+            output_dir=path,
+            format="transformers",
+            dtype="float32",
+        )
+    )
+    model, processor = vlft.load(path, dtype="float32")
+    opens_in_stock_classes(path, processor, model)
+
+
+def opens_in_stock_classes(path, processor, model):
     stock = AutoProcessor.from_pretrained(path)
     image = str(GOLDEN / "images" / "photo_b.jpg")
     row = {"query": "<image>Wie heißt <image>das? 你好", "images": [image, image]}
