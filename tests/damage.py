@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# What a field is replaced with. DELETE takes it out.
+# Values that replace a field of a JSON file; DELETE stands for removing the field.
 DELETE = object()
 VALUES = (
     None, "", "x", [], {}, [[]], -1, 0, 1, 3, 10**9, 10**30, 1.5, 1e-300, 1e300, True, False,
@@ -137,7 +137,7 @@ def _bytes(path: Path, chance: random.Random) -> str:
     return f"{how} at {at}"
 
 
-# What is not a regular file.
+# Kinds of path that are no regular file; reading one can hang or fill the memory.
 ODD = ("pipe", "folder", "circle", "nowhere", "zeros")
 
 

@@ -133,7 +133,7 @@ class TestLeakage:
         assert (found["leakage"]["images"], found["leakage"]["samples_with_images"]) == (1, 2)
         (example,) = found["leakage"]["image_examples"]
         assert [Path(example[key]).name for key in ("image", "equals")] == ["copy.png", "a.png"]
-        # What both sets hold is leakage, and no duplicate.
+        # A sample that both sets hold counts as leakage; duplicates are counted within a set.
         assert found["duplicates"]["dataset"]["samples"] == 0
         assert found["duplicates"]["val_dataset"]["images"] == 0
         assert (

@@ -127,7 +127,10 @@ class Trials:
 
 @pytest.fixture
 def trials(request, tmp_path):
-    """A function that starts trials: of a share of the mutations, under a name."""
+    """Makes the trials of a test.
+
+    A share of ``--mutations`` is its count; the name goes into the seed, so that tests differ.
+    """
     seed = request.config.getoption(SEED)
     total = request.config.getoption("--mutations")
 

@@ -62,7 +62,10 @@ def answers(path, *words):
 
 @BOTH
 def test_tune_answer_merge_convert(ocr, checkpoint, tmp_path):
-    """The merged model says what base and adapter say, in both layouts, in the run's mode."""
+    """A merged model gives the replies of base and adapter, in both layouts.
+
+    It also keeps the image mode of the run, without a flag.
+    """
     base = answers(tmp_path / "base.jsonl", "--model", ocr.folder, "--image-mode", ocr.image_mode)
     tuned = answers(tmp_path / "tuned.jsonl", "--ckpt-dir", checkpoint)
     assert tuned != base

@@ -35,7 +35,7 @@ def _inside(tmp_path, monkeypatch):
 
 
 def row_with(text: str, case) -> dict:
-    """A row that has the text wherever its family takes one."""
+    """A record with the text in every field that the family supports."""
     if case.image_mode:
         return {"query": f"a {text} b", "response": f"c {text} d"}
     return {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LONGEST_NAME = 100
 # Ways of matching a name with all expressions together, which take a few milliseconds.
 MOST_WAYS = 200_000
-# Python keeps so many compiled expressions, and compiles others for each name anew.
+# The size of Python's cache of compiled expressions; beyond it each match compiles anew.
 MOST_PATTERNS = 500
 # A repetition of a character with more choices of its length counts as ``.*``.
 FEW_LENGTHS = 8

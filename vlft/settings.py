@@ -25,7 +25,11 @@ Rule = tuple[object, str, str, str | None]
 
 
 class Settings(Protocol):
-    """A frozen dataclass whose fields are made by ``setting``; it knows which were given."""
+    """Base of the configuration classes; each field is declared with ``setting``.
+
+    An instance remembers which values were passed, so that a flag that cannot act is refused even
+    when its value equals the default.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     _given: frozenset[str] = frozenset()

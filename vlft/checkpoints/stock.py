@@ -39,7 +39,7 @@ def check_stock_ids(folder: ModelFolder) -> None:
 
     stock: Any = AutoProcessor.from_pretrained(folder.path)
     first, second, reply = _TEXTS
-    # In the folder, which is swept after a kill, as the system's temporary folder is not.
+    # In the output folder: after a kill the next run removes it, which nobody does in TMPDIR.
     with tempfile.TemporaryDirectory(dir=folder.path) as name:
         image = str(sample_image(Path(name)))
         for system in (None, "Be brief."):

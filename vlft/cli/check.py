@@ -90,7 +90,10 @@ def run_check(config: CheckConfig) -> None:
 
 
 def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
-    """How data files are read: for a model, or as for a family without tags for boxes."""
+    """The reading options of a model; without one, those of a family that has no box tags.
+
+    Boxes are then refused, because nothing says whether the user's model can learn them.
+    """
     longest = processor.max_length if processor else None
     return DataOptions(
         reading=processor.reading(config) if processor else reading_of(config, "<image>"),
@@ -125,7 +128,7 @@ def _report(
     tokens: Sequence[Sequence[int]],
     processor: Processor | None,
 ) -> dict[str, Any]:
-    """What the data hold, except their problems, as JSON values."""
+    """The report on the data as JSON values, without the problems."""
     sets = {"dataset": _readable(train), "val_dataset": _readable(validation)}
     files = [*sets["dataset"], *sets["val_dataset"]]
     reports = [file_report(file) for file in files]

@@ -1,4 +1,4 @@
-"""``vlft data``: annotations of other tools as records that vlft reads."""
+"""``vlft data``: converts annotation files, such as COCO or PAGE XML, into vlft's records."""
 
 from __future__ import annotations
 

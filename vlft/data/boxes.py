@@ -28,20 +28,20 @@ LARGEST = 999
 # How far a box may reach outside of its image, because numbers are rounded: in pixels, or as a
 # share of the width or height.
 PIXELS_OUTSIDE, SHARE_OUTSIDE = 1.0, 0.001
-# Numbers beyond are no places in an image.
+# Larger numbers cannot be coordinates in an image.
 FARTHEST = 1e9
 RUN = re.compile(f"(?:{BOX_TAG})+")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value can be a number of a box; NaN cannot."""
+    """Whether a value is a finite number, as each corner of a box must be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= FARTHEST
 
 
 def write_boxes(conversation: Conversation) -> Conversation:
-    """The conversation with each ``<bbox>`` as the text that the models know.
+    """Replaces each ``<bbox>`` by the tags that the models were trained with.
 
     The facts about its images are known. Boxes that follow each other share one pair of tags.
 

@@ -39,7 +39,7 @@ class Extent:
 
 
 class Encoder(Protocol):
-    """Conversations -> samples of one checkpoint.
+    """Encodes conversations as samples for one checkpoint.
 
     Attributes:
         image_token_id: marks the tokens that are images.
@@ -48,7 +48,7 @@ class Encoder(Protocol):
     image_token_id: int
 
     def encode(self, conversation: Conversation) -> EncodedSample:
-        """Ids and labels."""
+        """Token ids and labels of a conversation."""
 
     def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
         """An image, one of ``count`` in its conversation."""
@@ -60,14 +60,14 @@ class Encoder(Protocol):
         """The special tokens in its texts that are read as plain text."""
 
     def most_tokens(self, extent: Extent, images: Sequence[EncodedImage]) -> int | None:
-        """More tokens a conversation cannot have; None if that is not known."""
+        """An upper bound of a conversation's token count; None if there is none."""
 
     def lengths(self, conversations: Sequence[Conversation]) -> list[int]:
-        """Tokens of each conversation, found without its labels and tensors."""
+        """The token count of each conversation, computed without labels and tensors."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for encoders that give the same lengths."""
+        """A digest that is equal for encoders that give the same lengths."""
 
 
 class ChatEncoder:
@@ -78,7 +78,7 @@ class ChatEncoder:
         self.image_token_id = chat.image_token_id
 
     def encode(self, conversation: Conversation) -> EncodedSample:
-        """Ids and labels; see ``data.encode``."""
+        """Token ids and labels of a conversation; see ``data.encode``."""
         return encode(conversation, self._chat)
 
     def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
@@ -123,7 +123,7 @@ class ChatEncoder:
                 for ref in item.images
                 if ref.facts
             ]
-            # BOS, and an image has one tag in the text.
+            # One more for BOS; the tag of an image is one token of the text.
             text = 1 + sum(next(counts) for _ in pieces) - len(images)
             made.append(text + sum(image.tokens + border for image in images))
         return made
@@ -152,9 +152,9 @@ class ChatEncoder:
         try:
             two = self._written(2)
         except DataError:
-            # A family of single exchanges.
+            # This family knows one question and one reply, without history.
             two = 2 * one
-        # BOS is no byte of the text.
+        # BOS is added beside the tokens of the text.
         return one + 1, max(two - one, 0), len(self._chat.system_prompt.encode())
 
     def _written(self, exchanges: int) -> int:
@@ -165,7 +165,7 @@ class ChatEncoder:
         return text + len(SEPARATION)
 
 
-# Between a system prompt and the first turn.
+# The separator between a system prompt and the first turn.
 SEPARATION = "\n\n"
 # Sizes of images that families with tiles cut differently.
 PROBES = ((1, 1), (384, 384), (500, 300), (2000, 1000), (1000, 3000))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Conversations that are tokenised at once.
 BATCH = 256
-# Not a length: the conversation was not tokenised.
+# Stands for an unknown length: the conversation was not tokenised.
 UNKNOWN = -1
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 8
 # Columns of the longest bar: with title, label and count a row has at most 80.
 LONGEST_BAR = 40
-# A reply of as many times the median's characters, and at least as many, is told of.
+# A reply is named if it has this many times the median's characters, and at least so many.
 EXTREME, LONG = 20, 500
 EXAMPLES = 5
 

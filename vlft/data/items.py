@@ -148,7 +148,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
         return self.columns.images[start : self.columns.ends[index]]
 
     def extent(self, index: int) -> Extent:
-        """What bounds the tokens of a conversation."""
+        """The sizes that give an upper bound of a conversation's token count."""
         turns = self.columns.turns[index]
         return Extent(self.columns.size[index], abs(turns), turns < 0)
 
@@ -223,7 +223,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
 
 
 def extent_of(item: Conversation) -> Extent:
-    """What bounds the tokens of a conversation."""
+    """The sizes that give an upper bound of a conversation's token count."""
     size = sum(
         len(part) if part.isascii() else len(part.encode())
         for turn in item.turns

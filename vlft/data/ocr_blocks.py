@@ -70,7 +70,7 @@ def _block(parts: Mapping[str, str], where: str, size: tuple[int, int]) -> Block
     """The block of what stands within and after its tags, of which ``where`` was not closed."""
     found = dict(parts)
     if where != "text":
-        # A tag has one line: what follows is text.
+        # A tag ends with its line; the next line is text.
         found[where], _, rest = parts[where].strip().partition("\n")
         found["text"] += rest
     inside = TYPE.match(found["det"])

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 EXAMPLE = 'write e.g. {"query": "...", "response": "..."}'
 BOM = "\ufeff"
 
-# What a record holds, or its problem.
+# A record as its file holds it, or the error that reading it gave.
 Value = dict[str, Any] | list[Any] | DataError
-# (line, the value that starts there)
+# (line number, value that starts on this line)
 Found = tuple[int, Value]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vlft.data.conversation import Conversation
 
-# Of grounding and of tables: what replies are made of, whoever writes them.
+# Tags of grounding and tables stay tokens: replies are made of them.
 CONTENT = frozenset(
     {
         "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>",

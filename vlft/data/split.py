@@ -104,7 +104,7 @@ def split_off(data: Dataset, ratio: float, seed: int) -> list[int]:
     sizes = np.bincount(groups)
     by_group, ends = np.argsort(groups, kind="stable"), np.cumsum(sizes)
     positions = data.store.positions[data.rows]
-    # Of several samples of a record, which are in one group, the last.
+    # A record may give several samples, all in one group; the last of them counts.
     found = np.searchsorted(positions, drawn, side="right") - 1
     is_sample = (found >= 0) & (positions[found] == drawn)
     chosen: set[int] = set()

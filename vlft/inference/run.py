@@ -162,7 +162,7 @@ def _header(
             "quantize": placement.quantize,
             "merge_lora": config.merge_lora,
             **treatment.changed,
-            # Only where it matters, so that files of older releases are continued.
+            # Recorded only if the data hold such tokens: files of older releases are continued.
             **({"special_tokens": "text"} if data.as_text else {}),
             **({} if config.format == "text" else {"format": config.format}),
         },

@@ -1,4 +1,4 @@
-"""``--save-text``: a text file for each document, once all of its pages are answered."""
+"""``--save-text``: writes a document's text file once all of its pages have replies."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Planner:
                 del self._rows[next(iter(self._rows))]
             epoch, index = divmod(number, self.schedule.steps_per_epoch)
             if epoch not in self._epochs:
-                # The order of a single epoch is kept.
+                # Only the current epoch is kept: the order of a million samples takes tens of MB.
                 self._epochs = {epoch: self.schedule.epoch(epoch)}
             self._rows[number] = self.rows(self._epochs[epoch][index])
         return self._rows[number]

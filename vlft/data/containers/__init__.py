@@ -52,7 +52,7 @@ def open_records(path: Path, named: Collection[str] = ()) -> Records:
     with ExitStack() as opened:
         file = opened.enter_context(open_text(path))
         records = _read_text(file, path, ending, named)
-        # From here on the records close it.
+        # From here on the index owns the file: closing the records closes it.
         weakref.finalize(records, opened.pop_all().close)
     return records
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vlft.data.records import Found, Value
 
-# ((first byte, line) of a record, its problem)
+# ((offset, line number) of a record, error of reading it)
 Indexing = tuple[tuple[int, int], DataError | None]
 
 
@@ -40,7 +40,7 @@ class Indexed(Sequence["Found"]):
         file.seek(here)
 
     def add(self, place: tuple[int, int], problem: DataError | None) -> None:
-        """Adds a record by its first byte and its line."""
+        """Adds a record to the index: the offset of its first byte, and its line number."""
         offset, line = place
         if problem is not None:
             self.problems[len(self.offsets)] = problem
@@ -54,7 +54,7 @@ class Indexed(Sequence["Found"]):
         return len(self.offsets)
 
     def __getitem__(self, index: Any) -> Any:
-        """The line of a record and its value, or its problem."""
+        """The line number of a record, and its value or the error of reading it."""
         line = self.lines[index] if self.lines else index + 1
         if index in self.problems:
             return line, self.problems[index]

@@ -88,7 +88,7 @@ def read_json(file: BinaryIO, named: Collection[str] = ()) -> tuple[str, Indexed
 
 
 def record_at(data: bytes) -> dict[str, Any] | list[Any] | DataError:
-    """The record whose bytes these are, with what follows it."""
+    """Parses one record from its bytes; bytes of the next record may follow."""
     text = data.decode("utf-8", "ignore")
     return _record(_decoder.raw_decode(text, skip_blank(text, 0))[0])
 
@@ -134,7 +134,7 @@ def _move_to_value(window: Window, key: str) -> None:
     """Moves from the start of an object to the value of a key."""
     name = None
     while name != key:
-        # Behind the bracket or the comma is a key, behind it a colon.
+        # After a bracket or a comma comes a key, after the key a colon.
         window.position += 1
         window.skip_blank()
         name, window.position = window.decode(_decoder)

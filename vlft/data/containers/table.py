@@ -114,7 +114,7 @@ def _twice(header: Sequence[str]) -> DataError | None:
 
 
 def _row(data: bytes, header: Sequence[str], separator: str) -> Value:
-    """The record whose bytes these are, with what follows it."""
+    """Parses one record from its bytes; bytes of the next record may follow."""
     _, row, _ = next(_rows(io.BytesIO(data), separator))
     if len(row) != len(header):
         cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 # Bytes that are read at once.
 CHUNK = 2**20
 BLANK = re.compile(f"[ \\t\\r\\n{BOM}]*")
-# Columns of an error are counted from the start of a line, unless that is further away.
+# An error names its column unless its line starts further back than this many characters.
 LONGEST_LINE = 2**24
 # Near the end of what is read, an error may be due to what follows: "\ud8" of a longer escape.
 LONGEST_ESCAPE = 12
 
 
 class NotTextError(DataError):
-    """A byte of a file, counted from 0, that is no UTF-8."""
+    """The offset of a byte that is not valid UTF-8."""
 
     def __init__(self, byte: int) -> None:
         super().__init__(f"not UTF-8 (byte {byte})", hint="save the file as UTF-8")
@@ -94,7 +94,7 @@ class Window:
                 if is_cut and self.more():
                     continue
                 raise
-            # A number may go on.
+            # A number at the end of the window may continue in the next part of the file.
             if end < len(self.text) or isinstance(value, dict | list) or not self.more():
                 return value, end
 
@@ -113,7 +113,7 @@ class Window:
 
     @property
     def line_end(self) -> int:
-        """The index where the line of the position ends."""
+        """The index of the end of the line that holds the position."""
         end = self.text.find("\n", self.position)
         return len(self.text) if end < 0 else end
 
@@ -132,7 +132,7 @@ class Window:
     def line_of(self, index: int) -> int:
         """The number of the line of an index."""
         text, position = self.text, self.position
-        # An error at the end of a file is of its last line with text.
+        # An error at the end of a file is reported for its last line with text.
         index = min(index, len(text.rstrip()) if self.ended else len(text))
         before = text.count("\n", index, position)
         return self.line + text.count("\n", position, index) - before

@@ -64,7 +64,7 @@ def _convert_xml(path: Path, options: Options, found: Found) -> None:
 def _convert_json(
     path: Path, options: Options, found: Found, references: list[Record], instances: list[Coco]
 ) -> None:
-    """Adds the records of a file, or keeps those that need another file."""
+    """Adds a file's records; those that refer to another file wait for it."""
     records: list[Record] = []
     for record in open_records(path, KEYS):
         if isinstance(record, RecordError):

@@ -22,7 +22,7 @@ DECIMALS = 3
 
 
 def is_coco(fields: Any) -> bool:
-    """Whether an object is a COCO file."""
+    """Whether a JSON object has the keys of a COCO file."""
     return isinstance(fields, Mapping) and {"images", "annotations"} <= fields.keys()
 
 
@@ -63,7 +63,7 @@ class Coco:
 
 
 def read_coco(fields: Mapping[str, Any], path: Path) -> Coco:
-    """A COCO file of its object.
+    """Parses a COCO file.
 
     Raises:
         DataError: an item is no object, or has no id.
@@ -123,7 +123,7 @@ def _read(
     grouped: Grouped,
     place: str,
 ) -> None:
-    """Adds the record of a caption, or puts a box to those of its kind."""
+    """Adds a caption as a record, or a box to the boxes of its image and category."""
     if isinstance(item.get("caption"), str):
         image = coco.image(item.get("image_id"), options, place)
         name, question = str(item.get("id", place)), options.prompt or DESCRIBE
@@ -151,7 +151,7 @@ def _locate(
 
 
 def attempt(work: Callable[[], None], place: str, found: Found) -> None:
-    """Does some work; its problem is one of the file."""
+    """Runs a function and collects its DataError as a problem of the file."""
     try:
         work()
     except DataError as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vlft.data.records import Record
 
-# Names of parts -> those that DeepSeek-OCR writes; others stay.
+# Names of layout parts -> the names that DeepSeek-OCR writes; other names stay.
 REFS = {
     "text_block": "text",
     "figure": "image",

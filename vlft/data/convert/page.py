@@ -92,7 +92,7 @@ def _block(line: Element, page: Element, path: Path, options: Options) -> Block 
 
 
 def _corners(line: Element, page: Element, path: Path) -> Corners:
-    """The box around the outline of a line, as shares of the page.
+    """The bounding box of a line's outline, as shares of the page's width and height.
 
     Raises:
         DataError: there is none.
@@ -102,7 +102,7 @@ def _corners(line: Element, page: Element, path: Path) -> Corners:
     if outline is not None:
         listed = POINT.findall(outline.attributes.get("points", ""))
         points = [(float(x), float(y)) for x, y in listed]
-        # Before 2013 each point was an element.
+        # The schema before 2013 has one element for each point.
         points += [_point(point) for point in outline.own("Point")]
     if not points:
         place = f"{shown(path)}:{line.line}"

@@ -61,7 +61,7 @@ def _refer(record: Record, instances: Sequence[Coco], options: Options, found: F
 
 
 def convert_expressions(records: Sequence[Record], options: Options, found: Found) -> None:
-    """Adds a record for each expression.
+    """Adds one record for each referring expression of the file.
 
     Raises:
         DataError: nothing says what the numbers of a box are.

@@ -40,7 +40,7 @@ class Element:
 
     @property
     def text(self) -> str:
-        """All characters right inside it."""
+        """The text directly inside the element, without that of its children."""
         return "".join(self.pieces)
 
     def index(self, name: str) -> int | None:
@@ -61,7 +61,7 @@ class Element:
 
 
 class _Builder:
-    """What expat calls while it reads."""
+    """The handlers that expat calls; they build a bounded tree."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 NAME = "objects"
 EXAMPLE = '"objects": {"ref": ["cat"], "bbox": [[10, 20, 60, 80]]}'
-# The names of an entry, with those of older files.
+# Names that an entry may use -> the name of today.
 NAMES = {"ref": "ref", "caption": "ref", "bbox": "bbox", "bbox_type": "bbox_type",
          "image_id": "image_id", "image": "image_id"}  # fmt: skip
-# What no ref may hold: it would be read as something else.
+# Tags that the text of a ref may not contain: they would be read as tags.
 MARKS = re.compile(r"<\|/?(?:ref|det|grounding)\|>|<bbox>|<ref-object>|<image>|<image_placeholder>")
 
 
@@ -109,7 +109,7 @@ def _of_columns(value: Mapping[str, Any]) -> Objects:
         boxes = [boxes]
     ids = value.get("image_id", [])
     ids = list(ids) if isinstance(ids, list | tuple) else [ids] * len(boxes)
-    # What is not stated is of the first image.
+    # A box without image_id is on the first image, as ms-swift documents.
     ids += [0] * (len(boxes) - len(ids))
     kind = value.get("bbox_type")
     names = [f'"{NAME}": box {number}' for number in range(1, len(boxes) + 1)]

@@ -29,7 +29,7 @@ LOSSES = ("loss", "loss_weight", "weight")
 CALLS = ("tool_calls", "function_call")
 OWN_IMAGES = ("images", "image")
 IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source", "value")
-# What makes an object a turn, and all that is read of one.
+# The keys that make an object a turn, and all keys that are read of a turn.
 TURN_KEYS = frozenset((*ROLES, *chain(*PAIRS)))
 READ_KEYS = TURN_KEYS.union(CONTENTS, LOSSES, CALLS, OWN_IMAGES)
 EXAMPLE = '{"role": "user", "content": "..."}'
