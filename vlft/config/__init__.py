@@ -5,9 +5,10 @@ Python API are all made from these dataclasses.
 """
 
 from vlft.config.data import CheckConfig, DataConfig
+from vlft.config.drawing import DrawConfig
 from vlft.config.inference import InferConfig
 from vlft.config.models import CacheConfig, ConvertConfig, MergeLoraConfig, ModelsConfig
-from vlft.config.shared import PANELS
+from vlft.config.shared import PANELS, ReadingSettings
 from vlft.config.training import (
     INIT_LORA,
     JOINED_TOKENS,
@@ -29,9 +30,11 @@ __all__ = [
     "CheckConfig",
     "ConvertConfig",
     "DataConfig",
+    "DrawConfig",
     "InferConfig",
     "MergeLoraConfig",
     "ModelsConfig",
     "PlanConfig",
+    "ReadingSettings",
     "SftConfig",
 ]
