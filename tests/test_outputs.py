@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 
 import pytest
 from conftest import SIGLIP
 
 import vlft
+from vlft import locks
 from vlft.checkpoints.outputs import MARK, output_folder
 from vlft.checkpoints.small_files import _copy
 from vlft.data.check import write_messages
@@ -112,15 +115,49 @@ def test_the_sample_image_is_written_where_a_kill_cannot_leave_it(tmp_path, monk
     assert "sample.png" not in {path.name for path in tmp_path.rglob("*")}
 
 
-def test_a_pipe_in_the_place_of_a_lock_is_told_and_stays(tmp_path):
+@pytest.mark.parametrize("kind", ["pipe", "text", "empty", "lines"])
+def test_what_is_in_the_place_of_a_lock_and_not_of_vlft_is_told_and_stays(
+    tmp_path, kind, monkeypatch
+):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
     lock = tmp_path / ".new.lock"
-    os.mkfifo(lock)
+    texts = {"text": "mine\n", "empty": "", "lines": "process 1 on a\nmine\n"}
+    lock.write_text(texts[kind]) if kind in texts else os.mkfifo(lock)
     with (
-        pytest.raises(CheckpointError, match=r"its lock \.new\.lock is no regular file"),
+        pytest.raises(CheckpointError, match=r"its lock \.new\.lock is no file that vlft has"),
         locked(lock, tmp_path / "new"),
     ):
         pass
-    assert lock.is_fifo()
+    assert lock.read_text() == texts[kind] if kind in texts else lock.is_fifo()
+
+
+def test_what_the_user_puts_in_the_place_of_a_lock_meanwhile_stays(tmp_path):
+    lock = tmp_path / ".new.lock"
+    with locked(lock, tmp_path / "new"):
+        lock.unlink()
+        lock.write_text("mine\n")
+    assert lock.read_text() == "mine\n"
+
+
+def test_a_lock_that_was_just_made_is_waited_for(tmp_path):
+    """Its maker, who has not taken it yet, gets it."""
+    lock = tmp_path / ".new.lock"
+    lock.touch()
+    owner = threading.Timer(0.1, lambda: lock.write_text("process 1 on elsewhere\n"))
+    owner.start()
+    with locked(lock, tmp_path / "new"):
+        assert f"process {os.getpid()} on" in lock.read_text()
+    owner.join()
+
+
+def test_a_lock_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"), locked(tmp_path / ".lock", tmp_path):
+        pass
+    assert not names(tmp_path)
 
 
 def hold(lock, ready):
