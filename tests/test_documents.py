@@ -85,7 +85,7 @@ def replies(monkeypatch):
     stop_at = [None]
     asked_and_stop = (asked, stop_at)
     monkeypatch.setattr(infer_run, "generate_replies", reply)
-    monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
+    monkeypatch.setattr(infer_run, "_load_for_inference", lambda *_: None)
     return asked_and_stop
 
 
@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_and_has_no_half_documents(here, replies, pdfium):
         read("a.jpg", "b.pdf", **given)
     assert [path.name for path in (here / "text").iterdir()] == ["a.md"]
     stop_at[0] = None
-    (here / "text" / ".b.md.part").write_text("what a kill has left")
+    (here / "text" / ".b.md.0123abcd.part").write_text("what a kill has left")
     read("a.jpg", "b.pdf", **given)
     assert len(asked) == 4
     assert (here / "text" / "b.md").read_text().count("reply") == 3

@@ -30,6 +30,7 @@ from vlft.checkpoints.runs import (
     remove_checkpoint,
     save_checkpoint,
     sweep,
+    write_run_config,
 )
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.families.base import encode_images
@@ -514,6 +515,31 @@ class TestKilled:
             save_checkpoint(tmp_path, 2, full, keep=1, best_step=None)
         assert [step for step, _ in checkpoints_in(tmp_path)] == [1]
         assert not list(tmp_path.glob(".*"))
+
+    @only_siglip
+    def test_a_run_that_cannot_begin_leaves_no_folder(self, config, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(training_run, "write_provenance", full)
+        with pytest.raises(
+            VlftError, match="No space left on device\n hint: make room, then start"
+        ):
+            vlft.sft(config)
+        assert not list(config.output_dir.glob("*/*"))
+
+    def test_a_full_disk_keeps_the_settings_that_were_there(self, tmp_path, monkeypatch):
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        write_run_config(tmp_path, {"a": 1})
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_run_config(tmp_path, {"b": 1})
+        assert json.loads((tmp_path / "run_config.json").read_text()) == {"a": 1}
+        (tmp_path / ".run_config.json.0123abcd.part").touch()
+        sweep(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["run_config.json"]
 
 
 class TestFileSystems:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.console import warn
 from vlft.errors import LONE_SURROGATE, CheckpointError, ConfigError, shown
+from vlft.locks import hold
 from vlft.schema import AGAIN, check_fields
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 # The largest small file, in bytes: tokenizer.json of published models has about 8 MB.
 LARGEST = 2**27
+# What a kill leaves of a file that was being written, see ``replacing``.
+LEFT_FILE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 # The system's error number, as Rust ends the text of an error.
 _warn_once = functools.cache(warn)
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -150,18 +153,37 @@ def is_disk_full(error: OSError) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of the path once it is whole and on the disk.
 
-    After an error nothing is left of it; after a kill the next call replaces it.
+    After an error nothing is left of it; after a kill the next call removes it.
     """
     # Names are 255 bytes at most.
     name = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
-    part = path.with_name(f".{name}.part")
-    part.unlink(missing_ok=True)
+    _sweep(path.parent, name)
+    part = path.with_name(f".{name}.{os.urandom(4).hex()}.part")
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        hold(descriptor)
         yield part
         flush(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file in one step: after an error or a kill it is as it was before."""
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Removes what kills have left of a file; what a living process writes is locked."""
+    for path in folder.iterdir():
+        found = LEFT_FILE.fullmatch(path.name)
+        if found and found[1] == name and path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                if hold(file.fileno()):
+                    path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

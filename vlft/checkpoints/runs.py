@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.config import SftConfig
 from vlft.console import warn
-from vlft.data.specs import expand, parse_spec
-from vlft.errors import CheckpointError, DataError, VlftError, raise_all, shown
-from vlft.files import digest, flush, flush_folder, is_disk_full, json_text, read_object, real_path
+from vlft.errors import CheckpointError, VlftError, raise_all, shown
+from vlft.files import (
+    LEFT_FILE,
+    flush,
+    flush_folder,
+    is_disk_full,
+    json_text,
+    read_object,
+    real_path,
+    write_whole,
+)
 from vlft.schema import (
     ANY,
     BOOL,
@@ -39,10 +47,12 @@ from vlft.schema import (
 from vlft.settings import convert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What a kill leaves of one that was being written or removed.
+_LEFT = re.compile(r"\.checkpoint-\d+\.(part|old)")
 RUN_CONFIG = "run_config.json"
 PROVENANCE = "provenance.json"
 CONFIG = "config.json"
@@ -197,10 +207,14 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Removes what a kill left of checkpoints that were being written or removed."""
-    for pattern in (".checkpoint-*.part", ".checkpoint-*.old"):
-        for folder in run.glob(pattern):
-            shutil.rmtree(folder)
+    """Removes what a kill left of checkpoints and files that were being written or removed."""
+    for path in run.iterdir():
+        if path.is_symlink():
+            continue
+        if _LEFT.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+        elif LEFT_FILE.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def point(link: Path, target: str) -> None:
@@ -238,7 +252,7 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a run into its folder, or into that of a checkpoint."""
-    (folder / RUN_CONFIG).write_text(json_text(settings, indent=2) + "\n", "utf-8")
+    write_whole(folder / RUN_CONFIG, json_text(settings, indent=2) + "\n")
 
 
 def read_run_config(folder: Path) -> SftConfig:
@@ -255,35 +269,3 @@ def read_run_config(folder: Path) -> SftConfig:
     values, problems = convert(SftConfig, {"special_tokens": "keep", **stated}, source=shown(path))
     raise_all(problems)
     return SftConfig(**values)
-
-
-def check_same_data(run: Path, data_files: Iterable[str]) -> None:
-    """Raises CheckpointError if a data file has changed since the run was started."""
-    before = read_provenance(run).get("data", {})
-    for path, value in data_digests(data_files).items():
-        if before.get(path) != value:
-            raise CheckpointError(
-                "the file is not the one that the run was started with",
-                place=shown(path),
-                hint="put the old file back, or start a new run",
-            )
-
-
-def data_digests(data_files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each data file by its path; what follows ``#`` is left out.
-
-    A folder of data has one for each of its files.
-
-    Raises:
-        DataError: a file is missing.
-    """
-    named = [parse_spec(spec)[0] for spec in expand(list(data_files))]
-    for path in named:
-        if not path.exists():
-            raise DataError("no such file", place=shown(path), hint="put the data file back")
-    paths = [file for path in named for file in (_files_in(path) if path.is_dir() else [path])]
-    return {str(path): digest(path) for path in paths}
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())

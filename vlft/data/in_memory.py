@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.data.embedded import store
 from vlft.data.references import is_in_memory, png_of
 from vlft.errors import DataError
-from vlft.files import cache_folder
+from vlft.files import cache_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ def keep_records(rows: Sequence[Mapping[str, Any]]) -> str:
     name = hashlib.sha256(f"{here}\n{text}".encode()).hexdigest()
     path = cache_folder("datasets") / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(FOLDER).write_text(here, "utf-8")
-    path.write_text(text, "utf-8")
+    write_whole(path.with_suffix(FOLDER), here)
+    write_whole(path, text)
     return str(path)
 
 

@@ -6,7 +6,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vlft.checkpoints.runs import PROVENANCE, check_same_data
+from vlft.checkpoints.data_files import check_same_data
+from vlft.checkpoints.runs import PROVENANCE
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.documents import keep_documents
 from vlft.data.image_notes import warn_of_images

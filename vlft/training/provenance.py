@@ -14,12 +14,13 @@ import jsonlines
 import torch
 
 from vlft import __version__, console
+from vlft.checkpoints.data_files import data_digests
 from vlft.checkpoints.identity import is_other, small_files
-from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, data_digests, read_provenance
+from vlft.checkpoints.runs import ADAPTER_WEIGHTS, PROVENANCE, read_provenance
 from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
 from vlft.errors import CheckpointError, shown
-from vlft.files import digest, read_text
+from vlft.files import digest, read_text, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,8 +123,8 @@ def _write(
     base = {"model_files": small_files(folder.path), "base_weights": folder.weights_digest}
     text = json.dumps({**record, **base}, indent=2)
     if images := _images(data):
-        (run / IMAGE_DIGESTS).write_text("".join(f"{d}\n" for d in images.values()), "utf-8")
-    (run / PROVENANCE).write_text(text + "\n", "utf-8")
+        write_whole(run / IMAGE_DIGESTS, "".join(f"{d}\n" for d in images.values()))
+    write_whole(run / PROVENANCE, text + "\n")
 
 
 def _images(data: tuple[Dataset, Dataset]) -> dict[Path, str]:

@@ -9,8 +9,9 @@ autotuner: from then on nothing in them changes.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from vlft import console
+from vlft.checkpoints.data_files import check_same_data
 from vlft.checkpoints.runs import (
-    check_same_data,
     checkpoints_in,
     new_run_folder,
     sweep,
@@ -58,7 +59,7 @@ from vlft.vision.cache import Images, fill, release_towers
 from vlft.vision.cache_plan import plan_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from vlft.config import SftConfig
@@ -157,9 +158,21 @@ def _train(
     run = _open_run(setup, config, data, position, backend, held)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
-    try:
+    with _failing(run):
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
         backend.world.on_rank_zero(lambda: plot_run(run))
+    # What is left of the model is transformers' own.
+    restore(model.module)
+    result = _close(run, position, time.perf_counter() - started)
+    backend.world.end_if(problem)
+    return result
+
+
+@contextmanager
+def _failing(run: Path) -> Iterator[None]:
+    """Says of a disk that fails while the block writes to the run how to go on."""
+    try:
+        yield
     except OSError as error:
         remedy = "make room" if is_disk_full(error) else "correct that"
         saved = bool(checkpoints_in(run))
@@ -169,11 +182,6 @@ def _train(
             place=str(error.filename or run),
             hint=f"{remedy}, then {going_on}",
         ) from error
-    # What is left of the model is transformers' own.
-    restore(model.module)
-    result = _close(run, position, time.perf_counter() - started)
-    backend.world.end_if(problem)
-    return result
 
 
 def _prepare_images(
@@ -229,23 +237,34 @@ def _open_run(
 ) -> Path:
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
 
-    def prepare() -> Path:
-        if setup.resumed is None:
-            run = new_run_folder(config.output_dir, setup.model_name)
+    def begin(run: Path) -> None:
+        with _failing(run):
             held.enter_context(locked(run / LOCK, run))
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
             write_findings(run, data)
-        else:
-            run = setup.resumed.parent
+            write_run_config(run, to_json(config))
+
+    def go_on(run: Path) -> None:
+        with _failing(run):
             held.enter_context(locked(run / LOCK, run))
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)
             if setup.changed:
                 record_changes(run, setup.changed, setup.folder, data)
-        if setup.resumed is None or config != setup.config:
-            write_run_config(run, to_json(config))
+            if config != setup.config:
+                write_run_config(run, to_json(config))
+
+    def prepare() -> Path:
+        if setup.resumed is not None:
+            go_on(setup.resumed.parent)
+            return setup.resumed.parent
+        run = new_run_folder(config.output_dir, setup.model_name)
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, run, ignore_errors=True)
+            begin(run)
+            undo.pop_all()
         return run
 
     run = backend.world.on_rank_zero(prepare)

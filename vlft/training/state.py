@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from vlft.checkpoints.weights import read_metadata
 from vlft.console import warn
 from vlft.errors import CheckpointError, shown
-from vlft.files import open_tensors, read_object, replacing, save_tensors
+from vlft.files import open_tensors, read_object, save_tensors, write_whole
 from vlft.schema import BOOL, OBJECT, Schema, number, whole
 from vlft.training.plots import METRICS, parse_metrics
 from vlft.training.progress import Window
@@ -206,5 +206,4 @@ def cut_metrics(run: Path, step: int) -> None:
         if damaged:
             warn(f"{shown(path)}: {damaged} damaged lines are left out")
         kept = [row for row in rows if row is not None and row["step"] <= step]
-        with replacing(path) as part:
-            part.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
