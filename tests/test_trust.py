@@ -18,7 +18,7 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.runs import read_run_config
 from vlft.cli.check import run_check
 from vlft.config import CheckConfig, ConvertConfig, InferConfig, SftConfig
-from vlft.errors import CheckpointError, DataError, VlftError, shown
+from vlft.errors import CheckpointError, DataError, UsageError, VlftError, shown
 from vlft.files import read_object
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.schema import ANY
@@ -212,3 +212,11 @@ class TestNames:
         (tmp_path / "i.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=r"i\.jsonl:1: a\.png: "):
             self.check("i.jsonl")
+
+
+@pytest.mark.parametrize("name", ["dataset", "val_dataset"])
+@pytest.mark.parametrize("value", [{"query": "a"}, [{"query": "a", "response": "b"}], ["a", {}]])
+def test_settings_in_a_file_name_data_files_and_hold_no_records(tmp_path, name, value):
+    (tmp_path / "run_config.json").write_text(json.dumps({"model": "m", name: value}))
+    with pytest.raises(UsageError, match=rf"run_config\.json: {name}: found .*, text is allowed"):
+        read_run_config(tmp_path)

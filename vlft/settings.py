@@ -176,7 +176,7 @@ def convert(
         if not source and fields[name].metadata["argument"]:
             place = name.upper()
         try:
-            converted[name] = _value(cls, fields[name], value, place)
+            converted[name] = _value(cls, fields[name], value, place, is_python=not source)
         except UsageError as error:
             problems.append(error)
     return converted, problems
@@ -217,8 +217,10 @@ def _is_changed(config: Any, name: str) -> bool:
     return bool(getattr(config, name) != getattr(type(config), name, ()))
 
 
-def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> Any:
-    """The value in the field's type.
+def _value(
+    cls: type, spec: dataclasses.Field[Any], value: Any, place: str, *, is_python: bool
+) -> Any:
+    """The value in the field's type; Python may give records in the place of files.
 
     Raises:
         ConfigError: it has another type, or is outside the field's limits.
@@ -237,7 +239,8 @@ def _value(cls: type, spec: dataclasses.Field[Any], value: Any, place: str) -> A
     value_type = field_type(cls, spec.name)
     if is_repeatable(cls, spec.name):
         items = value if isinstance(value, list | tuple) else [value]
-        if spec.metadata["records"] and any(isinstance(item, dict) for item in items):
+        is_records = is_python and spec.metadata["records"]
+        if is_records and any(isinstance(item, dict) for item in items):
             return tuple(items)
         values = tuple(_scalar(value_type, item, place) for item in items)
         return tuple(_path(v, place) for v in values) if spec.metadata["path"] else values
