@@ -16,7 +16,8 @@ test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 torture: $(VENV)/ready
-	$(BIN)/pytest tests/test_torture.py tests/test_data_fuzz.py --kills 30 --records 20000
+	$(BIN)/pytest tests/test_torture.py tests/test_torture_outputs.py --kills 60
+	$(BIN)/pytest tests/test_data_fuzz.py --records 20000
 
 hostile: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_hostile.py --mutations 3000 --numprocesses logical

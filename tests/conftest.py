@@ -94,7 +94,7 @@ only_siglip = pytest.mark.only_siglip
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="how many runs test_torture.py kills")
+    parser.addoption("--kills", type=int, default=3, help="of runs; two thirds of other commands")
     parser.addoption("--mutations", type=int, default=24, help="trials of test_hostile.py")
     parser.addoption("--records", type=int, default=200, help="records of test_data_fuzz.py")
     parser.addoption("--hostile-seed", type=int, default=0, help="of test_hostile.py")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SECONDS = 10
 WAIT = 60
 MEMORY = 2 * 2**30
+# Bytes of a file that a process may write.
+LARGEST = 2**28
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,7 @@ class Stage:
 def run(arguments: list[str], log: Path, user: Path | None = None) -> Outcome:
     """Runs a command line in a forked process; its home is the folder ``user``, if one is given."""
     before = _resident()
-    process = os.fork()
-    if not process:
-        _child(arguments, log, user)
+    process = start(arguments, log, user)
     deadline = time.monotonic() + WAIT
     code = None
     while True:
@@ -119,12 +119,20 @@ def run(arguments: list[str], log: Path, user: Path | None = None) -> Outcome:
     return Outcome(code, log.read_text("utf-8", "replace"), usage.ru_maxrss * 1024 - before)
 
 
+def start(arguments: list[str], log: Path, user: Path | None = None, largest: int = LARGEST) -> int:
+    """Starts such a process, which writes no file of more than so many bytes; returns its id."""
+    process = os.fork()
+    if not process:
+        _child(arguments, log, user, largest)
+    return process
+
+
 def _resident() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _child(arguments: list[str], log: Path, user: Path | None) -> None:
+def _child(arguments: list[str], log: Path, user: Path | None, largest: int) -> None:
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -142,7 +150,7 @@ def _child(arguments: list[str], log: Path, user: Path | None) -> None:
             pages = int(file.read().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         sys.argv = ["vlft", *arguments]
         app.main()

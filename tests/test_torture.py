@@ -1,7 +1,7 @@
 """Real runs, killed at random moments, go on to the same adapter, bit for bit.
 
 The moments are spread over the whole run: reading, encoding images, steps, saving. ``--kills N``
-asks for more than the three of the default run; ``make torture`` asks for thirty. The moments that
+asks for more than the three of the default run; ``make torture`` asks for sixty. The moments that
 chance seldom finds (in an evaluation, while a checkpoint is removed) have tests of their own.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -251,12 +252,15 @@ def test_two_ranks_stop_in_an_evaluation(tmp_path, number):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A disk that holds two checkpoints and not many more, and a function that makes it larger."""
-    place = tmp_path / "output"
+def small_disk(tmp_path, request):
+    """A disk, of the size in the parameter, and a function that makes it larger.
+
+    By default it holds two checkpoints and not many more.
+    """
+    place, size = tmp_path / "output", getattr(request, "param", "500k")
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
         check=False,
         capture_output=True,
     )
@@ -289,6 +293,64 @@ def test_a_full_disk_loses_nothing(whole, small_disk, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     state = adapter(go_on(tmp_path))
     assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
+
+
+@pytest.mark.parametrize("small_disk", ["4k", "8k", "60k", "100k"], indirect=True)
+def test_a_disk_without_room_for_a_checkpoint(
+    whole, small_disk, tmp_path, monkeypatch, kills, request
+):
+    if kills <= 3:
+        pytest.skip("with --kills above 3")
+    size = request.node.callspec.params["small_disk"]
+    process = start(tmp_path, tmp_path / "cache")
+    process.join(120)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert process.exitcode == 1, errors
+    assert "No space left on device" in errors
+    assert "make room, then start again" in errors
+    assert "Traceback" not in errors
+    # Of a run that could not begin nothing is there, else what it has said so far.
+    for run in run_folders(tmp_path):
+        assert (run / "run_config.json").exists()
+        assert not list(run.glob(".*"))
+    assert bool(run_folders(tmp_path)) == (size not in ("4k", "8k"))
+    small_disk()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    state = adapter(go_on(tmp_path))
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
+
+
+def test_two_at_once(whole, tmp_path, kills):
+    """One of them goes on with the run; the other is told, or comes after it."""
+    if kills <= 3:
+        pytest.skip("with --kills above 3")
+    process = start(tmp_path, tmp_path / "cache", save_total_limit=100)
+    process.join(120)
+    (run,) = run_folders(tmp_path)
+    generator = random.Random(0)
+    for _ in range(kills // 6):
+        for step, folder in checkpoints_in(run):
+            if step > 1:
+                shutil.rmtree(folder)
+        logs, processes = [tmp_path / "first.txt", tmp_path / "second.txt"], []
+        for log in logs:
+            log.unlink(missing_ok=True)
+            words = ["sft", "--resume", str(run)]
+            cache = str(tmp_path / "cache")
+            processes.append(subprocesses.start(words, log, XDG_CACHE_HOME=cache))
+            time.sleep(generator.random() * 0.3)
+        for process in processes:
+            process.join(120)
+        errors = [log.read_text() for log in logs]
+        codes = [process.exitcode for process in processes]
+        assert "Traceback" not in "".join(errors), errors
+        assert 0 in codes, errors
+        holders = [f"another vlft writes to it (process {one.pid} on" for one in processes]
+        for code, said in zip(codes, errors, strict=True):
+            assert code == 0 or (code == 2 and any(holder in said for holder in holders)), errors
+        state = adapter(run)
+        assert all(torch.equal(state[name], tensor) for name, tensor in whole[0].items())
+        assert not list(run.glob(".*"))
 
 
 def test_a_difference_would_be_seen(whole, tmp_path):

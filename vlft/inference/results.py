@@ -141,13 +141,14 @@ class ResultFile:
 
     def append(self, replies: Sequence[Reply]) -> None:
         """Appends and flushes the lines of the next records; with ``overwrite`` it replaces."""
-        if self._overwrite:
-            self.path.unlink(missing_ok=True)
-            self._overwrite = False
         if not self.done:
             # Whole or absent: half a header would stop every later command.
             with replacing(self.header_path) as part:
                 part.write_text(json.dumps(self._header, indent=2) + "\n", "utf-8")
+                if self._overwrite:
+                    # Not earlier: the disk may have no room even for the header.
+                    self.path.unlink(missing_ok=True)
+                    self._overwrite = False
         with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
             for reply in replies:
                 conversation = self._conversations[self.done]
