@@ -58,6 +58,12 @@ FLAGS = {
     "data": """
         SRC --image-root --prompt --boxes --box-format --on-bad-sample --output --overwrite
     """,
+    "draw": """
+        --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
+        --accept-changes --prompt --dataset --image-root --confine-images --allow-private-urls
+        --on-bad-sample --num-images --cfg-weight --temperature --batch-size --seed
+        --output-dir --overwrite
+    """,
     "merge-lora": """
         --ckpt-dir --model --revision --hub --base --device --accept-changes
         --output-dir --format --dtype --max-shard-size --overwrite

@@ -85,7 +85,7 @@ def replies(monkeypatch):
     stop_at = [None]
     asked_and_stop = (asked, stop_at)
     monkeypatch.setattr(infer_run, "generate_replies", reply)
-    monkeypatch.setattr(infer_run, "_load_for_inference", lambda *_: None)
+    monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
     return asked_and_stop
 
 

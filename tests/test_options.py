@@ -150,6 +150,7 @@ class TestBooleans:
             "convert": "a b ",
             "merge-lora": "--ckpt-dir x ",
             "data": "a --output b.jsonl ",
+            "draw": "--ckpt-dir x --dataset a ",
         }
         needed |= {"sft": "--dataset a ", "plan": "", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):
@@ -294,7 +295,7 @@ class TestMsSwift:
             ("sfft", "did you mean 'sft'?"),
             (
                 "--lora-rank",
-                "allowed: sft, plan, check, data, infer, merge-lora, convert, models, cache",
+                "allowed: sft, plan, check, data, infer, draw, merge-lora, convert, models, cache",
             ),
         ],
     )

@@ -63,7 +63,7 @@ class Demo(Settings):
     perhaps: bool | None = setting(None, "", panel="")
     word: str = setting("a", "", panel="", choices=("a", "b"))
     text: str | None = setting(None, "", panel="")
-    path: Path | None = setting(None, "", panel="")  # noqa: RUF009 (as in config.py)
+    path: Path | None = setting(None, "", panel="")  # noqa: RUF009 (as in vlft/config)
     words: tuple[str, ...] = setting((), "", panel="")
 
     def rules(self):

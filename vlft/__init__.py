@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlft.checkpoints.convert import convert
     from vlft.checkpoints.merge import merge_lora
-    from vlft.config import ConvertConfig, InferConfig, MergeLoraConfig, SftConfig
+    from vlft.config import ConvertConfig, DrawConfig, InferConfig, MergeLoraConfig, SftConfig
     from vlft.data.encode import EncodedSample
     from vlft.errors import VlftError
     from vlft.families.processor import Processor
+    from vlft.inference.draw import Drawing, draw
     from vlft.inference.generate import Reply, generate, load
     from vlft.inference.run import run_infer as infer
     from vlft.training.run import run_sft as sft
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ConvertConfig", "EncodedSample", "InferConfig", "MergeLoraConfig", "Processor", "Reply",
-    "SftConfig", "VlftError", "__version__", "convert", "generate", "infer", "load", "merge_lora",
-    "sft",
+    "ConvertConfig", "DrawConfig", "Drawing", "EncodedSample", "InferConfig", "MergeLoraConfig",
+    "Processor", "Reply", "SftConfig", "VlftError", "__version__", "convert", "draw", "generate",
+    "infer", "load", "merge_lora", "sft",
 ]  # fmt: skip
 
 _HOMES = {
     "ConvertConfig": "vlft.config:ConvertConfig",
+    "DrawConfig": "vlft.config:DrawConfig",
+    "Drawing": "vlft.inference.draw:Drawing",
     "EncodedSample": "vlft.data.encode:EncodedSample",
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
@@ -42,6 +45,7 @@ _HOMES = {
     "SftConfig": "vlft.config:SftConfig",
     "VlftError": "vlft.errors:VlftError",
     "convert": "vlft.checkpoints.convert:convert",
+    "draw": "vlft.inference.draw:draw",
     "generate": "vlft.inference.generate:generate",
     "infer": "vlft.inference.run:run_infer",
     "load": "vlft.inference.generate:load",

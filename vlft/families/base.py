@@ -98,6 +98,25 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class ImageGenerator:
+    """How a model draws: the LLM predicts the codes of an image, one after another.
+
+    Legend: K codes of an image, as many as ``Pixels.tokens``; D width of the LLM, H W pixels.
+
+    Attributes:
+        embed: (model, codes (..., T) int64) -> (..., T, D), their input embeddings.
+        head: name of the module that maps last hidden states (..., D) to scores of codes.
+        decode: (model, codes (I, K)) -> (I, 3, H, W) float32 from -1, black, to 1, white.
+        encode: (model, (I, 3, H, W) pixel values as for the vision tower) -> (I, K) int64.
+    """
+
+    embed: Callable[[nn.Module, Tensor], Tensor]
+    head: str
+    decode: Callable[[nn.Module, Tensor], Tensor]
+    encode: Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family.
 
@@ -139,6 +158,7 @@ class Family:
         stops_loops: whether a reply that repeats itself without end is stopped.
         keep_dtype_suffixes: tensors with these name endings are never cast.
         check_form: see ``ChatFormat.check``.
+        generator: how its models draw; None if they do not.
     """
 
     name: str
@@ -169,6 +189,7 @@ class Family:
     stops_loops: bool = False
     keep_dtype_suffixes: tuple[str, ...] = ()
     check_form: Callable[[Conversation], None] | None = None
+    generator: ImageGenerator | None = None
 
     @property
     def has_transformers_layout(self) -> bool:

@@ -1,7 +1,7 @@
-"""Janus-1.3B, Janus-Pro-1B and -7B: image understanding; the generation parts stay unchanged.
+"""Janus-1.3B, Janus-Pro-1B and -7B: understanding of images, and drawing.
 
 image -> SigLIP tower -> aligner (linear, GELU, linear, ...) -> Llama LLM -> text
-                        VQ model, generation embeddings, aligner, head (unused here)
+VQ model, generation embeddings, aligner and head draw, see janus_generator.py
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.errors import CheckpointError
 from vlft.families import deepseek_vl, multi_modality, siglip
 from vlft.families.base import Config, Parts, Pixels, Roles, known_fields
+from vlft.families.janus_generator import GENERATOR
 from vlft.families.keymap import KeyMap, KeyRule
 from vlft.families.multi_modality import LLAMA_KEYS, aligner_config, module_config
 from vlft.families.pixels import read_settings, square_pixels
@@ -275,4 +276,5 @@ FAMILY = replace(
     native_config=_native_config,
     pixels=_pixels,
     original_config=_original_config,
+    generator=GENERATOR,
 )

@@ -44,11 +44,15 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """(B, V) scores with noise."""
+        return scores + self.noise(scores)
+
+    def noise(self, scores: Tensor) -> Tensor:
+        """(B, V) float32 Gumbel noise for scores (B, V)."""
         waits = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(waits, self._generators, strict=True):
             row.exponential_(generator=generator)
         # -log(0) is infinite: it would select even a token whose score is minus infinity.
-        return scores - waits.clamp_min_(torch.finfo(torch.float32).tiny).log()
+        return -waits.clamp_min_(torch.finfo(torch.float32).tiny).log()
 
 
 class Finite(LogitsProcessor):  # type: ignore[misc]

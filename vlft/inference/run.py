@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlft import __version__, console
-from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.identity import small_files
-from vlft.checkpoints.load import Placement, load_model, resolve_placement
-from vlft.checkpoints.locate import ModelFolder, locate_model
-from vlft.checkpoints.merge import load_full_precision, put_into
-from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.data.documents import open_documents
 from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
@@ -28,6 +23,7 @@ from vlft.inference.data import load_records
 from vlft.inference.decoding import record_seed
 from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling, generate_replies
+from vlft.inference.model import find_model, load_for_inference, placement_of
 from vlft.inference.results import ResultFile, read_results
 from vlft.inference.saved_text import SavedText
 from vlft.settings import check
@@ -35,6 +31,9 @@ from vlft.settings import check
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vlft.checkpoints.load import Placement
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.tuned import Tuned
     from vlft.config import InferConfig
     from vlft.data.dataset import Dataset
     from vlft.data.documents import Document
@@ -65,7 +64,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     """
     config = check(config)
     sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
-    tuned, folder = _find_model(config)
+    tuned, folder = find_model(config)
     treatment = ImageSettings.of(config, tuned.settings if tuned else None)
     special_tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
     processor = treatment.apply(folder.processor()).with_special_tokens(special_tokens)
@@ -77,9 +76,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if config.image_root is not None and data and not data.images():
         console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
-    placement = _placement(config, folder, tuned)
+    placement = placement_of(config, folder, tuned)
     if data is None:
-        model = _load_for_inference(config, folder, tuned, placement)
+        model = load_for_inference(config, folder, tuned, placement)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
     header = _header(config, sampling, treatment, folder, tuned, data, placement)
@@ -99,7 +98,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
         if results.done:
             console.info(f"{results.path} answers {results.done} of {len(data)} records already")
         if results.done < len(data):
-            model = _load_for_inference(config, folder, tuned, placement)
+            model = load_for_inference(config, folder, tuned, placement)
             _answer(model, processor, data, sampling, results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
@@ -129,16 +128,6 @@ def _report(
     if texts is not None:
         texts.finish()
     console.info(f"{results.done} replies in {results.path}")
-
-
-def _find_model(config: InferConfig) -> tuple[Tuned | None, ModelFolder]:
-    """The checkpoint, if one is named, and its base or the model itself."""
-    hub: Any = {"revision": config.revision, "hub": config.hub}
-    if config.ckpt_dir is None:
-        return None, locate_model(config.model, **hub)
-    accept = config.accept_changes
-    tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
-    return tuned, tuned.base
 
 
 def _header(
@@ -192,33 +181,6 @@ def _check_for_checkpoint(config: InferConfig, tuned: Tuned | None, processor: P
             f"--max-new-tokens {config.max_new_tokens}: prompt and reply together have at most "
             f"{processor.max_length} tokens"
         )
-
-
-def _placement(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Placement:
-    """Device, dtype and quantisation; where the user is silent, the last two are the training's."""
-    dtype, quantize = config.dtype, config.quantize
-    if tuned is not None:
-        dtype = tuned.settings.dtype if dtype == "auto" else dtype
-        quantize = quantize or tuned.settings.quantize
-    device, quantize = config.device, quantize or "none"
-    return resolve_placement(
-        folder, dtype=dtype, device=device, quantize=quantize, attn=config.attn
-    )
-
-
-@console.working("loading the model")
-def _load_for_inference(
-    config: InferConfig, folder: ModelFolder, tuned: Tuned | None, placement: Placement
-) -> Any:
-    """The model; with its adapter, or merged."""
-    if tuned is None or tuned.adapter is None:
-        return load_model(folder, placement)
-    if not config.merge_lora:
-        return load_adapter(load_model(folder, placement), tuned.adapter)
-    whole = replace(placement, dtype=torch.float32, quantize="none")
-    model = load_full_precision(tuned, whole, "dequantized")
-    merged = put_into(load_adapter(model, tuned.adapter), tuned.adapter)
-    return merged.to(placement.dtype)
 
 
 def _show_rows(rows: list[dict[str, Any]], form: str) -> None:

@@ -19,14 +19,12 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from vlft.models.cache_name import CACHE
 from vlft.models.deepseek_vl2.configuration import DeepseekVL2Config
 from vlft.models.deepseek_vl2.text import DeepseekVL2TextModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# The field of a model's output that holds keys and values; transformers 5.24 renamed it.
-CACHE = next(name for name in ("cache", "past_key_values") if hasattr(CausalLMOutputWithPast, name))
 
 
 class Projector(nn.Module):

@@ -1,0 +1,219 @@
+"""``vlft draw``: files that are whole or absent, resumed, and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, JANUS_PRO, SIGLIP, write_jsonl
+from PIL import Image
+
+import vlft
+from vlft.cli.commands import COMMANDS
+from vlft.cli.options import read_settings
+from vlft.errors import UsageError
+from vlft.inference import draw_run, image_files
+from vlft.inference.image_files import ImageFiles, read_facts
+
+MODEL = ["--model", str(JANUS_PRO.folder)]
+PROMPTS = ["--prompt", "a red square", "a blue circle", "--num-images", "3", "--batch-size", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str):
+    command = COMMANDS["draw"]
+    config, _ = read_settings(command.config, "draw", [*MODEL, *words])
+    return draw_run.run_draw(config)
+
+
+def files(folder: str = "images") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.png"))}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def message(*words: str) -> str:
+    with pytest.raises(UsageError) as error:
+        run(*words)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+class TestFiles:
+    def test_are_those_of_python(self):
+        result = run(*PROMPTS)
+        assert [path.name for path in result.images] == [
+            "00001-01.png", "00001-02.png", "00001-03.png",
+            "00002-01.png", "00002-02.png", "00002-03.png",
+        ]  # fmt: skip
+        model, processor = vlft.load(JANUS_PRO.folder)
+        drawn = vlft.draw(
+            model, processor, ["a red square", "a blue circle"], num_images=3, batch_size=4
+        )
+        for path, drawing in zip(result.images, drawn, strict=True):
+            assert np.array_equal(pixels(path), np.asarray(drawing.image))
+
+    def test_say_what_they_were_drawn_from(self):
+        run("--prompt", "a red square", "--cfg-weight", "3", "--seed", "7")
+        facts = read_facts(Path("images/00001-01.png"))
+        assert facts["prompt"] == ["a red square"]
+        assert (facts["cfg_weight"], facts["temperature"], facts["seed"]) == (3.0, 1.0, 7)
+        assert facts["image"] == 0
+        assert facts["vlft"] == vlft.__version__
+
+    def test_the_sheet_shows_all(self, monkeypatch):
+        monkeypatch.setattr(image_files, "PER_SHEET", 4)
+        result = run(*PROMPTS)
+        assert [path.name for path in result.sheets] == ["sheet-01.png", "sheet-02.png"]
+        with Image.open(result.sheets[0]) as sheet:
+            assert sheet.size == (3 * image_files.SIDE, 2 * (image_files.SIDE + 14))
+            tile = sheet.crop((2, 2, image_files.SIDE - 2, image_files.SIDE - 2))
+        with Image.open(result.images[0]) as image:
+            small = image.resize(tile.size, Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(tile), np.asarray(small))
+
+
+class TestResume:
+    def test_after_a_stop_the_files_are_the_same(self, monkeypatch):
+        """Also where the stop cut a batch, which rounds as a whole."""
+        run(*PROMPTS, "--output-dir", "whole")
+        save, saved = ImageFiles.save, []
+
+        def stopping(self, number, image):
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+            saved.append(number)
+            save(self, number, image)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFiles, "save", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                run(*PROMPTS)
+        assert set(files()) == {"00001-01.png", "00001-02.png"}
+        before = {path: path.stat().st_mtime_ns for path in Path("images").glob("0*.png")}
+        run(*PROMPTS)
+        assert files() == files("whole")
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+    def test_nothing_is_loaded_if_all_are_there(self, monkeypatch, capfd):
+        run(*PROMPTS)
+        monkeypatch.setattr(draw_run, "load_for_inference", None)
+        run(*PROMPTS)
+        assert "images holds 6 of 6 images already" in capfd.readouterr().err
+
+    def test_more_images_keep_the_first(self):
+        run("--prompt", "a red square")
+        first = files()
+        run("--prompt", "a red square", "a cat", "--num-images", "2")
+        assert files()["00001-01.png"] == first["00001-01.png"]
+
+    @pytest.mark.parametrize(
+        ("changed", "found"),
+        [
+            (["--cfg-weight", "2"], "another cfg_weight, 5.0"),
+            (["--seed", "1"], "another seed, 42"),
+            (["--dtype", "bfloat16"], "another dtype, float32"),
+        ],
+    )
+    def test_other_settings_are_refused(self, changed, found):
+        run("--prompt", "a red square")
+        before = files()
+        text = message("--prompt", "a red square", *changed)
+        assert f"images/00001-01.png: was drawn with {found}" in text
+        assert "name another --output-dir, or add --overwrite" in text
+        assert files() == before
+        run("--prompt", "a red square", *changed, "--overwrite")
+        assert files()["00001-01.png"] != before["00001-01.png"]
+
+    def test_other_prompts_are_refused(self):
+        run("--prompt", "a red square")
+        assert "another prompt, ['a red square']" in message("--prompt", "a cat")
+
+    @pytest.mark.parametrize("name", ["00001-01.png", "sheet-01.png"])
+    def test_files_of_others_are_refused(self, name):
+        Path("images").mkdir()
+        Image.new("RGB", (4, 4)).save(Path("images", name))
+        assert f"images/{name}: is there, and vlft has not drawn it" in message("--prompt", "red")
+
+    def test_a_damaged_file_is_refused_and_replaced(self):
+        run("--prompt", "a red square")
+        path = Path("images/00001-01.png")
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert "vlft has not drawn it" in message("--prompt", "a red square")
+        run("--prompt", "a red square", "--overwrite")
+        assert path.read_bytes() == whole
+
+
+class TestData:
+    def test_records_may_show_images(self):
+        rows = [
+            {"query": "<image>Make it blue.", "images": ["photo_a.jpg"]},
+            {"query": "a red square", "response": "is not read"},
+        ]
+        write_jsonl(Path("prompts.jsonl"), rows)
+        given = ["--dataset", "prompts.jsonl", "--image-root", str(GOLDEN / "images")]
+        result = run(*given, "--temperature", "0")
+        assert read_facts(result.images[0])["prompt"] == ["<image>Make it blue."]
+        assert len(read_facts(result.images[0])["images"]) == 1
+        run("--prompt", "a red square", "--temperature", "0", "--output-dir", "one")
+        assert np.array_equal(pixels(result.images[1]), pixels("one/00001-01.png"))
+
+    def test_a_system_prompt_is_used(self):
+        rows = [{"query": "red", "system": text} for text in ("", "Draw in oil.")]
+        write_jsonl(Path("prompts.jsonl"), [*rows, {"query": "red"}])
+        result = run("--dataset", "prompts.jsonl", "--temperature", "0")
+        empty, oil, none = map(pixels, result.images)
+        assert np.array_equal(empty, none)
+        assert not np.array_equal(empty, oil)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ([], "vlft draw: nothing to draw\n hint: add e.g. --prompt 'a red square'"),
+            (["--prompt", "a", "--dataset", "b"], "--prompt: found together with --dataset"),
+            (["--prompt", "a", "--image-root", "b"], "--image-root: only for --dataset"),
+            (["--prompt", " "], "--prompt: found ' '\n hint: write what to draw"),
+            (["--prompt", "<image>a"], "1 <image>"),
+            (["--prompt", "a", "--merge-lora"], "--merge-lora: needs an adapter"),
+            (["--prompt", "a", "--num-images", "0"], "--num-images: found 0, at least 1"),
+            (["--prompt", "a", "--cfg-weight", "-1"], "--cfg-weight: found -1, at least 0"),
+            (["--prompt", "a " * 20000], "tokens"),
+        ],
+    )
+    def test_of_settings(self, words, expected):
+        assert expected in message(*words)
+        assert not Path("images").exists()
+
+    def test_a_family_that_does_not_draw(self):
+        text = message("--prompt", "a", "--model", str(SIGLIP.folder))
+        assert "DeepSeek-VL (SigLIP tower) does not draw images" in text
+
+    def test_a_file_for_a_folder(self):
+        Path("images").write_text("x")
+        assert "images: not a folder\n hint: name another --output-dir" in message("--prompt", "a")
+
+    def test_bad_records(self):
+        write_jsonl(Path("prompts.jsonl"), [{"query": "red"}, {"images": []}])
+        assert "prompts.jsonl:2" in message("--dataset", "prompts.jsonl")
+        result = run("--dataset", "prompts.jsonl", "--on-bad-sample", "skip")
+        assert len(result.images) == 1
+
+
+def test_through_the_command_line(monkeypatch, capfd):
+    COMMANDS["draw"].run(
+        *read_settings(COMMANDS["draw"].config, "draw", [*MODEL, "--prompt", "red"])
+    )
+    err = capfd.readouterr().err
+    assert "1 images in images, all of them on sheet-01.png" in err
+    assert read_facts(Path("images/00001-01.png"))["prompt"] == ["red"]

@@ -1,0 +1,112 @@
+"""Settings of the commands on model folders: merge-lora, convert, models, cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlft.config.shared import (
+    DEVICES,
+    DTYPES,
+    HUBS,
+    hub_rules,
+    makers,
+)
+from vlft.settings import Rule, Settings, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_model, _output = makers("Model", "Output")
+
+
+# A table: one or two lines for a setting.
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class MergeLoraConfig(Settings):
+    """Settings of ``vlft merge-lora``."""
+
+    ckpt_dir: Path | None = _model(
+        None, "Run folder of vlft sft, or a checkpoint-N in it.", default_text="required")
+    model: str | None = _model(None, "Base model.", path=True, default_text="the run's")
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
+    base: str = _model(
+        "dequantized", "Weights to add a QLoRA adapter to: the dequantized ones of its training, "
+        "or the original.", choices=("dequantized", "original"))
+    device: str = _model("cpu", "Device to merge on, in float32.", choices=DEVICES)
+    accept_changes: bool = _model(False, "Merge although the model has other weights than the "
+                                  "adapter's base.")
+
+    output_dir: Path | None = _output(
+        None, "New folder for the merged model.", default_text="CKPT_DIR-merged")
+    format: str = _output("auto", "Layout of the files. original: the authors'. auto: the base's.",
+                          choices=("auto", "original", "transformers"))
+    dtype: str = _output(
+        "auto", "Data type of the files. auto: that of the base's files.", choices=DTYPES)
+    max_shard_size: str = _output("5GB", "Largest size of a weight file.")
+    overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
+
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
+            (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
+             "name a run or a checkpoint-N folder of vlft sft"),
+            *hub_rules(self, self.model),
+            _shard_size(self.max_shard_size),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Settings):
+    """Settings of ``vlft convert``."""
+
+    src: str | None = _model(None, "Model folder or hub id.", path=True, argument=True)
+    dst: Path | None = _model(None, "New folder for the model.", argument=True)
+    revision: str | None = _model(None, "Branch, tag or commit on the hub.")
+    hub: str = _model("huggingface", "Hub that model ids refer to.", choices=HUBS)
+
+    model_roles: str = _model(
+        "auto", "Names of user and assistant in Janus' chat text. words: User, Assistant, as "
+        "Janus-1.3B; tokens: <|User|>, <|Assistant|>, as Janus-Pro; auto: what the files say.",
+        choices=("auto", "words", "tokens"))
+
+    format: str = _output("original", "Layout of the files. original: the authors'.",
+                          choices=("original", "transformers"))
+    dtype: str = _output(
+        "auto", "Data type of the files. auto: that of each tensor.", choices=DTYPES)
+    max_shard_size: str = _output("5GB", "Largest size of a weight file.")
+    overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
+
+    def rules(self) -> Sequence[Rule]:
+        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        return (
+            (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
+             "write vlft convert SRC DST --format transformers"),
+            *hub_rules(self, self.src),
+            _shard_size(self.max_shard_size),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig(Settings):
+    """``vlft models`` has no settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(Settings):
+    """Settings of ``vlft cache``."""
+
+    action: str = setting("info", "info lists what is kept, clear removes all of it.",
+                          panel="Action", argument=True, choices=("info", "clear"))
+# fmt: on
+
+
+def _shard_size(size: str) -> Rule:
+    """The rule of a size: refused if it has another unit, or makes a file of each tensor."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size.strip(), re.IGNORECASE)
+    kilobytes = float(found[1]) * 1000 ** "KMGT".index(found[2].upper()) if found else 0
+    hint = "write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
+    return kilobytes < 1, "--max-shard-size", f"found {size!r}, at least 1KB is allowed", hint

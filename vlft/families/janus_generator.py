@@ -1,0 +1,50 @@
+"""The parts of Janus that draw: an image is a grid of codes, which the LLM predicts one by one.
+
+text -> LLM -> generation head -> code -> generation embedding, aligner -> LLM -> next code, ...
+all codes -> codebook -> VQ decoder -> image;     image -> VQ encoder -> nearest entry -> codes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn import functional as F
+
+from vlft.families.base import ImageGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _embed(model: Any, codes: Tensor) -> Tensor:
+    """(..., D) input embeddings of codes."""
+    found: Tensor = model.model.generation_aligner(model.model.generation_embeddings(codes))
+    return found
+
+
+def _decode(model: Any, codes: Tensor) -> Tensor:
+    """(I, 3, H, W) float32 images of codes (I, K); -1 is black, 1 is white."""
+    found: Tensor = model.model.vqmodel.decode(codes)
+    return found.float()
+
+
+def _encode(model: Any, pixels: Tensor) -> Tensor:
+    """(I, K) int64 codes of images (I, 3, H, W).
+
+    As in the authors' code, the nearest entry is that of the largest cosine. The class of
+    transformers compares vectors that are not normalised, and finds other codes for half of them.
+    """
+    vq = model.model.vqmodel
+    latent = F.normalize(vq.quant_conv(vq.encoder(pixels)).float(), dim=1)
+    book = F.normalize(vq.quantize.embedding.weight.float(), dim=1)
+    rows = latent.flatten(2).transpose(1, 2)
+    found: Tensor = (rows @ book.T).argmax(-1)
+    return found
+
+
+GENERATOR = ImageGenerator(
+    embed=_embed,
+    head="model.generation_head",
+    decode=_decode,
+    encode=_encode,
+)

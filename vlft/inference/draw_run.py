@@ -1,0 +1,199 @@
+"""``vlft draw``: images of prompts, by a checkpoint or a model."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vlft import __version__, console
+from vlft.config import ReadingSettings
+from vlft.data.conversation import flat_text
+from vlft.data.dataset import load_dataset
+from vlft.data.drawing import SYSTEM_PROMPT
+from vlft.data.image_notes import warn_of_images
+from vlft.data.in_memory import keep_records
+from vlft.data.layouts.place import COMMON_TAG
+from vlft.data.options import DataOptions
+from vlft.data.special_tokens import warn_of_special_tokens
+from vlft.errors import ConfigError, shown
+from vlft.families.image_settings import ImageSettings
+from vlft.files import digest
+from vlft.inference.draw import (
+    cut_batches,
+    draw_batch,
+    drawing_prompt,
+    generator_of,
+    image_seed,
+    orders_of,
+)
+from vlft.inference.guided import Guidance
+from vlft.inference.image_files import ImageFiles
+from vlft.inference.model import find_model, load_for_inference, placement_of
+from vlft.settings import check
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vlft.checkpoints.load import Placement
+    from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.tuned import Tuned
+    from vlft.config import DrawConfig
+    from vlft.data.conversation import Conversation
+    from vlft.data.dataset import Dataset
+    from vlft.data.encode import EncodedSample
+    from vlft.families.processor import Processor
+
+
+@dataclass(frozen=True)
+class DrawResult:
+    """The images of a command, prompt by prompt, and the sheets that show all of them."""
+
+    images: list[Path]
+    sheets: list[Path]
+
+
+def run_draw(config: DrawConfig) -> DrawResult:
+    """Draws images of prompts into files; those that are there already are kept.
+
+    Raises:
+        VlftError: bad input.
+    """
+    config = check(config)
+    tuned, folder = find_model(config)
+    processor = folder.processor()
+    generator_of(processor.family)
+    if tuned is not None:
+        processor = ImageSettings.of(tuned.settings).apply(processor)
+        processor = processor.with_special_tokens(tuned.settings.special_tokens)
+    data = _read_prompts(config, processor)
+    placement = placement_of(config, folder, tuned)
+    shared = _facts(config, folder, tuned, placement)
+    files = ImageFiles(
+        config.output_dir,
+        len(data),
+        config.num_images,
+        lambda prompt, image: {**shared, **_facts_of(data.conversations[prompt]), "image": image},
+        overwrite=config.overwrite,
+    )
+    with files.held():
+        missing = files.find_missing()
+        total = len(data) * config.num_images
+        if len(missing) < total:
+            console.info(f"{files.folder} holds {total - len(missing)} of {total} images already")
+        if missing:
+            model = load_for_inference(config, folder, tuned, placement)
+            _draw(model, processor, data, files, missing, config)
+        sheets = files.write_sheets()
+    console.info(f"{total} images in {shown(files.folder)}, all of them on {sheets[0].name}")
+    return DrawResult([files.path(number) for number in range(total)], sheets)
+
+
+def _read_prompts(config: DrawConfig, processor: Processor) -> Dataset:
+    """The records to draw, in the order of their images."""
+    options = DataOptions(
+        reading=processor.reading(ReadingSettings(), need_response=False),
+        image_root=config.image_root,
+        confine_images=config.confine_images,
+        allow_private_urls=config.allow_private_urls,
+        rotate=processor.pixels.rotate,
+        on_bad_sample=config.on_bad_sample,
+        max_length=processor.max_length - (processor.pixels.tokens or 0) - 1,
+        seed=config.seed,
+    )
+    files: Sequence[str] = config.dataset
+    if config.prompt:
+        blank = [text for text in config.prompt if not text.strip()]
+        if blank:
+            hint = "write what to draw, e.g. --prompt 'a red square'"
+            raise ConfigError(f"found {blank[0]!r}", place="--prompt", hint=hint)
+        files = [keep_records([{"query": text} for text in config.prompt])]
+    data = load_dataset(files, processor.encoder, options)
+    warn_of_images(data.with_notes())
+    warn_of_special_tokens(data.as_text)
+    return data
+
+
+def _draw(
+    model: Any,
+    processor: Processor,
+    data: Dataset,
+    files: ImageFiles,
+    missing: set[int],
+    config: DrawConfig,
+) -> None:
+    """Draws the missing images.
+
+    A batch with a missing image is drawn as a whole: in another batch the last bits of scores may
+    differ, and with them a code.
+    """
+    batches = cut_batches(len(data), config.num_images, config.batch_size)
+    wanted = [batch for batch in batches if not missing.isdisjoint(batch)]
+    guidance = Guidance(config.cfg_weight, config.temperature)
+    codes = len(wanted) * (processor.pixels.tokens or 0)
+    steps = console.tracked(itertools.repeat(None, codes), "drawing", codes)
+    begin = time.perf_counter()
+    for batch in wanted:
+        orders = orders_of(
+            batch,
+            config.num_images,
+            lambda number: _encode(data.conversations[number], processor),
+            partial(_seed, data, config.seed),
+        )
+        drawn = draw_batch(model, processor, orders, guidance, partial(next, steps, None))
+        for number, drawing in zip(batch, drawn, strict=True):
+            if number in missing:
+                files.save(number, drawing.image)
+    next(steps, None)
+    seconds = time.perf_counter() - begin
+    console.info(f"{len(missing)} images drawn in {seconds:,.0f} s")
+
+
+def _encode(conversation: Conversation, processor: Processor) -> EncodedSample:
+    return drawing_prompt(
+        processor.encode_conversation(_as_prompt(conversation)), processor, conversation.place
+    )
+
+
+def _as_prompt(conversation: Conversation) -> Conversation:
+    """The conversation without its reply; without system prompt if it states none."""
+    system = SYSTEM_PROMPT if conversation.system is None else conversation.system
+    return replace(conversation.without_reply(), system=system)
+
+
+def _seed(data: Dataset, seed: int, prompt: int, image: int) -> int:
+    """The seed of an image: of its record in its file, wherever that stands among the prompts."""
+    file, record = data.positions[prompt]
+    return image_seed(seed, (file << 32) + record, image)
+
+
+def _facts(
+    config: DrawConfig, folder: ModelFolder, tuned: Tuned | None, placement: Placement
+) -> dict[str, Any]:
+    """What all images of a command are drawn with."""
+    adapter = tuned.adapter if tuned else None
+    files = sorted(adapter.glob("adapter_*")) if adapter else []
+    return {
+        "vlft": __version__,
+        "cfg_weight": config.cfg_weight,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "quantize": placement.quantize,
+        "merge_lora": config.merge_lora,
+        "model": folder.weights_digest,
+        "adapter": {path.name: digest(path) for path in files},
+    }
+
+
+def _facts_of(conversation: Conversation) -> dict[str, Any]:
+    """What the images of a prompt are drawn from."""
+    prompt = conversation.without_reply()
+    return {
+        "prompt": [flat_text(turn, COMMON_TAG) for turn in prompt.turns],
+        "system": prompt.system,
+        "images": [image.facts.digest for image in prompt.images if image.facts],
+    }

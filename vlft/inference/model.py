@@ -1,0 +1,57 @@
+"""The model that a command runs: the one of a checkpoint, with its adapter, or one by its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlft import console
+from vlft.checkpoints.adapter import load_adapter
+from vlft.checkpoints.load import Placement, load_model, resolve_placement
+from vlft.checkpoints.locate import ModelFolder, locate_model
+from vlft.checkpoints.merge import load_full_precision, put_into
+from vlft.checkpoints.tuned import Tuned, open_tuned
+
+if TYPE_CHECKING:
+    from vlft.config import DrawConfig, InferConfig
+
+
+def find_model(config: InferConfig | DrawConfig) -> tuple[Tuned | None, ModelFolder]:
+    """The checkpoint, if one is named, and its base or the model itself."""
+    hub: Any = {"revision": config.revision, "hub": config.hub}
+    if config.ckpt_dir is None:
+        return None, locate_model(config.model, **hub)
+    accept = config.accept_changes
+    tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
+    return tuned, tuned.base
+
+
+def placement_of(
+    config: InferConfig | DrawConfig, folder: ModelFolder, tuned: Tuned | None
+) -> Placement:
+    """Device, dtype and quantisation; where the user is silent, the last two are the training's."""
+    dtype, quantize = config.dtype, config.quantize
+    if tuned is not None:
+        dtype = tuned.settings.dtype if dtype == "auto" else dtype
+        quantize = quantize or tuned.settings.quantize
+    device, quantize = config.device, quantize or "none"
+    return resolve_placement(
+        folder, dtype=dtype, device=device, quantize=quantize, attn=config.attn
+    )
+
+
+@console.working("loading the model")
+def load_for_inference(
+    config: InferConfig | DrawConfig, folder: ModelFolder, tuned: Tuned | None, placement: Placement
+) -> Any:
+    """The model; with its adapter, or merged."""
+    if tuned is None or tuned.adapter is None:
+        return load_model(folder, placement)
+    if not config.merge_lora:
+        return load_adapter(load_model(folder, placement), tuned.adapter)
+    whole = replace(placement, dtype=torch.float32, quantize="none")
+    model = load_full_precision(tuned, whole, "dequantized")
+    merged = put_into(load_adapter(model, tuned.adapter), tuned.adapter)
+    return merged.to(placement.dtype)
