@@ -26,7 +26,7 @@ FLAGS = {
     "sft": """
         --layout --columns --prompt --answers --preference --objects --qa
         --model --revision --hub --dtype --device --quantize --attn
-        --dataset --val-dataset --val-ratio --image-root --confine-images
+        --dataset --val-dataset --mix --val-ratio --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --max-length
         --on-long --on-bad-sample --loss-on --special-tokens
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora

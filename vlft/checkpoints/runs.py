@@ -1,7 +1,8 @@
 """Run folders: their names, and checkpoints that are written completely or not at all.
 
 output/<model name>/v<k>-<time>/
-  run_config.json  provenance.json  image_digests.txt  split.json  metrics.jsonl  images/*.png
+  run_config.json  provenance.json  image_digests.txt  split.json  mix.json  metrics.jsonl
+  images/*.png
   checkpoint-<step>/  weights or adapter, run_config.json, state/
   best -> checkpoint-<step>, last -> checkpoint-<step>    symbolic links, or text files with a name
 """

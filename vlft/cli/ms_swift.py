@@ -53,6 +53,7 @@ _INSTEAD = {
     "truncation_strategy": "write --on-long skip, or truncate-history to drop old turns",
     "group_by_length lazy_tokenize packing padding_free streaming":
         "leave it out: rows are always packed without padding, and records read when needed",
+    "interleave_prob interleave_probs": "write --mix 0.7,0.3, a number for each --dataset in order",
     "dataloader_num_workers dataset_num_proc load_from_cache_file":
         "leave it out: images are encoded once, before training",
     "system": 'write "system" into the records',

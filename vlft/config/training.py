@@ -77,6 +77,9 @@ class SftConfig(ReadingSettings):
         path=True, records=True, default_text="required")
     val_dataset: tuple[str, ...] = _data((), "Validation data. Repeatable.", path=True,
                                          records=True)
+    mix: str | None = _data(
+        None, "Shares of the samples of an epoch, a number for each --dataset in order, e.g. "
+        "0.7,0.3.", default_text="by their records")
     val_ratio: float = _data(0.05, "Share split off for validation where --val-dataset is not "
                              "given.", minimum=0, maximum=0.9)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",

@@ -17,7 +17,7 @@ from vlft.data.skipped import in_one_line
 from vlft.data.source import ReadFile, describe, idle_flags, problems_of
 from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.data.specs import expand, read_files
-from vlft.data.split import Draws, split_off
+from vlft.data.split import Draws, split_off, with_weight
 from vlft.data.store import Lazy, Store, ranges
 from vlft.errors import CollectedError, DataError, UsageError, raise_all, shown
 
@@ -94,7 +94,7 @@ class Dataset(Sequence["EncodedSample"]):
         is_chosen = np.zeros(len(self), bool)
         is_chosen[list(chosen)] = True
         return tuple(
-            Dataset(self.store, self.rows[part], None, self.skipped)
+            Dataset(self.store, self.rows[part], self.drawn, self.skipped, self.flags)
             for part in (~is_chosen, is_chosen)
         )  # type: ignore[return-value]
 
@@ -229,6 +229,7 @@ def load_train_and_val(
             problems.append(error)
     raise_all(problems)
     train, val = loaded
+    train = with_weight(train)
     raise_all(idle_flags(train.flags | val.flags, options.reading))
     warn_of_images([*train.with_notes(), *val.with_notes()])
     warn_of_special_tokens(train.as_text + val.as_text)

@@ -38,7 +38,7 @@ LONGEST_BOX = 48
 
 @dataclass
 class Columns:
-    """What is known of some conversations, about thirty bytes for each.
+    """What is known of some conversations, about forty bytes for each.
 
     Attributes:
         record: index of the record in the file.
@@ -46,6 +46,7 @@ class Columns:
         size: bytes of the texts.
         turns: number of turns; negative if there is a system prompt of its own.
         text: hash of system prompt, roles and texts, images as a mark.
+        weight: of its record.
         ends: index into ``images`` one past the last image.
         images: indices into a list of paths.
     """
@@ -55,6 +56,7 @@ class Columns:
     size: array[int] = field(default_factory=lambda: array("i"))
     turns: array[int] = field(default_factory=lambda: array("i"))
     text: array[int] = field(default_factory=lambda: array("Q"))
+    weight: array[float] = field(default_factory=lambda: array("d"))
     ends: array[int] = field(default_factory=lambda: array("q"))
     images: array[int] = field(default_factory=lambda: array("i"))
 
@@ -116,6 +118,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
             columns.size.append(extent.size)
             columns.turns.append(-extent.turns if extent.has_system else extent.turns)
             columns.text.append(text_hash(item))
+            columns.weight.append(read.weight)
             for image in item.images:
                 columns.images.append(self._numbers.setdefault(image.path, len(self._numbers)))
                 if len(self._numbers) > len(self.paths):
@@ -187,7 +190,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
         old = self.columns
         counts = np.diff(np.asarray(old.ends), prepend=0)
         kept = Columns()
-        for name in ("record", "part", "size", "turns", "text"):
+        for name in ("record", "part", "size", "turns", "text", "weight"):
             values = getattr(old, name)
             column = array(values.typecode)
             column.frombytes(np.asarray(values)[is_kept].tobytes())

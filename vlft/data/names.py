@@ -18,7 +18,16 @@ KEPT = ("id", "meta")
 
 # An object with one of these is a record; another one may hold the list of the records.
 OF_A_RECORD = frozenset((*DIALOGUES, *QUESTIONS, *REPLIES, *CHOSEN, "answers"))
-KNOWN = OF_A_RECORD | {*IMAGES, *SYSTEMS, *OTHER_MEDIA, *KEPT, "history", "tools", "objects"}
+KNOWN = OF_A_RECORD | {
+    *IMAGES,
+    *SYSTEMS,
+    *OTHER_MEDIA,
+    *KEPT,
+    "history",
+    "tools",
+    "objects",
+    "weight",
+}
 
 # What --columns gives a column to -> the names that mean the same.
 ROLES = {

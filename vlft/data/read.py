@@ -20,6 +20,7 @@ from vlft.data.names import IMAGES, KEPT, KNOWN
 from vlft.data.records import Record, RecordError
 from vlft.data.references import has_bytes, image_refs, images_by_tag, is_empty
 from vlft.data.result_fields import without_result
+from vlft.data.weights import WEIGHT, weight_of
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ReadRecord:
         columns: names that were read.
         unread: names of filled columns that were not.
         flags: those of ``--columns`` and ``--prompt`` that decided something.
+        weight: how often an epoch has it.
     """
 
     conversations: tuple[Conversation, ...]
@@ -54,6 +56,7 @@ class ReadRecord:
     columns: tuple[str, ...]
     unread: tuple[str, ...]
     flags: frozenset[str]
+    weight: float = 1.0
 
 
 def read_record(record: Record, reading: Reading, folder: Path) -> ReadRecord:
@@ -90,6 +93,7 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
     values = {} if turns is not None else record.fields
     fields = Fields(without_result(values, reading.need_response), reading.columns, turns)
     drafts, layout = drafts_of(fields, reading)
+    weight = weight_of(fields.take(WEIGHT))
     name = _image_column(fields)
     value = fields.take(name) if name else None
     unread = _unread(fields)
@@ -125,7 +129,7 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
     flags = {f"--columns {role}={name}" for role, name in fields.given.items()}
     if any(message.name == PROMPT for draft in drafts for message in draft.messages):
         flags.add(PROMPT)
-    return ReadRecord(tuple(made), layout, columns, unread, frozenset(flags))
+    return ReadRecord(tuple(made), layout, columns, unread, frozenset(flags), weight)
 
 
 def _image_column(fields: Fields) -> str | None:

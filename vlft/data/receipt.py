@@ -24,6 +24,7 @@ from vlft import __version__
 from vlft.data.containers.indexed import Indexed
 from vlft.data.conversation import ImageFacts, ImageRef
 from vlft.data.image_notes import KINDS, Note
+from vlft.data.weights import LARGEST
 from vlft.errors import CheckpointError
 from vlft.files import cache_folder, digest
 from vlft.schema import TEXT, Rule, Schema, check_fields, many, whole
@@ -42,7 +43,7 @@ NAME = "receipts"
 FEWEST_BYTES = 200_000
 # Older ones are removed; a million records take about 40 MB.
 MOST_RECEIPTS = 16
-COLUMNS = ("record", "part", "size", "turns", "text", "ends", "images")
+COLUMNS = ("record", "part", "size", "turns", "text", "weight", "ends", "images")
 _TEXTS = many(TEXT, 0, 10_000)
 
 
@@ -202,7 +203,8 @@ def _is_whole(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> bool:
     count, ends, images = len(arrays["record"]), arrays["ends"], arrays["images"]
     records = len(arrays["offsets"]) if "offsets" in arrays else 2**31
     return (
-        all(len(arrays[name]) == count for name in (*COLUMNS[:6], "tokens"))
+        all(len(arrays[name]) == count for name in (*COLUMNS[:7], "tokens"))
+        and bool(((arrays["weight"] >= 0) & (arrays["weight"] <= LARGEST)).all())
         and (not count or int(ends[-1]) == len(images))
         and bool((np.diff(ends, prepend=0) >= 0).all())
         and bool(((images >= 0) & (images < len(meta["images"]))).all())

@@ -29,25 +29,30 @@ SAMPLED = re.compile(f"(.+(?:{_ENDINGS}))(#)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def expand(files: Sequence[str | Mapping[str, Any]]) -> list[str]:
-    """The files, with those that match in the place of a pattern like ``data/*.jsonl``.
+    """The files of all sources in order; see ``expand_each``."""
+    return [name for group in expand_each(files) for name in group]
 
-    Records that are given in the place of files become a file, the last one.
+
+def expand_each(files: Sequence[str | Mapping[str, Any]]) -> list[list[str]]:
+    """For each source its files: those that match in the place of a pattern like ``data/*.jsonl``.
+
+    Records that are given in the place of files become a file, the last source.
 
     Raises:
         DataError: a pattern matches no file.
     """
-    made: list[str] = []
+    made: list[list[str]] = []
     rows = [item for item in files if not isinstance(item, str)]
     for spec in (item for item in files if isinstance(item, str)):
         path, count = parse_spec(spec)
         if path.exists() or not glob.has_magic(str(path)):
-            made.append(spec)
+            made.append([spec])
             continue
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
         if not found:
             raise DataError("matches no file", place=shown(path), hint="check the pattern")
-        made += [name if count is None else f"{name}#{count}" for name in found]
-    return [*made, keep_records(rows)] if rows else made
+        made.append([name if count is None else f"{name}#{count}" for name in found])
+    return [*made, [keep_records(rows)]] if rows else made
 
 
 def read_files(

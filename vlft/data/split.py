@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlft.console import warn
+from vlft.console import info, warn
 from vlft.data.options import History
 from vlft.errors import DataError, shown
 from vlft.files import read_object, real_path
@@ -83,6 +83,23 @@ class Draws:
 
 def _share(amount: str, records: int) -> int:
     return max(1, round(records * float(amount.removesuffix("%")) / 100))
+
+
+def with_weight(data: Dataset) -> Dataset:
+    """The samples without those of weight 0; says how many these are.
+
+    Raises:
+        DataError: none is left.
+    """
+    without = np.flatnonzero(data.store.weights[data.rows] == 0).tolist()
+    idle = len(without)
+    if not idle:
+        return data
+    found = "1 sample has" if idle == 1 else f"{idle} samples have"
+    if idle == len(data):
+        raise DataError(f"{found} weight 0, and there is no other", hint="raise some weights")
+    info(f"{found} weight 0 and {'is' if idle == 1 else 'are'} left out of training and validation")
+    return data.divide(without)[0]
 
 
 def split_off(data: Dataset, ratio: float, seed: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The samples of a run: where they stand, their images and lengths; encoded when they are needed.
 
-A sample takes about fifty bytes here. Beside them, the conversations, outlines and samples that
+A sample takes about sixty bytes here. Beside them, the conversations, outlines and samples that
 were used last are kept, as many as a small data set has.
 """
 
@@ -82,6 +82,7 @@ class Store:
         positions: (S,) number of the file times 2^32, and index of the record.
         has_special: (S,) whether a sample may hold special tokens that are plain text.
         tokens: (S,) lengths as far as they are known, else -1.
+        weights: (S,) of the records.
         identities: (S,) equal for samples with the same texts and images.
         ends: (S,) index into ``images`` one past the last image of the sample.
         images: images of all samples, as indices into ``paths``.
@@ -106,6 +107,9 @@ class Store:
         records = [np.asarray(items.columns.record, np.int64) for items in self._items]
         chosen = zip(fitted.items(), records, strict=True)
         self.positions = joined(np.int64, [(n << 32) + r[part.index] for (n, part), r in chosen])
+        weights = (np.asarray(items.columns.weight) for items in self._items)
+        pairs = zip(parts, weights, strict=True)
+        self.weights = joined(np.float64, [found[part.index] for part, found in pairs])
         self.has_special = joined(
             bool,
             [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+    from vlft.packing.draw import Draw
 
 # Row length in tokens at which attention costs as much as all linear layers together: about six
 # times the hidden size of the LLM.
@@ -36,22 +39,36 @@ class Schedule:
             a key of its own for each sample the samples are shuffled freely.
         batch_size: samples per optimiser step.
         seed: random seed of the shuffling.
+        draw: which samples an epoch has; None for each once.
     """
 
     groups: Sequence[Hashable]
     batch_size: int
     seed: int
+    draw: Draw | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.groups) if self.draw is None else self.draw.samples
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch; the last may have fewer samples."""
-        return -(-len(self.groups) // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def epoch(self, number: int) -> Sequence[list[int]]:
         """The sample indices of every step of an epoch (0-based)."""
         members: dict[Hashable, list[int]] = {}
-        for index, key in enumerate(self.groups):
-            members.setdefault(key, []).append(index)
+        if self.draw is None:
+            for index, key in enumerate(self.groups):
+                members.setdefault(key, []).append(index)
+        else:
+            # Copies of a sample are in groups of their own: in one step they teach nothing more.
+            copies: Counter[int] = Counter()
+            for index in self.draw.epoch(number):
+                members.setdefault((copies[index], self.groups[index]), []).append(index)
+                copies[index] += 1
         generator = random.Random(f"{self.seed}/{number}")
         pieces: list[list[int]] = []
         for group in members.values():

@@ -26,6 +26,7 @@ class DataPlan:
     """What the first epoch of a run of one process comes to; lengths are in tokens.
 
     Attributes:
+        samples: of the epoch, repeated ones too.
         images: distinct images of training and validation.
         image_tokens: of these images.
         packed_tokens: of all rows, where shared prefixes count once.
@@ -102,7 +103,7 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         longest, rows = max(longest, step[0].tokens), rows + len(step)
     images = distinct_images((train, val))
     return DataPlan(
-        samples=len(train),
+        samples=planner.schedule.samples,
         validation=len(val),
         images=len(images),
         image_tokens=sum(image.tokens for image in images),

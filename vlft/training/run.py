@@ -39,6 +39,7 @@ from vlft.training.checkpointer import Checkpointer
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
+from vlft.training.mixing import mix_rows, write_mix
 from vlft.training.model import prepare_model
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.plots import plot_run
@@ -243,6 +244,7 @@ def _open_run(
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
             write_findings(run, data)
+            write_mix(run, mix_rows(config, data[0]))
             write_run_config(run, to_json(config))
 
     def go_on(run: Path) -> None:

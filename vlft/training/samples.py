@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.console import warn
 from vlft.data.dataset import Dataset, load_train_and_val
+from vlft.data.mix import sources_of
 from vlft.data.options import DataOptions, History
 from vlft.data.split import read_history
 from vlft.errors import raise_all
@@ -15,6 +16,7 @@ from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
 from vlft.settings import broken_rules
 from vlft.training.job import LoopOptions
+from vlft.training.mixing import check_mix, make_draw, mix_rows, show_mix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,8 @@ def load_data(
         processor: of the checkpoint.
         run: the run folder to go on in; its validation records stay what they are.
     """
+    # A number too many is said before the data is read.
+    sources_of(config.dataset, config.mix)
     longest = processor.max_length
     if (config.max_length or 0) > longest:
         warn(f"--max-length {config.max_length}: the model takes at most {longest} tokens a sample")
@@ -59,13 +63,16 @@ def load_data(
     # Few samples leave nothing to split off. A run that an older version began so can go on.
     if config.resume is None:
         raise_all(broken_rules([config.lacks_validation(val)]))
+    check_mix(config, train)
+    show_mix(mix_rows(config, train))
     return train, val
 
 
 def make_schedule(config: SftConfig, train_data: Dataset) -> Schedule:
     """The order of the samples; if prefixes are shared, those of one first image together."""
     groups = train_data.groups() if config.share_prefix else range(len(train_data))
-    return Schedule(groups, config.batch_size, config.seed)
+    draw = make_draw(config, train_data)
+    return Schedule(groups, config.batch_size, config.seed, draw)
 
 
 def make_planner(

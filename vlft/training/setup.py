@@ -15,6 +15,7 @@ from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
+from vlft.data.mix import resolved_mix
 from vlft.data.specs import expand
 from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
@@ -163,6 +164,7 @@ def _absolute(config: SftConfig) -> SftConfig:
         config,
         model=absolute(model) if model is not None and Path(model).is_dir() else model,
         dataset=tuple(map(absolute, expand(config.dataset))),
+        mix=resolved_mix(config.dataset, config.mix),
         val_dataset=tuple(map(absolute, expand(config.val_dataset))),
         image_root=None if config.image_root is None else config.image_root.absolute(),
         confine_images=config.confine_images and config.confine_images.absolute(),
