@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft import console
 from vlft.errors import printable
-from vlft.gpus import gpu_gib
+from vlft.gpus import abilities, gpu_gib
 from vlft.planning.estimate import (
     GIB,
     find_model,
@@ -55,6 +55,8 @@ def run_plan(config: PlanConfig) -> None:
         lines = _data_lines(data) if data is not None else []
         lines += _memory_lines(config, model, data)
         lines.append(verdict(config, model, data))
+    if planned_device(config) == "cuda" and (works := abilities(config.gpu)):
+        lines.append(works)
     for line in "\n".join(lines).splitlines():
         console.out.print(printable(line), markup=False)
 
