@@ -1,15 +1,19 @@
-"""A lock on what a command writes: one process holds it, until it ends, however it ends."""
+"""A lock on what a command writes: one process holds it, until it ends, however it ends.
+
+Windows has no such locks: two commands that write the same output are not told apart there.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import importlib
 import os
+import platform
 import re
 import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError, shown
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+fcntl: Any = None
+with suppress(ImportError):  # on Windows
+    fcntl = importlib.import_module("fcntl")
 # Of file systems without locks, on which none is taken.
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 # What a lock holds, and how long another process may take from making it to writing that, seconds.
@@ -35,6 +42,9 @@ def locked(lock: Path, what: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process holds it, or vlft has not written what is in its place.
     """
+    if fcntl is None:
+        yield
+        return
     descriptor = _take(lock, what)
     try:
         yield
@@ -85,6 +95,8 @@ def _open(lock: Path) -> tuple[int, bool]:
 
 def hold(descriptor: int) -> bool:
     """Takes the lock on an open file; False if another process has it."""
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -101,7 +113,7 @@ def _content(descriptor: int) -> bytes:
 
 def _write(lock: Path, descriptor: int, *, is_new: bool) -> None:
     """Has the file name this process."""
-    text = f"process {os.getpid()} on {os.uname().nodename}\n".encode()
+    text = f"process {os.getpid()} on {platform.node()}\n".encode()
     try:
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shlex
 import sys
 import time
@@ -198,9 +197,16 @@ def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
 
 
 def _peak_memory() -> int:
-    """Peak memory in bytes: allocated on the GPU if there is one, else of this process."""
+    """Peak memory in bytes: allocated on the GPU if there is one, else of this process.
+
+    0 where the system does not tell it.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -78,10 +79,17 @@ def plan_cache(
     words = f"{size / 2**20:,.0f} MiB of features"
     if size < free / 2:
         return CachePlan("disk", stage, folder, f"{words}, {free / 2**30:,.0f} GiB free on disk")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if size < memory / 2:
+    if size < _free_memory() / 2:
         return CachePlan("memory", stage, folder, f"{words}, {reason}")
     return CachePlan("off", stage, folder, f"{words}, {reason}, and more than half of the memory")
+
+
+def _free_memory() -> float:
+    """Bytes of main memory that are free; without bound where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError):  # on Windows, on macOS
+        return math.inf
 
 
 def _free_disk(name: str) -> tuple[Path, int, str]:
