@@ -136,3 +136,11 @@ def test_largest(limit, high):
     found = _largest(lambda number: number <= limit, 64, high)
     best = min(max(limit, 64), high)
     assert best / 1.26 <= found <= best
+
+
+def test_memory_of_other_processes_counts(monkeypatch):
+    """Of 80 GiB 30 are another process's, 10 this one's cache; at its peak this one held 40."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (40, 80))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 10)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda: 40)
+    assert autotune_module._peak_share() == pytest.approx(70 / 80)

@@ -186,8 +186,20 @@ def _end_as_by_ctrl_c() -> None:
         signal.signal(hangup, stop)
 
 
+def _let_segments_grow() -> None:
+    """Asks torch's allocator on CUDA for segments that grow, unless the user has settings of it.
+
+    Rows of changing lengths would otherwise leave holes that no longer row fits into.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    # Torch warns of the setting on Windows.
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is text and an exit code, never a traceback."""
+    _let_segments_grow()
     sys.unraisablehook = _pass_on
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

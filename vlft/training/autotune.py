@@ -16,7 +16,7 @@ from vlft.errors import VlftError
 from vlft.packing.planner import Planner
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE
 from vlft.training.model import set_checkpointing
-from vlft.training.rows import explaining_memory, pack_row, row_loss
+from vlft.training.rows import explaining_row, pack_row, row_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,12 +167,14 @@ def _try_row(job: Job, row: PackedBatch) -> None:
     job.backend.objective.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            with explaining_memory(job, row):
+            with explaining_row(job, len(row)):
                 job.backend.try_gradients(lambda: row_loss(job, row))
         finally:
             job.images.encoded = encoded
 
 
 def _peak_share() -> float:
-    """Peak memory of this process as a share of the GPU's."""
-    return torch.cuda.max_memory_allocated() / torch.cuda.mem_get_info()[1]
+    """Share of the GPU's memory in use at the peak, by this process and by others."""
+    free, total = torch.cuda.mem_get_info()
+    elsewhere = total - free - torch.cuda.memory_reserved()
+    return (elsewhere + torch.cuda.max_memory_reserved()) / total
