@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import ModelFolder, describe
+from vlft.checkpoints.placement import Placement
 from vlft.families.image_settings import ImageSettings
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ OCR2 = FamilyCase("deepseek_ocr2", "deepseek-ocr2", TOKENS, rows=5, image_mode="
 
 # Golden numbers are compared on every checkpoint, properties of any model on one of each family.
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO, OCR, OCR2]
-ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS, OCR, OCR2]
+ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
 only_siglip = pytest.mark.only_siglip
-without_ocr2 = pytest.mark.without_ocr2
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="of runs; two thirds of other commands")
     parser.addoption("--mutations", type=int, default=24, help="trials of test_hostile.py")
     parser.addoption("--records", type=int, default=200, help="records of test_data_fuzz.py")
+    parser.addoption("--device", default="cuda", help="of test_cuda.py: cuda, or cpu to try it")
     parser.addoption("--hostile-seed", type=int, default=0, help="of test_hostile.py")
 
 
@@ -139,8 +140,9 @@ def pytest_runtest_protocol(item):
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
+    device = item.config.getoption("--device")
+    if item.get_closest_marker("cuda") and device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU; --device cpu runs tests/test_cuda.py on the CPU")
 
 
 def pytest_generate_tests(metafunc):
@@ -148,8 +150,7 @@ def pytest_generate_tests(metafunc):
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "case" in metafunc.fixturenames and not any("case" in names for names in given):
         one = metafunc.definition.get_closest_marker("only_siglip")
-        dear = metafunc.definition.get_closest_marker("without_ocr2")
-        rows = [SIGLIP] if one else [case for case in ONE_EACH if not (dear and case is OCR2)]
+        rows = [SIGLIP] if one else ONE_EACH
         metafunc.parametrize("case", rows, indirect=True, ids=str, scope="session")
 
 

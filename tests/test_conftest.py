@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import only_siglip, without_gpu
 
-from vlft.checkpoints.load import resolve_placement
+from vlft.checkpoints.placement import resolve_placement
 
 ASKS = "import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
 
@@ -20,6 +20,7 @@ class TestGpusAreHidden:
     def gpu(self, monkeypatch):
         """A machine with a GPU."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def test_from_every_test(self):
@@ -29,9 +30,9 @@ class TestGpusAreHidden:
     @only_siglip
     def test_auto_stays_on_the_cpu_in_float32(self, gpu, folder):
         auto = {"dtype": "auto", "device": "auto", "quantize": "none"}
-        assert resolve_placement(folder, **auto).device.type == "cuda"
+        assert resolve_placement(**auto).device.type == "cuda"
         with without_gpu():
-            placement = resolve_placement(folder, **auto)
+            placement = resolve_placement(**auto)
         assert (placement.device.type, placement.dtype) == ("cpu", torch.float32)
         assert torch.cuda.is_available()
 
@@ -42,5 +43,5 @@ class TestGpusAreHidden:
         assert done.stdout == "''\n"
 
     @pytest.mark.cuda
-    def test_not_from_those_that_need_one(self):
-        assert torch.cuda.is_available()
+    def test_not_from_those_that_need_one(self, request):
+        assert request.config.getoption("--device") == "cpu" or torch.cuda.is_available()

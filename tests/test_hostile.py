@@ -26,8 +26,9 @@ import vlft.checkpoints.merge
 import vlft.cli.check
 import vlft.inference.run
 import vlft.training.run
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.runs import checkpoints_in
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from conftest import MATRIX
 from vlft.checkpoints import identity
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.identity import is_other, weights_digest
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import Placement
 
 CPU = Placement(torch.device("cpu"), torch.float32)
 

@@ -26,8 +26,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 import vlft
 from vlft.checkpoints import small_files
 from vlft.checkpoints.convert import convert
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import Placement
 from vlft.config import ConvertConfig
 from vlft.errors import CheckpointError, VerificationError
 from vlft.families.processor import template_source

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tolerances import assert_close
 
 import vlft
-from vlft.checkpoints.load import Placement
+from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.distributed import SINGLE
 from vlft.errors import CollectedError, ConfigError, DataError, StoppedError, VlftError

@@ -13,8 +13,9 @@ from transformers import DeepseekVLForConditionalGeneration
 
 from vlft.checkpoints.convert import convert
 from vlft.checkpoints.export import export_model
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.weights import read_tensors
 from vlft.config import ConvertConfig
 

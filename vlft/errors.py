@@ -14,11 +14,12 @@ Every message has four parts: the place, what was found there, what is allowed, 
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PROBLEMS_SHOWN = 20
 # JSON and terminals can give a lone surrogate, which neither tokenizers nor file systems accept.
@@ -73,6 +74,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     text = "DefaultCPUAllocator" in str(error) and "memory" in str(error)
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or text
+
+
+@contextmanager
+def explaining_memory(doing: str, lower: str, place: str = "") -> Iterator[None]:
+    """Turns running out of memory into an error.
+
+    Args:
+        doing: goes on "out of memory ...", e.g. ``while the model is loaded``.
+        lower: what to lower or to use instead.
+        place: the device, or what was being worked on.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise VlftError(f"out of memory {doing}", place=place, hint=lower) from error
 
 
 class UsageError(VlftError):

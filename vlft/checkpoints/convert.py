@@ -9,9 +9,10 @@ import torch
 
 from vlft import console
 from vlft.checkpoints.export import check_layout, export_model
-from vlft.checkpoints.load import DTYPES, Placement, load_model, native_tensors
+from vlft.checkpoints.load import load_model, native_tensors
 from vlft.checkpoints.locate import describe, locate_model
 from vlft.checkpoints.outputs import output_folder
+from vlft.checkpoints.placement import DTYPES, Placement
 from vlft.checkpoints.stock import check_stock_ids
 from vlft.errors import ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype

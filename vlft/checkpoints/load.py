@@ -7,7 +7,6 @@ unexpected or of the wrong shape are an error that names them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +24,7 @@ from vlft.checkpoints.quantize import (
     quantized_weight,
 )
 from vlft.checkpoints.weights import read_tensors, warn_of_other_weights
-from vlft.errors import CheckpointError, ConfigError, shown
+from vlft.errors import CheckpointError, explaining_memory, shown
 from vlft.families.base import keeps_dtype
 from vlft.families.processor import config_errors
 from vlft.models.adaptations import prepare_for_inference
@@ -36,49 +35,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.placement import Placement
     from vlft.families.keymap import Match
 
 # Of weights in files.
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how a model is held."""
-
-    device: torch.device
-    dtype: torch.dtype  # of all weights that are not quantised
-    quantize: str = "none"  # or nf4, int8: of the LLM's linear layers
-    attn: str = "sdpa"  # or eager, flex
-
-
-def resolve_placement(
-    folder: ModelFolder, *, dtype: str, device: str, quantize: str, attn: str = "auto"
-) -> Placement:
-    """The placement that flags ask for; see Placement.
-
-    ``auto`` is a GPU if there is one; float32 on the CPU, the dtype of the files on a GPU; sdpa.
-
-    Raises:
-        ConfigError: a GPU is asked for, or needed, and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "found no usable GPU", place="--device cuda", hint="use --device cpu or auto"
-        )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else _gpu_dtype(folder)
-    if attn == "flex" and device == "cpu":
-        raise ConfigError(
-            "found flex; torch has no backward pass of it on the CPU",
-            place="--attn",
-            hint="use --attn auto",
-        )
-    attn = "sdpa" if attn == "auto" else attn
-    return Placement(torch.device(device), DTYPES[dtype], quantize, attn)
 
 
 def load_model(
@@ -91,6 +52,14 @@ def load_model(
     Raises:
         CheckpointError: the files do not fit the class.
     """
+    hint = "use a smaller model, or --quantize nf4 (vlft sft and infer), or --device cpu"
+    if placement.device.type == "cpu":
+        hint = "use a smaller model, or --dtype bfloat16 or --quantize nf4 (vlft sft and infer)"
+    with explaining_memory("while the model is loaded", hint, place=str(placement.device)):
+        return _load(folder, placement, keep_dtypes=keep_dtypes)
+
+
+def _load(folder: ModelFolder, placement: Placement, *, keep_dtypes: bool) -> PreTrainedModel:
     warn_of_other_weights(folder.path)
     # FlexAttention is for the LLM only: the towers have no mask.
     flex = placement.attn == "flex"
@@ -188,16 +157,12 @@ def empty_model(
 
 
 def native_tensors(folder: ModelFolder, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name in the model and tensor, for every tensor of a folder that a module uses.
-
-    Also in its own layout, transformers itself writes DeepSeek-OCR under the authors' names.
-    """
+    """Name in the model and tensor, for every tensor of a folder that a module uses."""
     keys, shapes = folder.family.keys, _shapes(model)
     stacks: dict[str, _Stack] = {}
     for name, tensor in read_tensors(folder.path):
-        known = adapt_name(name, shapes)
-        if folder.layout == "transformers" and known in shapes:
-            yield known, tensor
+        if folder.layout == "transformers":
+            yield adapt_name(name, shapes), tensor
         elif not keys.is_unused(name):
             match = keys.from_original(name)
             if match is None:
@@ -219,8 +184,7 @@ def file_dtypes(folder: ModelFolder, model: nn.Module) -> dict[str, torch.dtype]
     keys, shapes = folder.family.keys, _shapes(model)
     found: dict[str, torch.dtype] = {}
     for name, tensor in read_tensors(folder.path):
-        is_native = folder.layout == "transformers" and adapt_name(name, shapes) in shapes
-        match = None if is_native else keys.from_original(name)
+        match = keys.from_original(name) if folder.layout == "original" else None
         for native in match.native if match else (name,):
             known = adapt_name(native, shapes)
             found[known] = torch.promote_types(tensor.dtype, found.get(known, tensor.dtype))
@@ -279,10 +243,6 @@ def _place(
         # used, and one that is written to becomes private.
         parameter = nn.Parameter(tensor.to(device, dtype).contiguous(), requires_grad=False)
     owner.register_parameter(leaf, parameter)
-
-
-def _gpu_dtype(folder: ModelFolder) -> str:
-    return "float16" if folder.dtype == "float16" else "bfloat16"
 
 
 def _refuse(folder: ModelFolder, problems: dict[str, list[str]]) -> None:

@@ -14,20 +14,21 @@ from torch import Tensor
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, export_model
-from vlft.checkpoints.load import (
-    DTYPES,
-    Placement,
-    file_dtypes,
-    load_model,
-    resolve_placement,
-)
+from vlft.checkpoints.load import file_dtypes, load_model
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.outputs import output_folder
+from vlft.checkpoints.placement import DTYPES, Placement, resolve_placement
 from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.stock import check_stock_ids, sample_image
 from vlft.checkpoints.tuned import Tuned, open_tuned
-from vlft.errors import CheckpointError, ConfigError, VerificationError, shown
+from vlft.errors import (
+    CheckpointError,
+    ConfigError,
+    VerificationError,
+    explaining_memory,
+    shown,
+)
 from vlft.families.base import keeps_dtype
 from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.files import digest, real_path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # The share of the adapter's effect that rounding may remove before a warning is printed.
 _LOSS_SAID = 0.05
+SMALLER = "use --device cpu, a machine with more memory, or the adapter unmerged (vlft infer)"
 # Largest relative difference of float32 logits that another order of summation explains.
 _TOLERANCE = 1e-4
 
@@ -69,6 +71,7 @@ class _Sample:
     tuned: Tensor
 
 
+@explaining_memory("while merging, which is done in float32", SMALLER)
 def merge_lora(config: MergeLoraConfig) -> MergeResult:
     """Merges, writes the model, loads what was written and compares its logits.
 
@@ -89,7 +92,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
             hint=f"use the folder as it is, e.g. vlft infer --model {checkpoint}",
         )
     target = real_path(config.output_dir or checkpoint.with_name(f"{checkpoint.name}-merged"))
-    placement = resolve_placement(base, dtype="float32", device=config.device, quantize="none")
+    placement = resolve_placement(dtype="float32", device=config.device, quantize="none")
     layout = base.layout if config.format == "auto" else config.format
     check_layout(base, layout)
     options: dict[str, Any] = {
@@ -167,7 +170,7 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     if quantize == "none" or base == "original":
         return load_model(tuned.base, placement)
     device, dtype = placement.device.type, tuned.settings.dtype
-    trained = resolve_placement(tuned.base, dtype=dtype, device=device, quantize=quantize)
+    trained = resolve_placement(dtype=dtype, device=device, quantize=quantize)
     model = load_model(tuned.base, trained)
     dequantize_linears(model)
     return model.float()

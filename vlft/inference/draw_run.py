@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vlft.checkpoints.load import Placement
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.placement import Placement
     from vlft.checkpoints.tuned import Tuned
     from vlft.config import DrawConfig
     from vlft.data.conversation import Conversation
@@ -70,7 +70,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
         processor = ImageSettings.of(tuned.settings).apply(processor)
         processor = processor.with_special_tokens(tuned.settings.special_tokens)
     data = _read_prompts(config, processor)
-    placement = placement_of(config, folder, tuned)
+    placement = placement_of(config, tuned)
     shared = _facts(config, folder, tuned, placement)
     files = ImageFiles(
         config.output_dir,

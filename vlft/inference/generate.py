@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import locate_model
+from vlft.checkpoints.placement import resolve_placement
 from vlft.checkpoints.tuned import other_base
 from vlft.config import InferConfig, SftConfig
 from vlft.console import warn
 from vlft.data.special_tokens import warn_of_special_tokens
-from vlft.errors import DataError
+from vlft.errors import DataError, explaining_memory
 from vlft.families.image_settings import ImageSettings
 from vlft.inference.decoding import Loops, RowLimits, score_changes
 from vlft.settings import build
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
     from vlft.families.base import Family
     from vlft.families.processor import Processor
+
+SMALLER = "lower --batch-size or --max-new-tokens, use fewer images, or use --quantize nf4"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def load(
     folder = locate_model(str(path))
     processor = ImageSettings(image_mode=image_mode, max_tiles=max_tiles).apply(folder.processor())
     processor = processor.with_special_tokens(special_tokens)
-    placement = resolve_placement(folder, dtype=dtype, device=device, quantize=quantize)
+    placement = resolve_placement(dtype=dtype, device=device, quantize=quantize)
     model: Any = load_model(folder, placement)
     if adapter is None:
         return model, processor
@@ -158,6 +161,7 @@ def generate(
     return generate_replies(model, processor, prompts, sampling)
 
 
+@explaining_memory("while replies are generated", SMALLER)
 def generate_replies(
     model: Any,
     processor: Processor,

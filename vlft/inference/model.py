@@ -9,9 +9,10 @@ import torch
 
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
-from vlft.checkpoints.load import Placement, load_model, resolve_placement
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision, put_into
+from vlft.checkpoints.placement import Placement, resolve_placement
 from vlft.checkpoints.tuned import Tuned, open_tuned
 
 if TYPE_CHECKING:
@@ -28,18 +29,14 @@ def find_model(config: InferConfig | DrawConfig) -> tuple[Tuned | None, ModelFol
     return tuned, tuned.base
 
 
-def placement_of(
-    config: InferConfig | DrawConfig, folder: ModelFolder, tuned: Tuned | None
-) -> Placement:
+def placement_of(config: InferConfig | DrawConfig, tuned: Tuned | None) -> Placement:
     """Device, dtype and quantisation; where the user is silent, the last two are the training's."""
     dtype, quantize = config.dtype, config.quantize
     if tuned is not None:
         dtype = tuned.settings.dtype if dtype == "auto" else dtype
         quantize = quantize or tuned.settings.quantize
     device, quantize = config.device, quantize or "none"
-    return resolve_placement(
-        folder, dtype=dtype, device=device, quantize=quantize, attn=config.attn
-    )
+    return resolve_placement(dtype=dtype, device=device, quantize=quantize, attn=config.attn)
 
 
 @console.working("loading the model")
@@ -51,7 +48,8 @@ def load_for_inference(
         return load_model(folder, placement)
     if not config.merge_lora:
         return load_adapter(load_model(folder, placement), tuned.adapter)
-    whole = replace(placement, dtype=torch.float32, quantize="none")
+    # On the CPU, as the whole model in float32 takes twice the memory that answering needs.
+    whole = replace(placement, device=torch.device("cpu"), dtype=torch.float32, quantize="none")
     model = load_full_precision(tuned, whole, "dequantized")
     merged = put_into(load_adapter(model, tuned.adapter), tuned.adapter)
-    return merged.to(placement.dtype)
+    return merged.to(placement.dtype).to(placement.device)

@@ -31,8 +31,8 @@ from vlft.settings import check
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlft.checkpoints.load import Placement
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.placement import Placement
     from vlft.checkpoints.tuned import Tuned
     from vlft.config import InferConfig
     from vlft.data.dataset import Dataset
@@ -76,7 +76,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     if config.image_root is not None and data and not data.images():
         console.warn("--image-root has no effect: the data holds no images")
     torch.manual_seed(config.seed)
-    placement = placement_of(config, folder, tuned)
+    placement = placement_of(config, tuned)
     if data is None:
         model = load_for_inference(config, folder, tuned, placement)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)

@@ -14,7 +14,7 @@ from vlft.training import deepspeed
 from vlft.training.backend import Backend
 
 if TYPE_CHECKING:
-    from vlft.checkpoints.load import Placement
+    from vlft.checkpoints.placement import Placement
     from vlft.config import SftConfig
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}

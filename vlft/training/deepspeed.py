@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from vlft.checkpoints.load import Placement
+    from vlft.checkpoints.placement import Placement
     from vlft.config import SftConfig
     from vlft.distributed import World
     from vlft.training.loss import PackedLoss

@@ -17,7 +17,7 @@ from vlft import console
 from vlft.errors import VlftError
 from vlft.training.interrupt import Interrupt
 from vlft.training.progress import RunLog, Window
-from vlft.training.rows import explaining_memory, own_plans, own_rows, row_loss
+from vlft.training.rows import explaining_row, own_plans, own_rows, row_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -193,7 +193,9 @@ def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
     (total,) = job.backend.world.all_reduce(take_gradients(job, plans))
     if not math.isfinite(total):
         raise _no_number(f"the loss is {total}", job)
-    norm = job.backend.step()
+    # The first step allocates the moments of AdamW.
+    with explaining_row(job, max(plan.tokens for plan in plans)):
+        norm = job.backend.step()
     if not math.isfinite(norm) and not job.backend.scales_gradients:
         raise _no_number(f"the gradient norm is {norm}", job)
     return total, norm
@@ -222,7 +224,7 @@ def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
     rows = own_rows(job, job.train, plans)
     for number, row in enumerate(rows, start=1):
         last = number == len(rows)
-        with backend.accumulate(last=last), explaining_memory(job, row):
+        with backend.accumulate(last=last), explaining_row(job, len(row)):
             loss = row_loss(job, row)
             backend.backward(loss * scale, last=last)
         total += loss.item()
@@ -249,7 +251,7 @@ def evaluate(job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool
         if stops_before(batch, plans):
             return None
         for row in own_rows(job, batch, plans):
-            with explaining_memory(job, row):
+            with explaining_row(job, len(row)):
                 loss += row_loss(job, row).item()
         targets += sum(plan.targets for plan in plans)
     return job.backend.world.all_reduce(loss)[0] / targets

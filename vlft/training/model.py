@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from vlft.checkpoints.load import Placement
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.checkpoints.placement import Placement
     from vlft.config import SftConfig
 
 

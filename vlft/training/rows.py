@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from vlft.errors import VlftError, is_out_of_memory
+from vlft.errors import explaining_memory
 from vlft.packing.schedule import divide, row_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from vlft.data.dataset import Dataset
     from vlft.packing.packer import RowPlan
@@ -56,20 +56,19 @@ def pack_row(job: Job, data: Dataset, plan: RowPlan) -> PackedBatch:
     return job.planner.packer.row([data[index] for index in plan.members])
 
 
-@contextmanager
-def explaining_memory(job: Job, row: PackedBatch) -> Iterator[None]:
-    """Turns running out of memory into an error that says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        limit = job.planner.packer.tokens_per_row
-        lower = f"lower --tokens-per-microbatch (now {limit})"
-        if len(row) > limit:
-            lower = "it is one sample: lower --max-length"
-        raise VlftError(
-            f"out of memory with a row of {len(row)} tokens",
-            place=str(job.backend.device),
-            hint=f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
-        ) from error
+def explaining_row(job: Job, tokens: int) -> AbstractContextManager[None]:
+    """Turns running out of memory into an error that says what to lower.
+
+    Args:
+        job: see Job.
+        tokens: of the row.
+    """
+    limit = job.planner.packer.tokens_per_row
+    lower = f"lower --tokens-per-microbatch (now {limit})"
+    if tokens > limit:
+        lower = "it is one sample: lower --max-length"
+    return explaining_memory(
+        f"with a row of {tokens} tokens",
+        f"use --gradient-checkpointing if it is off, {lower}, or use --quantize nf4",
+        place=str(job.backend.device),
+    )

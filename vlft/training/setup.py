@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoints.load import Placement, resolve_placement
 from vlft.checkpoints.locate import ModelFolder, locate_model
+from vlft.checkpoints.placement import Placement, resolve_placement
 from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.data.mix import resolved_mix
@@ -79,7 +79,6 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     if resumed is None:
         _try_output(config.output_dir)
     placement = resolve_placement(
-        folder,
         dtype=config.dtype,
         device=config.device,
         quantize=config.quantize,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlft.console import tracked
 from vlft.distributed import SINGLE
+from vlft.errors import explaining_memory
 from vlft.families.base import is_in
 from vlft.vision.encode import moved
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 # Pixels per batch: one image of 1024 x 1024, or 7 views of 384 x 384. A constant, because the size
 # of a batch changes the last bits of its features, and a run must be repeatable bit for bit.
 PIXELS_AT_ONCE = 1024**2
+# What makes the encoding of images take less memory. Batches are small already.
+SMALLER = (
+    "use --quantize nf4 or --dtype bfloat16, or for pages a smaller --image-mode or --max-tiles"
+)
 # Batches that each thread decodes ahead.
 AHEAD = 2
 
@@ -51,7 +56,9 @@ def encode_all(
     items = _decoded(processor, batches)
     with torch.no_grad():
         for batch, views in tracked(items, "encoding images", len(batches)):
-            found = encode_batch(model, processor, batch, stage, views)
+            place = str(next(model.parameters()).device)
+            with explaining_memory(f"while {len(batch)} images are encoded", SMALLER, place):
+                found = encode_batch(model, processor, batch, stage, views)
             for image, features in zip(batch, found, strict=True):
                 if image.key in missing:
                     yield image.key, features
