@@ -58,8 +58,23 @@ def write(output: Path | None, content: Mapping[str, Any], table: str) -> None:
     """Writes OUTPUT.json and OUTPUT.md, if there is an output."""
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in (("json", json.dumps(content, indent=2)), ("md", table)):
+        # JSON has no nan.
+        valid = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        for suffix, text in (("json", json.dumps(valid, indent=2)), ("md", table)):
             output.with_name(f"{output.name}.{suffix}").write_text(f"{text}\n", "utf-8")
+
+
+def record(
+    options: argparse.Namespace,
+    content: dict[str, Any],
+    columns: Mapping[str, str],
+    result: Mapping[str, Any],
+) -> None:
+    """Adds a result and writes the files at once, so that whatever stops the rest loses none."""
+    results = content.setdefault("results", [])
+    results.append(result)
+    write(options.output, content, markdown(columns, results))
+    note(", ".join(str(value) for value in result.values() if isinstance(value, str)))
 
 
 def publish(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy
 from accelerate.state import AcceleratorState
 
-from vlft.checkpoints.load import Placement
+from vlft.checkpoints.placement import Placement
 from vlft.config import LEARNING_RATES, SftConfig
 from vlft.data.encode import outline
 from vlft.packing.planner import Planner
@@ -26,9 +28,19 @@ if TYPE_CHECKING:
 
 
 class _Data(list[Any]):
-    """Samples with their outlines, in the place of a Dataset."""
+    """Samples with their outlines, in the place of a Dataset; each is drawn once an epoch."""
 
     outlines: tuple[Any, ...] = ()
+
+    @property
+    def rows(self) -> slice:
+        """All samples, in the store's weights."""
+        return slice(None)
+
+    @property
+    def store(self) -> SimpleNamespace:
+        """The weights of the samples."""
+        return SimpleNamespace(weights=numpy.ones(len(self)))
 
     def groups(self) -> list[str | int]:
         """For each sample its first image, or its own index if it has none."""
@@ -36,15 +48,15 @@ class _Data(list[Any]):
         return [found[0] if found else index for index, found in enumerate(keys)]
 
 
-def make_job(built: RandomModel, samples: Samples, *, share_prefix: bool = True) -> Job:
+def make_job(built: RandomModel, samples: Samples, **settings: Any) -> Job:
     """The job of ``vlft sft`` with its defaults; it changes the model as training does.
 
-    A step takes all samples.
+    A step takes all samples. ``settings`` are those of SftConfig that differ.
     """
     # A process has one accelerator at a time, of one precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     device, processor = built.weight.device, samples.processor
-    config = SftConfig(device=device.type, share_prefix=share_prefix)
+    config = SftConfig(device=device.type, **settings)
     data: Any = _Data(samples.samples)
     token = processor.chat.image_token_id
     data.outlines = tuple(outline(sample, token) for sample in samples.samples)

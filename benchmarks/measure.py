@@ -48,7 +48,7 @@ def measure(compute: Callable[[], float], device: torch.device, clock: str = "wa
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = CLOCKS[clock]() - started
-    return Measured(seconds, _peak(device) - before, value)
+    return Measured(seconds, peak_bytes(device) - before, value)
 
 
 def measure_steps(
@@ -81,6 +81,23 @@ def _start_apart(threads: int) -> None:
     ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
 
 
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a product of large square matrices, the best of ten.
+
+    A GPU's data sheet states a rate that its power limit does not let it keep; a share is of this.
+    """
+    size = 8192 if device.type == "cuda" else 512
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> float:
+        for _ in range(10):
+            torch.mm(left, right)
+        return 0.0
+
+    seconds = min(measure(multiply, device).seconds for _ in range(11))
+    return 10 * 2 * size**3 / seconds
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, memory and library versions."""
     found: dict[str, Any] = {
@@ -107,10 +124,11 @@ def _reset_peak(device: torch.device) -> int:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         # 5 resets the high-water mark of resident memory, see proc_pid_clear_refs(5).
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak(device)
+    return peak_bytes(device)
 
 
-def _peak(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was held since the last measurement began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(_field(Path("/proc/self/status"), "VmHWM").split()[0]) * 1024

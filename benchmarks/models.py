@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from benchmarks.fake import find_published
 from vlft.families.base import encode_images
 from vlft.families.deepseek_ocr import FAMILY as DEEPSEEK_OCR
-from vlft.families.registry import FAMILIES
+from vlft.families.registry import FAMILIES, find_family
 from vlft.models.adaptations import prepare_for_inference
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.vision.encode import moved
@@ -64,30 +65,42 @@ class RandomModel:
 def random_model(
     name: str, native: dict[str, Any], dtype: torch.dtype, device: torch.device, *, plain: bool
 ) -> RandomModel:
-    """A frozen model with float32 LoRA of rank 8 on the LLM's q, k, v.
+    """A frozen model with float32 LoRA on the LLM's q, k, v, see ``with_lora``.
 
-    Both matrices of LoRA are random, so that both have gradients. A plain model computes as
-    transformers has it; otherwise it is adapted as when vlft loads it.
+    A plain model computes as transformers has it; otherwise it is adapted as when vlft loads it.
     """
     torch.manual_seed(SEED)
     family_name, tiles = MODELS[name]
     family = next(family for family in FAMILIES if family.name == family_name)
     cls = family.model_class()
     config = cls.config_class(**native)
-    model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with device:
+        model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False).to(device)
     if not plain:
         prepare_for_inference(model)
     elif "n_routed_experts" in native["text_config"]:
         model.set_experts_implementation("eager")
     model.name_or_path = "random"
-    tuned = add_lora(model, family, LoraOptions()).train()
-    for parameter_name, parameter in tuned.named_parameters():
-        if "lora_B" in parameter_name:
-            nn.init.normal_(parameter, std=0.02)
     # The folder does not exist, so that the settings of the pixels are the defaults.
     pixels = family.pixels(Path("/nonexistent"), {"model_type": family_name}, native)
     pixels = pixels.in_mode(MODE) if pixels.in_mode else pixels
+    return with_lora(model, family, native, pixels, tiles)
+
+
+def with_lora(
+    model: Any,
+    family: Family,
+    native: dict[str, Any],
+    pixels: Pixels,
+    tiles: Tiles,
+    targets: str = LoraOptions.target_modules,
+) -> RandomModel:
+    """Adds LoRA of rank 8, both of whose matrices are random, so that both have gradients."""
+    tuned = add_lora(model, family, LoraOptions(target_modules=targets)).train()
+    for parameter_name, parameter in tuned.named_parameters():
+        if "lora_B" in parameter_name:
+            nn.init.normal_(parameter, std=0.02)
     views = tuple(torch.zeros(count, 3, side, side) for count, side in pixels.sizes(tiles))
     inputs = moved(pixels.inputs([views], [tiles]), model.get_input_embeddings().weight)
     with torch.no_grad():
@@ -99,8 +112,13 @@ def native_config(name: str, scale: str, image_size: int = 384) -> dict[str, Any
     """Keyword arguments for the config of the family's class.
 
     The LLM is Llama, or DeepSeek-V2 with plain attention where there are experts. The patches of
-    a tiny model are large, so that they are few.
+    a tiny model are large, so that they are few. The scale may also be a published model of the
+    family, e.g. deepseek-vl-1.3b-chat; the size of images is then its own.
     """
+    if scale not in SCALES:
+        config = find_published(scale).config
+        family, _ = find_family(config, place=scale)
+        return family.native_config(config, config["language_config"]["vocab_size"] - 1)
     if name == "deepseek-ocr":
         return _ocr_config(tiny=scale == "tiny")
     tiny, experts, sam = scale == "tiny", name == "deepseek-vl2", name == "deepseek-vl-hybrid"

@@ -4,6 +4,8 @@ TRL is not installed with vlft: ``pip install trl==1.16.0``. It trains without c
 its compact form, which scores targets alone; without Triton it would score every position.
 
     python -m benchmarks peers --threads 1 --clock cpu --output benchmarks/results/peers-cpu
+    python -m benchmarks peers --scale deepseek-vl-1.3b-chat --dtypes bfloat16 \\
+        --output benchmarks/results/gpu-peers
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def main(arguments: list[str]) -> None:
     default = ["q1", "q2", "q5", "caption", "mixed", "text"]
     add("--workloads", nargs="+", default=default, choices=names, help=f"default: {default}")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"], help="default: both")
-    add("--scale", default="middle", help="of the model; tiny is a quick look")
+    shown = "of the model: middle, tiny for a quick look, or a published one; default: middle"
+    add("--scale", default="middle", help=shown)
     add("--samples", type=int, default=10, help="of an optimiser step; default: 10")
     add("--epochs", type=int, default=3, help="of a job; default: 3")
     options = parser.parse_args(arguments)
