@@ -90,8 +90,9 @@ OCR2 = FamilyCase("deepseek_ocr2", "deepseek-ocr2", TOKENS, rows=5, image_mode="
 
 # Golden numbers are compared on every checkpoint, properties of any model on one of each family.
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO, OCR, OCR2]
-ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS]
+ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS, OCR, OCR2]
 only_siglip = pytest.mark.only_siglip
+without_ocr2 = pytest.mark.without_ocr2
 
 
 def pytest_addoption(parser):
@@ -150,7 +151,8 @@ def pytest_generate_tests(metafunc):
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "case" in metafunc.fixturenames and not any("case" in names for names in given):
         one = metafunc.definition.get_closest_marker("only_siglip")
-        rows = [SIGLIP] if one else ONE_EACH
+        dear = metafunc.definition.get_closest_marker("without_ocr2")
+        rows = [SIGLIP] if one else [case for case in ONE_EACH if not (dear and case is OCR2)]
         metafunc.parametrize("case", rows, indirect=True, ids=str, scope="session")
 
 

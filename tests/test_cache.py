@@ -22,6 +22,7 @@ from conftest import (
     VL2_NOAUX,
     make_rows,
     only_siglip,
+    without_ocr2,
     write_jsonl,
 )
 from PIL import Image
@@ -61,6 +62,7 @@ def images(samples):
     return list({image.key: image for sample in samples for image in sample.images}.values())
 
 
+@without_ocr2
 class TestSameAsWithout:
     @pytest.mark.parametrize("stage", ["aligned", "vision"])
     @pytest.mark.parametrize("where", ["memory", "disk"])
@@ -404,6 +406,7 @@ def test_decoding_ahead_changes_nothing(model, processor, images, monkeypatch):
         assert all(torch.equal(features[key], found[0][key]) for key in features)
 
 
+@without_ocr2
 class TestRuns:
     def config(self, case, tmp_path, **settings):
         data = write_jsonl(tmp_path / "train.jsonl", make_rows(10, case))

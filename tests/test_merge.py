@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
+from conftest import GOLDEN, make_rows, only_siglip, without_ocr2, write_jsonl
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close, assert_within
 
@@ -71,6 +71,7 @@ def logits(path, inputs, **load):
         return model(**inputs).logits
 
 
+@without_ocr2
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_merged_is_unmerged(runs, case, sample_inputs, tmp_path, layout):
     if layout == "transformers" and not describe(case.folder).family.has_transformers_layout:
@@ -95,6 +96,7 @@ def compare(run, case, sample_inputs, tmp_path, layout):
     assert (merged - base).abs().max() > 1e-2
 
 
+@without_ocr2
 @pytest.mark.parametrize("base", ["dequantized", "original"])
 def test_qlora_bases(runs, case, sample_inputs, tmp_path, base):
     run = runs("nf4")
@@ -106,6 +108,7 @@ def test_qlora_bases(runs, case, sample_inputs, tmp_path, base):
     assert_close(merged, expected, "merged logits")
 
 
+@without_ocr2
 def test_the_files_are_those_of_the_base(runs, case, tmp_path):
     folder = merge_lora(config_of(runs("parts"), tmp_path / "m")).folder
     small = {p.name for p in case.folder.iterdir() if p.suffix == ".json" and "index" not in p.name}

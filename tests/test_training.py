@@ -17,7 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, HYBRID, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import (
+    GOLDEN,
+    HYBRID,
+    SIGLIP,
+    VL2_NOAUX,
+    make_rows,
+    only_siglip,
+    without_ocr2,
+    write_jsonl,
+)
 from safetensors.torch import load_file, save_file
 from tolerances import assert_close
 
@@ -140,6 +149,7 @@ class TestRunFolder:
         # A second run gets a folder of its own.
         assert vlft.sft(config).run.name.startswith("v1-")
 
+    @without_ocr2
     def test_it_learns(self, config):
         longer = dataclasses.replace(config, num_train_epochs=8, save_steps=100)
         found = losses(vlft.sft(longer).run)
@@ -184,6 +194,7 @@ class TestRunFolder:
         assert list(run.rglob("events.out.tfevents.*"))
 
 
+@without_ocr2
 class TestInvariance:
     """No way to pack, split or share samples changes a loss."""
 
@@ -231,6 +242,7 @@ class TestInvariance:
         assert saved[1] == 0.0
 
 
+@without_ocr2
 class TestResume:
     @pytest.mark.parametrize(
         "change",

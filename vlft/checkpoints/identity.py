@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlft.checkpoints.locate import ModelFolder
+    from vlft.families.keymap import Match
 
 # In the metadata of an adapter that vlft writes: the digest of its base's weights.
 BASE = "vlft_base"
@@ -65,21 +66,20 @@ def _pieces(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
     """
     keys = folder.family.keys
     for name, tensor in read_tensors(folder.path):
-        if folder.layout == "original":
-            match = keys.from_original(name)
-            if keys.is_unused(name):
-                continue
-            if match is None or match.change == "stack":
-                yield name, tensor
-            else:
-                yield from zip(match.native, match.to_native(tensor), strict=True)
-            continue
         native = canonical_name(name)
-        try:
-            matches = keys.from_native(native, len(tensor))
-        except CheckpointError:  # Loading refuses it, and names all of them.
-            matches = []
+        matches: list[Match] = []
+        if folder.layout == "transformers":
+            try:
+                matches = keys.from_native(native, len(tensor))
+            except CheckpointError:  # The authors' name, or one that loading refuses.
+                matches = []
         if matches and matches[0].change == "stack":
             yield from ((match.original, match.place_in(tensor)) for match in matches)
-        else:
+        elif matches:
             yield native, tensor
+        elif not keys.is_unused(name):
+            original = keys.from_original(name)
+            if original is None or original.change == "stack":
+                yield name, tensor
+            else:
+                yield from zip(original.native, original.to_native(tensor), strict=True)

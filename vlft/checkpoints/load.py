@@ -157,12 +157,16 @@ def empty_model(
 
 
 def native_tensors(folder: ModelFolder, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name in the model and tensor, for every tensor of a folder that a module uses."""
+    """Name in the model and tensor, for every tensor of a folder that a module uses.
+
+    Also in its own layout, transformers itself writes DeepSeek-OCR under the authors' names.
+    """
     keys, shapes = folder.family.keys, _shapes(model)
     stacks: dict[str, _Stack] = {}
     for name, tensor in read_tensors(folder.path):
-        if folder.layout == "transformers":
-            yield adapt_name(name, shapes), tensor
+        known = adapt_name(name, shapes)
+        if folder.layout == "transformers" and known in shapes:
+            yield known, tensor
         elif not keys.is_unused(name):
             match = keys.from_original(name)
             if match is None:
@@ -184,7 +188,8 @@ def file_dtypes(folder: ModelFolder, model: nn.Module) -> dict[str, torch.dtype]
     keys, shapes = folder.family.keys, _shapes(model)
     found: dict[str, torch.dtype] = {}
     for name, tensor in read_tensors(folder.path):
-        match = keys.from_original(name) if folder.layout == "original" else None
+        is_native = folder.layout == "transformers" and adapt_name(name, shapes) in shapes
+        match = None if is_native else keys.from_original(name)
         for native in match.native if match else (name,):
             known = adapt_name(native, shapes)
             found[known] = torch.promote_types(tensor.dtype, found.get(known, tensor.dtype))

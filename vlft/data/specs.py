@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.console import working
 from vlft.data.containers import FORMATS, open_records, reopen_records
+from vlft.data.hub_sets import hub_folder, is_hub_set
 from vlft.data.in_memory import keep_records
 from vlft.data.receipt import read_receipt, receipt_path
 from vlft.data.source import read_file, restored_file
@@ -36,14 +37,18 @@ def expand(files: Sequence[str | Mapping[str, Any]]) -> list[str]:
 def expand_each(files: Sequence[str | Mapping[str, Any]]) -> list[list[str]]:
     """For each source its files: those that match in the place of a pattern like ``data/*.jsonl``.
 
-    Records that are given in the place of files become a file, the last source.
+    A data set of a hub is downloaded, and becomes a folder. Records that are given in the place of
+    files become a file, the last source.
 
     Raises:
-        DataError: a pattern matches no file.
+        DataError: a pattern matches no file, or a hub does not give a data set.
     """
     made: list[list[str]] = []
     rows = [item for item in files if not isinstance(item, str)]
     for spec in (item for item in files if isinstance(item, str)):
+        if is_hub_set(spec):
+            made.append([hub_folder(spec)])
+            continue
         path, count = parse_spec(spec)
         if path.exists() or not glob.has_magic(str(path)):
             made.append([spec])
