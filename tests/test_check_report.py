@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
-from conftest import SIGLIP, VL2_NOAUX
+from conftest import GOLDEN, SIGLIP, VL2_NOAUX
 from PIL import Image
 
 from vlft.cli.check import run_check
@@ -150,6 +151,28 @@ class TestLeakage:
         assert (found["leakage"]["samples"], found["leakage"]["images"]) == (0, 0)
         assert "validation" not in text
 
+    def test_images_that_look_alike(self, report):
+        """Resized and compressed again, with a palette: not equal, yet trained on."""
+        names = ("photo_a.jpg", "photo_b.jpg", "chart.png", "giraffe.jpg")
+        for name in names:
+            shutil.copy(GOLDEN / "images" / name, name)
+        write("t.jsonl", *((name, "Yes.", [name]) for name in names[:3]))
+        with Image.open("photo_a.jpg") as photo, Image.open("chart.png") as chart:
+            photo.convert("RGB").resize((90, 70)).save("small.jpg", quality=60)
+            chart.convert("P", palette=Image.Palette.ADAPTIVE).save("few.png")
+        paint("flat.png", colour="gray")
+        new = ("small.jpg", "few.png", "giraffe.jpg", "flat.png", "photo_b.jpg")
+        write("v.jsonl", *((name, "No.", [name]) for name in new))
+        found, text = report("t.jsonl", val_dataset=("v.jsonl",))
+        leakage = found["leakage"]
+        assert (leakage["images"], leakage["images_alike"]) == (1, 2)
+        pairs = [
+            (Path(e["image"]).name, Path(e["looks_like"]).name) for e in leakage["alike_examples"]
+        ]
+        assert pairs == [("small.jpg", "photo_a.jpg"), ("few.png", "chart.png")]
+        line = "validation: 2 images look like ones that are trained on, in another file (the first"
+        assert f"{line}: small.jpg looks like photo_a.jpg)" in text
+
 
 class TestReplies:
     def test_the_longest_against_the_median(self, report):
@@ -230,3 +253,10 @@ def test_samples_that_are_too_long_are_refused_as_by_sft(report, capsys):
     assert report("1.jsonl", **settings, on_bad_sample="skip")[0]["usable"] is True
     run_check(CheckConfig(dataset=("1.jsonl",), max_length=128))
     assert "--max-length has no effect: --model is not given" in capsys.readouterr().err
+
+
+def test_the_flag_that_skips_long_samples_is_said_to_be_of_sft():
+    write("1.jsonl", ("One?", "A long reply. " * 20, []))
+    config = CheckConfig(dataset=("1.jsonl",), model=str(SIGLIP.folder), max_length=50)
+    with pytest.raises(DataError, match="raise --max-length, or give vlft sft --on-long skip or"):
+        run_check(config)

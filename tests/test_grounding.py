@@ -269,6 +269,14 @@ class TestTokens:
         ]  # fmt: skip
         assert name("<|grounding|>") in sample.input_ids.tolist()
 
+    def test_records_that_differ_in_boxes_alone_are_not_the_same(self, processor):
+        boxes = [DISC, [0, 0, 3, 1], DISC]
+        rows = [row(self.QUESTION, "<bbox>", {"ref": ["disc"], "bbox": [box]}) for box in boxes]
+        write_jsonl(Path("d.jsonl"), rows)
+        options = DataOptions(Reading(processor.family.image_tag, has_boxes=True))
+        first, other, again = load_dataset(["d.jsonl"], processor.encoder, options).identities
+        assert first == again != other
+
     def test_of_a_record_from_python_are_the_same(self, processor, tmp_path):
         fields = row(self.QUESTION, "<bbox>", {"ref": ["disc"], "bbox": [DISC]})
         typed = row(self.QUESTION.replace("<ref-object>", "<|ref|>disc<|/ref|>"), DISC_TEXT, None)

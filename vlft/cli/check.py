@@ -105,6 +105,7 @@ def _options(config: CheckConfig, processor: Processor | None) -> DataOptions:
         max_length=None if longest is None else min(config.max_length or longest, longest),
         model_length=longest,
         seed=config.seed,
+        is_check=True,
     )
 
 

@@ -24,11 +24,13 @@ class ImageFacts:
         digest: SHA-256 of its bytes; equal digests are the same image.
         size: (width, height) in pixels, as the model gets it.
         notes: what a user would not expect of it.
+        look: see looks.look_of; empty if it is not needed.
     """
 
     digest: str
     size: tuple[int, int]
     notes: tuple[Note, ...] = ()
+    look: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True)

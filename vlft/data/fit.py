@@ -141,10 +141,11 @@ def fit(
         fitted = _truncated(conversation, encoder, limit)
         if fitted is not None:
             return fitted
-    remedy = "raise --max-length, or use --on-long skip"
+    skip = f"{'give vlft sft' if options.is_check else 'use'} --on-long skip"
+    remedy = f"raise --max-length, or {skip}"
     if options.model_length is not None and length > options.model_length:
         longest = options.model_length
-        remedy = f"the model takes at most {longest}; shorten it, or use --on-long skip"
+        remedy = f"the model takes at most {longest}; shorten it, or {skip}"
     hint = f"{remedy} or truncate-history"
     if options.on_long == "truncate-history":
         hint = f"it is too long even without its history; {remedy}"

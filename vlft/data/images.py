@@ -17,6 +17,7 @@ from vlft.data.conversation import ImageFacts
 from vlft.data.decoders import FAULTS, heard
 from vlft.data.image_kinds import HEAD, REPLACE, what_it_is
 from vlft.data.image_notes import SWAPPED_FROM, TURNS, Note, notes_of, orientation
+from vlft.data.looks import look_of
 from vlft.errors import DataError, shown
 from vlft.files import cache_folder, open_regular, real_path
 
@@ -98,34 +99,41 @@ def check_unchanged(path: Path, digest: str) -> None:
     _read(path, lambda file, _lines: _check_digest(file, digest), "")
 
 
-def inspect_image(path: Path, *, place: str = "", rotate: bool = False) -> ImageFacts:
+def inspect_image(
+    path: Path, *, place: str = "", rotate: bool = False, looks: bool = False
+) -> ImageFacts:
     """The facts about an image file, which is opened once and decoded whole.
 
     Args:
         path: the file.
         place: of its record, for messages.
         rotate: whether the image is going to be turned by its EXIF orientation.
+        looks: whether the facts hold what it looks like.
 
     Raises:
         DataError: the file is missing or is not a whole image.
     """
-    return _read(path, lambda file, lines: _facts(file, lines, rotate), place)
+    return _read(path, lambda file, lines: _facts(file, lines, rotate, looks), place)
 
 
 def inspect_images(
-    paths: Iterable[Path], *, rotate: bool = False, inside: Path | None = None
+    paths: Iterable[Path],
+    *,
+    rotate: bool = False,
+    inside: Path | None = None,
+    looks: bool = False,
 ) -> dict[Path, ImageFacts | DataError]:
     """The facts about every file, or its error; each is opened once, several in parallel.
 
     A file outside of ``inside`` is refused, unless it was downloaded. The pixels in memory are
-    bounded, see PIXELS_IN_FLIGHT.
+    bounded, see PIXELS_IN_FLIGHT. ``looks`` adds what they look like to the facts.
     """
 
     def attempt(path: Path) -> ImageFacts | DataError:
         try:
             if inside is not None:
                 _check_inside(path, inside)
-            return inspect_image(path, rotate=rotate)
+            return inspect_image(path, rotate=rotate, looks=looks)
         except DataError as error:
             return error
 
@@ -176,7 +184,7 @@ def _digest(file: BufferedReader) -> str:
     return digest
 
 
-def _facts(file: BufferedReader, lines: list[str], rotate: bool) -> ImageFacts:
+def _facts(file: BufferedReader, lines: list[str], rotate: bool, looks: bool) -> ImageFacts:
     """The facts about an image that can be decoded whole and converted to RGB."""
     _check_bytes(os.fstat(file.fileno()).st_size)
     digest = _digest(file)
@@ -189,11 +197,12 @@ def _facts(file: BufferedReader, lines: list[str], rotate: bool) -> ImageFacts:
             is_swapped = rotate and orientation(image) >= SWAPPED_FROM
             size = (image.height, image.width) if is_swapped else image.size
             notes = notes_of(image, rotate=rotate)
+            look = look_of(image) if looks else b""
             # The pixels are freed before others take their place.
             image.close()
     if lines:
         notes.append(Note("damaged", lines[0]))
-    return ImageFacts(digest, size, tuple(notes))
+    return ImageFacts(digest, size, tuple(notes), look)
 
 
 def _check_inside(path: Path, folder: Path) -> None:

@@ -45,7 +45,7 @@ class Columns:
         part: which conversation of the record it is, from 0.
         size: bytes of the texts.
         turns: number of turns; negative if there is a system prompt of its own.
-        text: hash of system prompt, roles and texts, images as a mark.
+        text: hash of system prompt, roles, texts and boxes, images as a mark.
         weight: of its record.
         ends: index into ``images`` one past the last image.
         images: indices into a list of paths.
@@ -240,10 +240,15 @@ def extent_of(item: Conversation) -> Extent:
 
 
 def text_hash(item: Conversation) -> int:
-    """64 bits, equal for conversations with the same texts and with images at the same places."""
+    """64 bits, equal for conversations with the same texts, boxes, and images at the same places.
+
+    Boxes are compared by their numbers as given, or as they stand in the texts once they are
+    written.
+    """
     parts = [item.system if item.system is not None else "\0"]
     for turn in item.turns:
         parts.append(f"\0{turn.role}")
         parts += ("\0" if isinstance(part, ImageRef) else part for part in turn.parts)
+        parts += (f"\0{b.kind}{b.corners}{item.images.index(b.image)}" for b in turn.boxes)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")

@@ -71,6 +71,8 @@ class DataOptions:
     # The longest sample that the model takes, in tokens; None if there is no limit.
     model_length: int | None = None
     seed: int = 0
+    # Whether nothing is trained: the data is reported on, with what its images look like.
+    is_check: bool = False
     # Whether the validation records of the history alone are read.
     only_validation: bool = False
     history: History = field(default_factory=History)

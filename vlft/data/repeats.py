@@ -9,10 +9,11 @@ import numpy as np
 
 from vlft.data.conversation import ImageFacts
 from vlft.data.items import text_hash
+from vlft.data.looks import alike
 from vlft.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vlft.data.items import Items
@@ -29,11 +30,13 @@ class Contents:
     Attributes:
         samples: hash of texts and images -> items and index of the first sample with them.
         images: SHA-256 -> the files that hold it, in order, as a set.
+        looks: SHA-256 -> what the image looks like.
         repeated: samples that equal an earlier one: items, index and hash.
     """
 
     samples: dict[int, tuple[Items, int]] = field(default_factory=dict)
     images: dict[str, dict[Path, None]] = field(default_factory=dict)
+    looks: dict[str, bytes] = field(default_factory=dict)
     repeated: list[tuple[Items, int, int]] = field(default_factory=list)
 
     def duplicates(self) -> dict[str, Any]:
@@ -61,19 +64,22 @@ def contents_of(files: Iterable[ReadFile]) -> Contents:
                 made.repeated.append((items, index, key))
             else:
                 made.samples[key] = (items, index)
-        for path, digest in _used_images(items):
-            made.images.setdefault(digest, {})[path] = None
+        for path, facts in _used_facts(items):
+            made.images.setdefault(facts.digest, {})[path] = None
+            made.looks[facts.digest] = facts.look
     return made
 
 
 def leaks(train: Contents, validation: Sequence[ReadFile]) -> dict[str, Any]:
     """Validation samples that are trained on, or whose images are, as JSON values."""
     samples: list[dict[str, str]] = []
+    shown_images: dict[str, tuple[Path, bytes]] = {}
     images: dict[str, dict[str, str]] = {}
     count = shown_count = 0
     for file in validation:
         items = file.items
-        known = {path: d for path, d in _used_images(items) if d in train.images}
+        shown_images |= {facts.digest: (path, facts.look) for path, facts in _used_facts(items)}
+        known = {p: f.digest for p, f in _used_facts(items) if f.digest in train.images}
         numbers = [number for number, path in enumerate(items.paths) if path in known]
         places = np.flatnonzero(np.isin(np.asarray(items.columns.images), numbers))
         owners = np.searchsorted(np.asarray(items.columns.ends), places, side="right")
@@ -93,6 +99,21 @@ def leaks(train: Contents, validation: Sequence[ReadFile]) -> dict[str, Any]:
         "images": len(images),
         "samples_with_images": shown_count,
         "image_examples": list(images.values())[:EXAMPLES],
+        **_alike(train, shown_images),
+    }
+
+
+def _alike(train: Contents, shown_images: Mapping[str, tuple[Path, bytes]]) -> dict[str, Any]:
+    """Images by SHA-256 that look like ones that are trained on, and are not the same."""
+    new = [image for digest, image in shown_images.items() if digest not in train.images]
+    trained = [(next(iter(paths)), train.looks[digest]) for digest, paths in train.images.items()]
+    pairs = list(alike([look for _, look in new], [look for _, look in trained]))
+    return {
+        "images_alike": len(pairs),
+        "alike_examples": [
+            {"image": str(new[one][0]), "looks_like": str(trained[other][0])}
+            for one, other in pairs[:EXAMPLES]
+        ],
     }
 
 
@@ -125,6 +146,13 @@ def lines_of_leaks(found: dict[str, Any]) -> Iterator[str]:
         owners = found["samples_with_images"]
         samples = "1 sample" if owners == 1 else f"{owners} samples"
         yield f"validation: {images} trained on too, in {samples} (the first: {names})"
+    if found.get("images_alike"):
+        first, count = found["alike_examples"][0], found["images_alike"]
+        names = f"{shown(first['image'])} looks like {shown(first['looks_like'])}"
+        images = "1 image looks like one that is" if count == 1 else (
+            f"{count} images look like ones that are"
+        )  # fmt: skip
+        yield f"validation: {images} trained on, in another file (the first: {names})"
 
 
 def _keys(items: Items) -> Iterator[int]:
@@ -132,7 +160,7 @@ def _keys(items: Items) -> Iterator[int]:
     digests = dict(enumerate(_digests(items)))
     columns, boxed, start = items.columns, set(items.with_boxes), 0
     for index, end in enumerate(columns.ends):
-        # The hash of a column knows no boxes, which are written once the images are known.
+        # The hash of a column knows boxes as given; equal ones may be given in other units.
         text = text_hash(items.conversation(index)) if index in boxed else columns.text[index]
         yield hash((text, *(digests[image] for image in columns.images[start:end])))
         start = end
@@ -145,10 +173,10 @@ def _digests(items: Items) -> Iterator[str | None]:
         yield found.digest if isinstance(found, ImageFacts) else None
 
 
-def _used_images(items: Items) -> Iterator[tuple[Path, str]]:
-    """Path and SHA-256 of the distinct files that the samples show, in order."""
+def _used_facts(items: Items) -> Iterator[tuple[Path, ImageFacts]]:
+    """Path and facts of the distinct files that the samples show, in order."""
     for number in np.unique(np.asarray(items.columns.images, np.int32)).tolist():
-        yield items.paths[number], items.facts(number).digest
+        yield items.paths[number], items.facts(number)
 
 
 def _place(items: Items, index: int) -> str:

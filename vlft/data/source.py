@@ -152,6 +152,7 @@ def _check_images(
         (path for path in found if path not in items.inspected),
         rotate=options.rotate,
         inside=options.confine_images,
+        looks=options.is_check,
     )
     hint = root_hint(images, items.inspected, records.path, options.image_root)
     for number in _with_bad_images(items):
