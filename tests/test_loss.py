@@ -9,6 +9,7 @@ import torch
 from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlft.training import loss as module
 from vlft.training.loss import token_loss_sum
@@ -24,9 +25,11 @@ def problem():
     return hidden, target, weight, head
 
 
+@pytest.mark.parametrize("at_once", [1, 150, 2**20])
 @pytest.mark.parametrize("chunk", [1, 10, 37, 512])
-def test_same_value_and_gradients(problem, chunk, monkeypatch):
+def test_same_value_and_gradients(problem, chunk, at_once, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", at_once)
     hidden, target, weight, head = problem
     plain = (F.cross_entropy(head(hidden), target, reduction="none") * weight).sum()
     expected = torch.autograd.grad(plain, [hidden, head.weight])
@@ -34,6 +37,25 @@ def test_same_value_and_gradients(problem, chunk, monkeypatch):
     found = torch.autograd.grad(value, [hidden, head.weight])
     assert_close(value, plain, "loss")
     assert_close(found, expected, "layer gradients")
+
+
+def test_in_16_bit_few_logits_have_a_copy_in_float32(problem, monkeypatch):
+    """The copies have no bound but this one, and the gradient overwrites the logits."""
+    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", 150)
+    hidden, target, weight, head = problem
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
+                largest.append(result.numel())
+            return result
+
+    rows = hidden.detach().bfloat16().requires_grad_()
+    with Watch():
+        token_loss_sum(rows, target, weight, head.bfloat16().requires_grad_(False)).backward()
+    assert max(largest) == 150
 
 
 def test_no_tensor_of_all_logits(problem, monkeypatch):

@@ -28,8 +28,8 @@ _QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # A trained parameter in float32: value, gradient, and two AdamW moments.
 _TRAINED_BYTES = 16
 # Positions whose logits exist at once, training.loss.CHUNK; bytes of a logit in 16 bit
-# with its float32 copy and gradient.
-LOSS_POSITIONS, _LOGIT_BYTES = 128, 8
+# with its float32 copy.
+LOSS_POSITIONS, _LOGIT_BYTES = 128, 6
 # The CUDA context and the libraries' workspaces.
 _CUDA_BYTES = 0.7 * 2**30
 # Copies of one head's attention scores that the SAM tower holds at its peak.
