@@ -8,7 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, HYBRID, ONE_EACH, VL2_MHA, VL2_NOAUX, make_rows, only_siglip
+from conftest import (
+    GOLDEN,
+    HYBRID,
+    OCR,
+    OCR2,
+    ONE_EACH,
+    SIGLIP,
+    VL2_MHA,
+    VL2_MLA,
+    VL2_NOAUX,
+    make_rows,
+    only_siglip,
+)  # fmt: skip
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
@@ -206,6 +218,26 @@ class TestLastLayer:
         finally:
             torch.set_num_threads(threads)
         assert all(torch.equal(gradient, found[0]) for gradient in found)
+
+    @pytest.mark.parametrize(
+        "case", [SIGLIP, VL2_MHA, VL2_MLA, OCR, OCR2], indirect=True, scope="session", ids=str
+    )
+    def test_attention_has_the_queries_of_targets_alone(
+        self, case, model, folder, processor, language
+    ):
+        """In every family; with another attention of the LLM it has all, and the same loss."""
+        samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
+        row = pack(samples, processor.chat.image_token_id)
+        images = pixels_of(row.images, processor)
+        objective = PackedLoss(model, folder.family)
+        decoder, queries = model.get_submodule(language), []
+        decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(
+            lambda _, inputs: queries.append(inputs[0].shape[1])
+        )
+        loss = objective(row, images)
+        decoder.config._attn_implementation = "sdpa"
+        assert_close(loss, objective(row, images), "loss")
+        assert queries == [len(row.source), len(row)]
 
 
 def kept_bytes(module, hidden, weights) -> tuple[int, list[torch.Tensor]]:

@@ -33,10 +33,13 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 )
 
 from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
+from vlft.models.last_layer import can_narrow, narrowed_attention
 from vlft.models.tree_attention import TREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vlft.models.tree_attention import BlockAttention
 
 
 def prepare_for_inference(model: nn.Module) -> None:
@@ -170,12 +173,13 @@ def _narrow_last_layer(language: Any) -> None:
     """The LLM returns hidden states of some positions alone, if the call names them.
 
     ``language(..., positions_to_keep=positions)``, (S,) int64, returns (1, S, D); positions may
-    repeat. Without the argument the output is the usual one.
+    repeat. With a packed row ``kept_row``, packing.attention.kept_attention of these positions, is
+    given too. Without the arguments the output is the usual one.
 
-    Reason: after the last layer's attention no token is read by another. With images, nine of ten
-    tokens have no target, and their last MLP is wasted work; transformers narrows the vocabulary
-    projection alone (``logits_to_keep``). The layer is never checkpointed when narrowed: its
-    backward pass comes first, so that recomputing it would save no memory.
+    Reason: in the last layer only keys and values are read by other tokens. With images, nine of
+    ten tokens have no target, and their last queries and MLP are wasted work; transformers narrows
+    the vocabulary projection alone (``logits_to_keep``). The layer is never checkpointed when
+    narrowed: its backward pass comes first, so that recomputing it would save no memory.
 
     Needed with: transformers 5.23.
     """
@@ -184,15 +188,27 @@ def _narrow_last_layer(language: Any) -> None:
 
 
 def _narrowed_forward(
-    layer: Any, hidden: Tensor, *, positions_to_keep: Tensor | None = None, **kwargs: Any
+    layer: Any,
+    hidden: Tensor,
+    *,
+    positions_to_keep: Tensor | None = None,
+    kept_row: tuple[BlockAttention, ...] | None = None,
+    **kwargs: Any,
 ) -> Tensor:
     """(1, N, D) -> (1, S, D), or (1, N, D) if no positions are given."""
     if positions_to_keep is None:
         usual: Tensor = type(layer).forward(layer, hidden, **kwargs)
         return usual
-    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs)
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     # Not by indexing, whose gradient adds up repeated positions in no fixed order on the CPU.
-    hidden = (hidden + attended).index_select(1, positions_to_keep)
+    kept = hidden.index_select(1, positions_to_keep)
+    if kept_row is not None and can_narrow(attention):
+        rotations = kwargs["position_embeddings"]
+        attended = narrowed_attention(attention, normed, positions_to_keep, rotations, kept_row)
+    else:
+        attended, _ = attention(hidden_states=normed, **kwargs)
+        attended = attended.index_select(1, positions_to_keep)
+    hidden = kept + attended
     result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return result
 

@@ -112,6 +112,33 @@ def row_attention(
     return tuple(_for_products(block, causal) for block in blocks)
 
 
+def kept_attention(
+    row: Sequence[BlockAttention], positions: Tensor, exit: Tensor, dtype: torch.dtype
+) -> tuple[BlockAttention, ...]:
+    """The blocks of a row with some of its queries alone, numbered from 0 to S.
+
+    Args:
+        row: as row_attention returns it.
+        positions: (S,) of the queries, ascending; they may repeat.
+        exit: (N,), see packing.prefix_tree.
+        dtype: of the scores.
+    """
+    kept = []
+    bounds = torch.tensor([(part.block.first, part.block.end) for part in row])
+    places = torch.searchsorted(positions.cpu(), bounds).tolist()
+    for part, (first, end) in zip(row, places, strict=True):
+        if first < end:
+            context, start = part.block.context, part.block.first
+            own = positions[first:end] - start
+            last = int(own[-1]) + 1
+            ranges = extended(context, start, start + last)
+            seen = tree_mask(exit[start : start + last] - start)[0, 0, own]
+            mask = _aligned_zeros(len(own), sum(e - f for f, e in ranges), dtype, exit.device)
+            mask[:, -last:].masked_fill_(~seen, torch.finfo(dtype).min)
+            kept.append(BlockAttention(Block(context, first, end, (end - first,)), ranges, mask))
+    return tuple(kept)
+
+
 def _for_products(block: Block, causal: Tensor) -> BlockAttention:
     """A block for matrix products; causal is (w or more, w or more), added to scores."""
     longest = max(block.lengths)
@@ -136,12 +163,16 @@ def _for_fused_kernels(block: Block, exit: Tensor, dtype: torch.dtype) -> BlockA
     if len(block.lengths) == 1:
         return BlockAttention(block, ranges, None)
     keys, queries = sum(end - first for first, end in ranges), block.end - block.first
-    aligned = -(-keys // ALIGNMENT) * ALIGNMENT
-    padded = torch.zeros((queries, aligned), dtype=dtype, device=exit.device)
-    mask = padded[:, :keys]
+    mask = _aligned_zeros(queries, keys, dtype, exit.device)
     seen = tree_mask(exit[block.first : block.end] - block.first)[0, 0]
     mask[:, -queries:].masked_fill_(~seen, torch.finfo(dtype).min)
     return BlockAttention(block, ranges, mask)
+
+
+def _aligned_zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rows, columns) zeros whose rows start at multiples of ALIGNMENT."""
+    width = -(-columns // ALIGNMENT) * ALIGNMENT
+    return torch.zeros((rows, width), dtype=dtype, device=device)[:, :columns]
 
 
 def tree_mask(exit: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vlft.families.base import is_in
 from vlft.models.adaptations import prepare_for_training
 from vlft.models.tree_attention import TREE, has_fused_attention
-from vlft.packing.attention import additive_mask, block_mask, row_attention
+from vlft.packing.attention import additive_mask, block_mask, kept_attention, row_attention
 from vlft.vision.encode import place_features
 
 if TYPE_CHECKING:
@@ -219,7 +219,8 @@ def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -
         empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
         fused = has_fused_attention(batch.exit.device)
         row = row_attention(batch.segments, batch.exit, dtype, fused=fused)
-        return {"attention_mask": empty, "row": row}
+        kept = kept_attention(row, batch.source, batch.exit, dtype)
+        return {"attention_mask": empty, "row": row, "kept_row": kept}
     return {"attention_mask": additive_mask(batch.exit, dtype)}
 
 
