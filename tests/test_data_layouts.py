@@ -370,6 +370,15 @@ class TestRules:
             ({"query": "q", "response": "r", "image": {"bytes": None, "path": "a.png"}},
              ["{a.png}q", "r"]),
             ({"query": "q", "response": "r", "image": {"bytes": None, "path": None}}, ["q", "r"]),
+            ({"query": "What is <Image>?", "response": "r"}, ["What is <Image>?", "r"]),
+            (
+                {"messages": [
+                    {"role": "user", "content": [
+                        {"type": "image", "source": {"type": "url", "url": "a.png"}},
+                        {"type": "text", "text": "q"}]},
+                    {"role": "assistant", "content": "r"}]},
+                ["{a.png}q", "r"],
+            ),
         ],
     )  # fmt: skip
     def test_is_read(self, fields, turns):
@@ -384,6 +393,10 @@ class TestRules:
             ({"question": "q", "answer": "B", "choices": ["x"]}, "found answer beside choices"),
             ({"question": "q", "answer": "B", "A": "x", "B": "y"}, "found answer beside A and B"),
             ({"question": "q", "answers": ["x"]}, "found answers, a list"),
+            ({"question": "q", "answer": ["x"]}, "found answer, a list; which one"),
+            ({"query": "<image 1> q", "response": "r"}, "found <image 1> in"),
+            ({"query": "<|image_1|>q", "response": "r"}, "found <|image_1|> in"),
+            ({"query": "<|vision_start|>q", "response": "r"}, "found <|vision_start|> in"),
             ({"prompt": "q", "chosen": "a", "rejected": "b"}, "found chosen, rejected"),
             ({"query": "q", "response": "r", "label": False}, "found label with true or false"),
             ({"query": "q", "response": "r", "objects": {"ref": ["x"]}}, 'found "objects"'),
@@ -419,3 +432,29 @@ class TestRules:
         record = Record(fields, Path("a.jsonl"), 7)
         made = read_record(record, Reading(preference="chosen"), Path()).conversations[0]
         assert [turn.parts[0] for turn in made.turns] == turns
+
+    def test_a_prompt_that_the_dialogue_took_counts_as_read(self):
+        fields = {
+            "prompt": [{"role": "user", "content": "q"}],
+            "chosen": [{"role": "assistant", "content": "a"}],
+            "rejected": "b",
+        }
+        made = read_record(Record(fields, Path("a.jsonl"), 7), Reading(preference="chosen"), Path())
+        assert made.columns == ("prompt", "chosen", "rejected")
+        assert made.unread == ()
+
+    @pytest.mark.parametrize("name", ["answer", "captions"])
+    def test_a_reply_that_is_a_list_is_several_references(self, name):
+        fields = {"question": "q", name: ["x", {"answer": "y"}, "x"]}
+        columns = {"response": name}
+        for answers, replies in (("first", ["x"]), ("most", ["x"]), ("each", ["x", "y"])):
+            reading = Reading(answers=answers, columns=columns)
+            made = read_record(Record(fields, Path("a.jsonl"), 7), reading, Path()).conversations
+            assert [item.reply for item in made] == replies
+
+    def test_bytes_of_a_source_are_the_image(self):
+        source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+        parts = [{"type": "image", "source": source}, {"type": "text", "text": "q"}]
+        made = conversation({"messages": [{"role": "user", "content": parts}]})
+        assert made.turns[0].parts[0].path.read_bytes() == b"\x89PNG\r\n\x1a\n"
+        assert made.turns[0].parts[1] == "q"

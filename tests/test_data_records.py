@@ -316,6 +316,13 @@ class TestFiles:
             with pytest.raises(DataError, match="found one object with the keys a"):
                 read("a.json", other)
 
+    def test_an_object_that_names_an_image_is_a_record(self):
+        """Else the list in it would be read, and trained without the image."""
+        record = {"image": "a.png", "asked": [{"question": "q", "answer": "r"}]}
+        assert [item.fields for item in read("a.json", json.dumps(record))] == [record]
+        whole = {"images": [{"id": 1, "file_name": "a.png"}], "info": "of COCO"}
+        assert read("a.json", json.dumps(whole)).note == 'reads the list under "images"'
+
     def test_a_broken_object_over_several_lines_is_one_problem(self):
         text = '{"query": "1"}\n{\n "query": 2 3,\n "response": "x"\n}\n{"query": "4"}\n'
         assert lines(read("a.jsonl", text)) == [

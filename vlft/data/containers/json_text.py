@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlft.data.containers.indexed import Indexed
 from vlft.data.containers.window import Window, skip_blank
-from vlft.data.names import OF_A_RECORD
+from vlft.data.names import IMAGES, OF_A_RECORD
 from vlft.data.records import BOM, EXAMPLE, kind_of
 from vlft.errors import DataError
 
@@ -82,9 +82,18 @@ def read_json(file: BinaryIO, named: Collection[str] = ()) -> tuple[str, Indexed
         records.add(place, problem)
     if len(records) == 1:
         line, only = records[0]
-        if isinstance(only, dict) and only and only.keys().isdisjoint({*OF_A_RECORD, *named}):
+        if isinstance(only, dict) and only and not _is_record(only, named):
             return _inside(file, line, only)
     return "JSON Lines", records, ""
+
+
+def _is_record(value: dict[str, Any], named: Collection[str]) -> bool:
+    """Whether an object has a key of the layouts, or names images."""
+    named_images = (value.get(name) for name in IMAGES)
+    return not value.keys().isdisjoint({*OF_A_RECORD, *named}) or any(
+        isinstance(item, str) or (isinstance(item, list) and item and isinstance(item[0], str))
+        for item in named_images
+    )
 
 
 def record_at(data: bytes) -> dict[str, Any] | list[Any] | DataError:

@@ -23,7 +23,10 @@ COMMON_TAG = "<image>"
 TAGS = (COMMON_TAG, "<image_placeholder>", "<ImageHere>")
 NAMED = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 # Tags of other tools for what has not been placed: never text.
-FOREIGN = r"<video>|<audio>|<image_\d+>|<\|(?:image|video|audio)_pad\|>"
+FOREIGN = (
+    r"<video>|<audio>|<image[ _]?\d+>|<\|(?:image|video|audio)_pad\|>|<\|image(?:_\d+)?\|>|"
+    r"<\|vision_start\|>|<IMG_CONTEXT>|<image_soft_token>"
+)
 LEFT_OVER = re.compile(f"{FOREIGN}|{BOX_TAG}|{REF_TAG}")
 LEFT_OVER_OF_OBJECTS = re.compile(FOREIGN)
 SKIP = "drop such records with --on-bad-sample skip"

@@ -32,15 +32,19 @@ def chosen_only(fields: Fields, preference: str | None) -> Fields:
     rest = {name: value for name, value in fields.values.items() if name not in found}
     chosen = next((fields.values[name] for name in reversed(CHOSEN) if name in found), None)
     if chosen is not None:
-        _add(rest, chosen)
+        fields.read.update(_add(rest, chosen))
     made = Fields(rest, fields.given)
     made.read = fields.read
     fields.read.update(found)
     return made
 
 
-def _add(values: dict[str, Any], chosen: Any) -> None:
-    """Puts the chosen reply, or the dialogue that ends with it, into the fields."""
+def _add(values: dict[str, Any], chosen: Any) -> set[str]:
+    """Puts the chosen reply, or the dialogue that ends with it, into the fields.
+
+    Returns:
+        Names of the fields that are taken out, because the dialogue has them now.
+    """
     dialogue = next((name for name in DIALOGUES if is_dialogue(values.get(name))), None)
     reply = [chosen] if isinstance(chosen, dict) else chosen
     if is_dialogue(reply) and reply and _speaker(reply[0]) != "assistant":
@@ -53,10 +57,12 @@ def _add(values: dict[str, Any], chosen: Any) -> None:
         values[dialogue] = [*values[dialogue], *texts]
     elif is_dialogue(reply) and is_dialogue(values.get("prompt")):
         values["messages"] = [*values.pop("prompt"), *reply]
+        return {"prompt"}
     elif is_dialogue(reply) and len(reply) == 1:
         values["response"] = reply[0].get("content", reply[0].get("value"))
     else:
         values["response"] = reply
+    return set()
 
 
 def _speaker(turn: dict[str, Any]) -> str | None:

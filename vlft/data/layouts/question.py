@@ -30,15 +30,17 @@ def _read(fields: Fields, reading: Reading) -> list[Draft]:
     questions, replies = _candidates(fields, "query"), _candidates(fields, "response")
     if "instruction" in questions and "input" in questions:
         questions.remove("input")
-    references = not replies and "response" not in fields.given and _is_list(fields, "answers")
+    name = replies[0] if len(replies) == 1 else ""
+    if not replies and "response" not in fields.given and _is_list(fields, "answers"):
+        name = "answers"
+    references = name and _is_list(fields, name)
     has_question = questions or reading.prompt is not None
     has_reply = replies or references or not reading.need_response
     if not has_question or not has_reply or len(questions) > 1 or len(replies) > 1:
         raise _ask(fields, questions, replies, has_question=bool(has_question))
     before = [*_history(fields), _question(fields, questions, reading)]
-    name = replies[0] if replies else "answers"
     if references:
-        texts = _references(fields, reading)
+        texts = _references(fields, name, reading)
     elif replies:
         _refuse_choices(fields, name)
         texts = [fields.text(name)]
@@ -90,21 +92,21 @@ def _history(fields: Fields) -> list[Message]:
     ]
 
 
-def _references(fields: Fields, reading: Reading) -> list[str]:
-    """Those of the reference answers that are trained, each in a sample of its own.
+def _references(fields: Fields, name: str, reading: Reading) -> list[str]:
+    """Those of several reference answers that are trained, each in a sample of its own.
 
     Raises:
         LayoutError: nothing says which.
     """
     if reading.answers is None:
         raise LayoutError(
-            "found answers, a list; which one is to be learnt is not said",
+            f"found {name}, a list; which one is to be learnt is not said",
             fields,
             "add --answers first, most (the most frequent) or each (a sample for each)",
         )
     texts = [
-        as_text(item.get("answer") if isinstance(item, dict) else item, '"answers"', '["..."]')
-        for item in fields.take("answers")
+        as_text(item.get("answer") if isinstance(item, dict) else item, f'"{name}"', '["..."]')
+        for item in fields.take(name)
     ]
     if reading.answers == "each":
         return list(dict.fromkeys(texts))

@@ -184,8 +184,10 @@ def _part(part: Any, name: str) -> str | ImagePart:
         raise DataError(f"{name} has {' and '.join(key for key, _ in values)}", hint="keep one")
     if values:
         key, image = values[0]
-        if key == "image_url" and isinstance(image, dict):
-            image = image.get("url")
+        if key in ("image_url", "source") and isinstance(image, dict):
+            # {"url": ...}, or {"type": "base64", "media_type": ..., "data": ...}
+            data = image.get("data")
+            image = f"data:;base64,{data}" if isinstance(data, str) else image.get("url")
         if key == "base64" and isinstance(image, str) and not image.startswith("data:"):
             image = f"data:;base64,{image}"
         return ImagePart(image)
