@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlft.data.containers import NAME_A_FILE, open_records, unpack
+from vlft.data.containers import NAME_A_FILE, columnar, open_records, unpack
 from vlft.data.records import Record, Records, kind_of
 from vlft.errors import DataError
 
@@ -378,3 +378,28 @@ def test_kinds_in_words():
     assert [kind_of(value) for value in values] == [
         "null", "true or false", "a number", "a number", "text", "a list", "an object", "a list",
     ]  # fmt: skip
+
+
+def test_batches_of_a_table_are_held_as_far_as_their_bytes_allow(monkeypatch):
+    """In a shuffled order each row would else decode its batch again."""
+    arrow = pytest.importorskip("pyarrow")
+    read: list[int] = []
+
+    def batch(number: int):
+        read.append(number)
+        return arrow.table({"n": arrow.array([2 * number, 2 * number + 1], arrow.int64())})
+
+    batches = [(2, lambda number=number: batch(number)) for number in range(4)]
+    monkeypatch.setattr(columnar, "BYTES_HELD", 3 * 16)
+    rows = columnar.Rows(batches)
+    order = [0, 2, 4, 1, 3, 5]
+    assert [rows[index] for index in order] == [(index + 1, {"n": index}) for index in order]
+    assert read == [0, 1, 2]
+    # The fourth takes the place of the one that was used longest ago.
+    assert [rows[index][0] for index in (6, 2, 4, 6, 0)] == [7, 3, 5, 7, 1]
+    assert read == [0, 1, 2, 3, 0]
+    # A batch that is larger than what may be held is held alone.
+    monkeypatch.setattr(columnar, "BYTES_HELD", 1)
+    rows = columnar.Rows(batches)
+    assert [rows[index][0] for index in (0, 1, 2, 0)] == [1, 2, 3, 1]
+    assert read[5:] == [0, 1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -21,17 +22,23 @@ if TYPE_CHECKING:
     from vlft.data.records import Found
 
 INSTALL = "pip install 'vlft[datasets]'"
+BYTES_HELD = 2**27
 # (number of rows, what reads them)
 Batch = tuple[int, Callable[[], Any]]
 
 
 class Rows(Sequence["Found"]):
-    """The rows of batches of a table, with their numbers; one batch is held at a time."""
+    """The rows of batches of a table, with their numbers.
+
+    The batches that were used last are held, up to BYTES_HELD: in a shuffled order the next row is
+    of any batch, and a batch is decoded as a whole.
+    """
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
         self._ends = list(accumulate(count for count, _ in batches))
-        self._held: tuple[int, Any] = (-1, None)
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -41,10 +48,19 @@ class Rows(Sequence["Found"]):
         number = bisect_right(self._ends, index)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if self._held[0] != number:
-            self._held = (number, self._batches[number][1]())
         start = self._ends[number] - self._batches[number][0]
-        return index + 1, self._held[1].slice(index - start, 1).to_pylist()[0]
+        return index + 1, self._batch(number).slice(index - start, 1).to_pylist()[0]
+
+    def _batch(self, number: int) -> Any:
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        # Room is made before a batch of about the same size is read.
+        while self._held and self._bytes + self._bytes // len(self._held) > BYTES_HELD:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        self._held[number] = found = self._batches[number][1]()
+        self._bytes += found.nbytes
+        return found
 
 
 def _arrow(place: str) -> Any:
