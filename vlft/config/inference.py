@@ -80,7 +80,8 @@ class InferConfig(ReadingSettings):
         None, "System prompt of a chat; empty for none.", default_text="the family's")
 
     max_new_tokens: int | None = _generation(
-        None, "Longest reply, in tokens.", minimum=1, default_text="512; 8192 for DeepSeek-OCR")
+        None, "Longest reply, in tokens.", minimum=1, default_text="512; 8192 for DeepSeek-OCR; "
+        "32768 for Unlimited-OCR")
     temperature: float = _generation(0.0, "0 decodes greedily, above 0 samples.", minimum=0)
     top_p: float = _generation(1.0, "Sample from the likeliest tokens of this total probability.",
                                above=0, maximum=1)
@@ -92,10 +93,11 @@ class InferConfig(ReadingSettings):
         "prompt too.", choices=("reply", "all"))
     no_repeat_ngram: int | None = _generation(
         None, "Ban tokens that would repeat so many tokens, prompt included; 0 bans none.",
-        minimum=0, maximum=1000, default_text="20 for DeepSeek-OCR, else 0")
+        minimum=0, maximum=1000, default_text="20 for DeepSeek-OCR, 35 for "
+        "Unlimited-OCR, else 0")
     ngram_window: int | None = _generation(
-        None, "Ban repetitions within so many last tokens of the reply alone; <td> and </td> may "
-        "repeat.", minimum=1, default_text="all tokens")
+        None, "Ban repetitions within so many last tokens of the reply alone; <td> and </td> of "
+        "DeepSeek-OCR may repeat.", minimum=1, default_text="128 for Unlimited-OCR, else all")
     format: str = _generation(
         "text", "What becomes of <|ref|> and <|det|> in replies. markdown: results also have the "
         "text without these tags; blocks: its parts, with type and boxes in pixels.",

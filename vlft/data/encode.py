@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vlft.data.special_tokens import SpecialTokens
 
 IGNORE = -100
+# Added to the ids of a reply's tokens where they must differ from those of a prompt.
+REPLY = 1 << 30
 
 
 # (across, down): the grid of tiles in addition to the view of the whole image.
@@ -81,6 +83,7 @@ class ChatFormat:
         ngram_exempt: ids that may repeat although n-grams within a window must not.
         special: the tokenizer's special tokens, if those in texts of a conversation are plain text;
             None if they are tokens, as in the authors' code.
+        window: of the replies, see EncodedSample.
         check: raises DataError for a conversation that the chat text has no form for; None if it
             has one for all.
     """
@@ -101,6 +104,7 @@ class ChatFormat:
     pad_id: int
     ngram_exempt: tuple[int, ...] = ()
     special: SpecialTokens | None = None
+    window: int | None = None
     check: Callable[[Conversation], None] | None = None
 
 
@@ -136,6 +140,8 @@ class EncodedSample:
         text: the official chat text, image tags not expanded.
         images: in the order of their tokens.
         as_text: the special tokens that its texts held, which were read as plain text.
+        window: tokens of its own reply, itself included, that a token of the reply attends to
+            besides the prompt; None for all.
     """
 
     input_ids: Tensor
@@ -143,9 +149,15 @@ class EncodedSample:
     text: str
     images: tuple[EncodedImage, ...]
     as_text: tuple[str, ...] = ()
+    window: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens before the first trained one."""
+        return int(torch.cumsum(self.labels != IGNORE, 0).eq(0).sum())
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,7 @@ class Outline:
 
     Attributes:
         ids: (E,) int32, token ids; an image is a single element with the id of the image token.
+            Where replies have a window, REPLY is added to the ids of theirs.
         places: indices of the images in ids.
         images: in order.
         tokens: length of the sample, all tokens of its images included.
@@ -187,6 +200,8 @@ def outline(sample: EncodedSample, image_token_id: int) -> Outline:
     # The first token has no predecessor that could predict it.
     targets = int((sample.labels[1:] != IGNORE).sum())
     elements = ids[kept].astype(np.int32)
+    if sample.window is not None:
+        elements[np.flatnonzero(kept) >= sample.prompt_tokens] += REPLY
     where = tuple(places.tolist())
     return Outline(elements, where, sample.images, len(ids), targets, sample.as_text)
 
@@ -218,7 +233,9 @@ def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
     ids, labels = _expand(ids, labels, images, chat)
     # Python lists until here: on so few elements, tensor operations would cost more time.
     text = special.shown(written.text) if special is not None and as_text else written.text
-    return EncodedSample(torch.tensor(ids), torch.tensor(labels), text, images, as_text)
+    return EncodedSample(
+        torch.tensor(ids), torch.tensor(labels), text, images, as_text, chat.window
+    )
 
 
 def tokenize(

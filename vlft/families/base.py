@@ -126,6 +126,7 @@ class Family:
         model_types: ``model_type`` in config.json -> layout, original or transformers.
         matches: whether a config.json of the authors' layout with one of these model_types is of
             this family. It must be true of no other family's.
+        matches_native: likewise of transformers' layout; for families that share a class.
         class_name: of the model, as ``module:class``.
         chat_text: (conversation, chat format) -> its text, see families.chat_text.
         template: chat template, a file name under ``templates/``; None if the text has no roles.
@@ -154,6 +155,8 @@ class Family:
             special tokens then.
         max_new_tokens: longest reply, in tokens, unless the user asks for another.
         no_repeat_ngram: tokens of a sequence that may not occur twice, likewise; 0 for none.
+        ngram_window: last tokens of the reply within which alone none may, unless the user asks for
+            another number; None for the whole sequence.
         ngram_exempt: tokens that are never banned for it within a window.
         stops_loops: whether a reply that repeats itself without end is stopped.
         keep_dtype_suffixes: tensors with these name endings are never cast.
@@ -185,11 +188,13 @@ class Family:
     has_boxes: bool = False
     max_new_tokens: int = 512
     no_repeat_ngram: int = 0
+    ngram_window: int | None = None
     ngram_exempt: tuple[str, ...] = ()
     stops_loops: bool = False
     keep_dtype_suffixes: tuple[str, ...] = ()
     check_form: Callable[[Conversation], None] | None = None
     generator: ImageGenerator | None = None
+    matches_native: Callable[[Config], bool] = lambda _: True
 
     @property
     def has_transformers_layout(self) -> bool:

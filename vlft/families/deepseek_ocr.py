@@ -3,7 +3,8 @@
 page, its tiles -> SAM tower -> CLIP tower, which takes SAM's features for patches
                    both side by side -> linear -> rows with newlines -> mixture-of-experts LLM
 
-transformers has the architecture under the name of Unlimited-OCR, which was made from it.
+transformers has the architecture under the name of Unlimited-OCR, which was made from it and has a
+window for its replies (unlimited_ocr.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlft.errors import CheckpointError
 from vlft.families import ocr, ocr_config
 from vlft.families.base import Config, Family, Parts
 from vlft.families.keymap import KeyMap, KeyRule
@@ -58,31 +58,26 @@ KEYS = KeyMap(
 )
 
 
+def has_towers(config: Config) -> bool:
+    """Whether a config.json of the authors' layout names SAM followed by CLIP."""
+    return bool((config.get("vision_config") or {}).get("model_name") == TOWER)
+
+
 def _matches(config: Config) -> bool:
-    tower = (config.get("vision_config") or {}).get("model_name")
-    return ARCHITECTURE in (config.get("architectures") or ()) or tower == TOWER
+    return ocr_config.window_of(config) is None and (
+        ARCHITECTURE in (config.get("architectures") or ()) or has_towers(config)
+    )
 
 
-def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
-    """Keyword arguments of UnlimitedOcrConfig, with full attention in every layer.
-
-    Raises:
-        CheckpointError: the class, or vlft, does not support it.
-    """
+def native_config(config: Config, image_token_id: int) -> dict[str, Any]:
+    """Keyword arguments of UnlimitedOcrConfig, with full attention in every layer."""
     text = ocr_config.text_config(config)
-    full = ["full_attention"] * text["num_hidden_layers"]
     if ocr_config.is_original(config):
-        has_window = "sliding_window" in config or config.get("model_type") == "unlimited_ocr"
         clip = ocr_config.widths(config, "clip-l-14-224", CLIP)
     else:
-        has_window = config["text_config"].get("layer_types") != full
         encoder = config["vision_config"]["encoder_config"]
         clip = {name: encoder[native] for name, native in CLIP_NAMES.items()}
-    if has_window:
-        raise CheckpointError(
-            "Unlimited-OCR: its replies attend through a sliding window, which vlft does not train",
-            hint="supported is DeepSeek-OCR, with full_attention in all layers",
-        )
+    full = [ocr_config.FULL] * text["num_hidden_layers"]
     encoder = {
         **{native: clip[name] for name, native in CLIP_NAMES.items()},
         "intermediate_size": 4 * clip["width"],
@@ -98,7 +93,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def _original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:  # noqa: ARG001
+def original_config(native: Config, dtype: str, images: Config) -> dict[str, Any]:  # noqa: ARG001
     """config.json of the authors' layout for keyword arguments of UnlimitedOcrConfig."""
     vision = native["vision_config"]
     sam, encoder = vision["sam_config"], vision["encoder_config"]
@@ -148,6 +143,7 @@ FAMILY = Family(
     title="DeepSeek-OCR",
     model_types={"deepseek_vl_v2": "original", "unlimited_ocr": "transformers"},
     matches=_matches,
+    matches_native=lambda config: ocr_config.window_of(config) is None,
     class_name="transformers:UnlimitedOcrForConditionalGeneration",
     chat_text=ocr.chat_text,
     check_form=ocr.check_form,
@@ -165,9 +161,9 @@ FAMILY = Family(
         aligner=("model.multi_modal_projector", "model.image_newline", "model.view_separator"),
     ),
     keys=KEYS,
-    native_config=_native_config,
+    native_config=native_config,
     pixels=lambda folder, *_: page_pixels(folder, PAGES),
     vision_features=ocr.vision_features,
     align=_align,
-    original_config=_original_config,
+    original_config=original_config,
 )

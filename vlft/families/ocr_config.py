@@ -1,4 +1,4 @@
-"""config.json of DeepSeek-OCR and DeepSeek-OCR-2, in both layouts."""
+"""config.json of DeepSeek-OCR, DeepSeek-OCR-2 and Unlimited-OCR, in both layouts."""
 
 from __future__ import annotations
 
@@ -45,9 +45,41 @@ SAM_NAMES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+# layer_types of the classes of transformers; Unlimited-OCR has the second in every layer.
+FULL, WINDOWED = "full_attention", "reference_sliding_attention"
+# Tokens of Unlimited-OCR's window, where its config does not say.
+WINDOW = 128
+
+
 def is_original(config: Config) -> bool:
     """Whether a config.json is of the authors' layout."""
     return "text_config" not in config
+
+
+def window_of(config: Config) -> int | None:
+    """The window of the replies (see packing.window) that a config.json of either layout states.
+
+    None if replies attend to all tokens before.
+
+    Raises:
+        CheckpointError: some layers have one and others have not.
+    """
+    text = config.get("language_config" if is_original(config) else "text_config") or {}
+    sizes = (
+        group.get(n) for group in (text, config) for n in ("sliding_window_size", "sliding_window")
+    )
+    stated: int | None = next(filter(None, sizes), None)
+    if is_original(config):
+        by_name = str(config.get("model_type")).replace("-", "_") == "unlimited_ocr"
+        return stated or (WINDOW if by_name else None)
+    kinds = set(text.get("layer_types") or [WINDOWED])
+    if len(kinds) > 1 or not kinds <= {FULL, WINDOWED}:
+        raise CheckpointError(
+            f"layer_types {', '.join(sorted(kinds))}",
+            hint=f"allowed are {FULL} in all layers (DeepSeek-OCR), or {WINDOWED} in all of them "
+            "(Unlimited-OCR)",
+        )
+    return (stated or WINDOW) if kinds == {WINDOWED} else None
 
 
 def text_config(config: Config) -> dict[str, Any]:

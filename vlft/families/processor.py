@@ -27,6 +27,7 @@ from vlft.data.read import read_row
 from vlft.data.special_tokens import SpecialTokens
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import PROCESSOR_FILE
+from vlft.families.ocr_config import WINDOWED
 from vlft.families.pixels import stated_exif
 from vlft.families.schemas import PROCESSOR
 from vlft.families.tokenizer import (
@@ -215,10 +216,16 @@ def load_processor(
         pad_id=token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
         ngram_exempt=tuple(token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
         special=SpecialTokens(tokenizer),
+        window=_window(native["text_config"]),
         check=family.check_form,
     )
-    max_length = int(native["text_config"]["max_position_embeddings"])
-    return Processor(family, chat, pixels, max_length)
+    return Processor(family, chat, pixels, int(native["text_config"]["max_position_embeddings"]))
+
+
+def _window(text: Mapping[str, Any]) -> int | None:
+    """The window of the replies that the config of an LLM's class states."""
+    windowed = WINDOWED in text.get("layer_types", ())
+    return int(text["sliding_window"]) if windowed else None
 
 
 def _roles(folder: Path, family: Family, config: Mapping[str, Any]) -> tuple[str, str]:

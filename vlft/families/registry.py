@@ -12,6 +12,7 @@ from vlft.families import (
     deepseek_vl2,
     deepseek_vl_hybrid,
     janus,
+    unlimited_ocr,
 )
 
 if TYPE_CHECKING:
@@ -26,13 +27,25 @@ FAMILIES: tuple[Family, ...] = (
     janus.FAMILY,
     deepseek_ocr.FAMILY,
     deepseek_ocr2.FAMILY,
+    unlimited_ocr.FAMILY,
 )
 
 
 def family_of(model: Any) -> Family:
     """The family of a model in memory."""
-    name = type(model).__name__
-    return next(family for family in FAMILIES if family.class_name.endswith(f":{name}"))
+    name, config = type(model).__name__, model.config.to_dict()
+    of_class = (family for family in FAMILIES if family.class_name.endswith(f":{name}"))
+    return next(family for family in of_class if family.matches_native(config))
+
+
+def _layout(family: Family, config: Mapping[str, Any]) -> str | None:
+    """The layout of a config.json if it is of this family, otherwise None."""
+    layout = family.model_types.get(str(config.get("model_type")))
+    # Unlimited-OCR has the same model_type in both layouts, but for a hyphen.
+    if layout == "transformers" and "language_config" in config:
+        layout = "original"
+    matches = family.matches if layout == "original" else family.matches_native
+    return layout if layout and matches(config) else None
 
 
 def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
@@ -42,13 +55,10 @@ def find_family(config: Mapping[str, Any], *, place: str) -> tuple[Family, str]:
         CheckpointError: no family matches, or several; the message says what was found and what is
             supported.
     """
-    model_type = str(config.get("model_type"))
-    layouts = [(family, family.model_types.get(model_type)) for family in FAMILIES]
-    found = [
-        (family, layout)
-        for family, layout in layouts
-        if layout == "transformers" or (layout and family.matches(config))
-    ]
+    try:
+        found = [(family, layout) for family in FAMILIES if (layout := _layout(family, config))]
+    except CheckpointError as error:
+        raise CheckpointError(error.message, place=place, hint=error.hint) from None
     if len(found) == 1:
         return found[0]
     if found:

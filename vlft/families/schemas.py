@@ -75,6 +75,8 @@ CONFIG: Schema = {
     "num_image_tokens": whole(1, 2**16),
     "rope_theta": number(1, 1e12),
     "routed_scaling_factor": number(0, 1e6),
+    **_each(TEXTS, "layer_types", "mlp_layer_types"),
+    **_each(whole(1, 2**24), "sliding_window", "sliding_window_size"),
 }  # fmt: skip
 
 # Of preprocessor_config.json and processor_config.json.

@@ -57,6 +57,7 @@ class Sampling:
             no_repeat_ngram=family.no_repeat_ngram
             if self.no_repeat_ngram is None
             else self.no_repeat_ngram,
+            ngram_window=self.ngram_window or family.ngram_window,
         )
 
     def __post_init__(self) -> None:
@@ -170,7 +171,10 @@ def generate_replies(
     streamer: Any = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Reply]:
-    """Replies to encoded prompts, in one batch; none depends on the others.
+    """Replies to encoded prompts; none depends on the others.
+
+    They are one batch, but where replies have a window only prompts of one length are: the cache of
+    transformers 5.24 looks for padding in the wrong places once it drops tokens of a reply.
 
     Args:
         model: of ``load``.
@@ -183,8 +187,27 @@ def generate_replies(
     Raises:
         DataError: a prompt leaves no room for a reply.
     """
-    if not prompts:
-        return []
+    seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
+    batches: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        batches.setdefault(len(prompt) if processor.chat.window else 0, []).append(number)
+    replies: dict[int, Reply] = {}
+    for numbers in batches.values():
+        together, drawn = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
+        made = _generate_batch(model, processor, together, sampling, streamer, drawn)
+        replies.update(zip(numbers, made, strict=True))
+    return [replies[number] for number in range(len(prompts))]
+
+
+def _generate_batch(
+    model: Any,
+    processor: Processor,
+    prompts: Sequence[EncodedSample],
+    sampling: Sampling,
+    streamer: Any,
+    seeds: Sequence[int],
+) -> list[Reply]:
+    """Replies to at least one prompt, in one batch; see ``generate_replies``."""
     sampling = sampling.resolved(processor.family)
     lengths = list(map(len, prompts))
     longest = max(lengths)
@@ -194,7 +217,6 @@ def generate_replies(
     asked = sampling.max_new_tokens or 0
     limits = [min(asked, processor.max_length - length) for length in lengths]
     loops = Loops(longest, len(prompts), enabled=processor.family.stops_loops)
-    seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
     with torch.inference_mode():
         output = model.generate(
             **moved(inputs, embeddings),

@@ -1,4 +1,7 @@
-"""Plans the attention of a row from its exits: token j attends to token i iff i <= j < exit[i]."""
+"""Plans the attention of a row from its exits: token j attends to token i iff i <= j < exit[i].
+
+Where replies have a window, token i must also reach down to j, see packing.window.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlft.models.tree_attention import Block, BlockAttention, extended
+from vlft.packing.window import UNBOUNDED, indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
     from vlft.models.tree_attention import Ranges
+    from vlft.packing.window import Window
 
 # Most queries of a block on the CPU. Larger blocks make larger matrix products, but also compute
 # more scores that the causal mask discards. In float32 64 is as fast as any size; in 16 bit 128 is
@@ -26,6 +31,9 @@ QUERIES_16_BIT = 128
 SIBLINGS = 256
 # Fused kernels copy a mask whose rows do not start at a multiple of this many elements.
 ALIGNMENT = 16
+# Most queries of a block for fused kernels where replies have a window, so that its keys are few.
+# Without a window a segment is one block.
+WINDOWED_QUERIES = 512
 # Side of a FlexAttention block in tokens.
 BLOCK = 128
 
@@ -93,7 +101,12 @@ def _pieces(segment: Block, queries: int) -> Iterator[Block]:
 
 
 def row_attention(
-    segments: Sequence[Block], exit: Tensor, dtype: torch.dtype, *, fused: bool
+    segments: Sequence[Block],
+    exit: Tensor,
+    dtype: torch.dtype,
+    window: Window | None = None,
+    *,
+    fused: bool,
 ) -> tuple[BlockAttention, ...]:
     """The blocks of a row with the masks and indices that all layers share.
 
@@ -101,19 +114,25 @@ def row_attention(
         segments: of the row, as find_segments returns them.
         exit: (N,), see packing.prefix_tree.
         dtype: of the scores.
+        window: of the replies; None if they attend to all tokens above.
         fused: whether they are for tree_attention.fused_attention.
     """
     if fused:
-        blocks = find_blocks(segments, len(exit), SIBLINGS)
-        return tuple(_for_fused_kernels(block, exit, dtype) for block in blocks)
+        most = WINDOWED_QUERIES if window else len(exit)
+        blocks = find_blocks(segments, most, SIBLINGS)
+        return tuple(_for_fused_kernels(block, exit, dtype, window) for block in blocks)
     queries = QUERIES.get(dtype, QUERIES_16_BIT)
     causal = torch.full((queries, queries), -torch.inf, dtype=dtype).triu(1)
     blocks = find_blocks(segments, queries, SIBLINGS)
-    return tuple(_for_products(block, causal) for block in blocks)
+    return tuple(_for_products(block, causal, window) for block in blocks)
 
 
 def kept_attention(
-    row: Sequence[BlockAttention], positions: Tensor, exit: Tensor, dtype: torch.dtype
+    row: Sequence[BlockAttention],
+    positions: Tensor,
+    exit: Tensor,
+    dtype: torch.dtype,
+    window: Window | None = None,
 ) -> tuple[BlockAttention, ...]:
     """The blocks of a row with some of its queries alone, numbered from 0 to S.
 
@@ -122,50 +141,73 @@ def kept_attention(
         positions: (S,) of the queries, ascending; they may repeat.
         exit: (N,), see packing.prefix_tree.
         dtype: of the scores.
+        window: of the replies.
     """
     kept = []
     bounds = torch.tensor([(part.block.first, part.block.end) for part in row])
     places = torch.searchsorted(positions.cpu(), bounds).tolist()
     for part, (first, end) in zip(row, places, strict=True):
         if first < end:
-            context, start = part.block.context, part.block.first
+            context = window.context(part.block) if window else part.block.context
+            start = part.block.first
             own = positions[first:end] - start
             last = int(own[-1]) + 1
             ranges = extended(context, start, start + last)
             seen = tree_mask(exit[start : start + last] - start)[0, 0, own]
             mask = _aligned_zeros(len(own), sum(e - f for f, e in ranges), dtype, exit.device)
             mask[:, -last:].masked_fill_(~seen, torch.finfo(dtype).min)
+            if window:
+                allowed = window.allows(start + own.unsqueeze(1), indices(ranges, exit.device))
+                mask.masked_fill_(~allowed, torch.finfo(dtype).min)
             kept.append(BlockAttention(Block(context, first, end, (end - first,)), ranges, mask))
     return tuple(kept)
 
 
-def _for_products(block: Block, causal: Tensor) -> BlockAttention:
+def _for_products(block: Block, causal: Tensor, window: Window | None) -> BlockAttention:
     """A block for matrix products; causal is (w or more, w or more), added to scores."""
     longest = max(block.lengths)
+    context = window.context(block) if window else block.context
     if len(block.lengths) == 1:
-        ranges = extended(block.context, block.first, block.end)
-        return BlockAttention(block, ranges, causal[:longest, :longest])
+        mask = causal[:longest, :longest]
+        if window:
+            keys = torch.arange(block.first, block.end).expand(longest, -1)
+            mask = window.masked(block, context, mask, keys)
+        return BlockAttention(block, extended(context, block.first, block.end), mask)
     positions = torch.cat([torch.arange(length) for length in block.lengths])
     segment = torch.arange(len(block.lengths)).repeat_interleave(torch.tensor(block.lengths))
     places = segment * longest + positions
     slots = torch.zeros(len(block.lengths) * longest, dtype=torch.int64)
     slots[places] = torch.arange(len(places))
-    return BlockAttention(block, block.context, causal[positions, :longest], slots, places)
+    mask = causal[positions, :longest]
+    if window:
+        starts = torch.arange(block.first, block.end) - positions
+        # Columns beyond the end of a short segment are hidden by the causal mask.
+        keys = (starts.unsqueeze(1) + torch.arange(longest)).clamp_(max=len(window.reach) - 1)
+        mask = window.masked(block, context, mask, keys)
+    return BlockAttention(block, context, mask, slots, places)
 
 
-def _for_fused_kernels(block: Block, exit: Tensor, dtype: torch.dtype) -> BlockAttention:
-    """A block for fused kernels, with an additive mask if its segments are several.
+def _for_fused_kernels(
+    block: Block, exit: Tensor, dtype: torch.dtype, window: Window | None
+) -> BlockAttention:
+    """A block for fused kernels, with an additive mask if it is not causal alone.
 
     The mask has the scores' dtype and aligned rows, so that all layers share this tensor. From a
     bool or unaligned mask every layer would make a copy and keep it for the backward pass.
     """
-    ranges = extended(block.context, block.first, block.end)
-    if len(block.lengths) == 1:
+    context = window.context(block) if window else block.context
+    ranges = extended(context, block.first, block.end)
+    bounded = window is not None and bool((window.reach[block.first : block.end] < UNBOUNDED).any())
+    if len(block.lengths) == 1 and not bounded:
         return BlockAttention(block, ranges, None)
     keys, queries = sum(end - first for first, end in ranges), block.end - block.first
     mask = _aligned_zeros(queries, keys, dtype, exit.device)
     seen = tree_mask(exit[block.first : block.end] - block.first)[0, 0]
     mask[:, -queries:].masked_fill_(~seen, torch.finfo(dtype).min)
+    if window:
+        asked = torch.arange(block.first, block.end, device=exit.device).unsqueeze(1)
+        allowed = window.allows(asked, indices(ranges, exit.device))
+        mask.masked_fill_(~allowed, torch.finfo(dtype).min)
     return BlockAttention(block, ranges, mask)
 
 
@@ -175,29 +217,34 @@ def _aligned_zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.de
     return torch.zeros((rows, width), dtype=dtype, device=device)[:, :columns]
 
 
-def tree_mask(exit: Tensor) -> Tensor:
+def tree_mask(exit: Tensor, window: Window | None = None) -> Tensor:
     """(1, 1, N, N) bool, True where the query (row) may attend to the key (column).
 
     Args:
         exit: (N,), see packing.prefix_tree.
+        window: of the replies.
     """
     index = torch.arange(len(exit), device=exit.device)
     query, key = index.unsqueeze(1), index.unsqueeze(0)
-    return ((key <= query) & (query < exit)).unsqueeze(0).unsqueeze(0)
+    seen = (key <= query) & (query < exit)
+    if window:
+        seen &= window.allows(query, key)
+    return seen.unsqueeze(0).unsqueeze(0)
 
 
-def additive_mask(exit: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(exit: Tensor, dtype: torch.dtype, window: Window | None = None) -> Tensor:
     """(1, 1, N, N) additive mask, for attention implementations that take no other form.
 
     Args:
         exit: (N,), see packing.prefix_tree.
         dtype: of the scores.
+        window: of the replies.
     """
-    mask = tree_mask(exit)
+    mask = tree_mask(exit, window)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def block_mask(exit: Tensor) -> BlockMask:
+def block_mask(exit: Tensor, window: Window | None = None) -> BlockMask:
     """The mask for FlexAttention, made without the dense (N, N) mask.
 
     A block of keys is attended to by the query blocks from itself up to that of its last exit. All
@@ -206,6 +253,7 @@ def block_mask(exit: Tensor) -> BlockMask:
 
     Args:
         exit: (N,), see packing.prefix_tree.
+        window: of the replies.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -223,13 +271,22 @@ def block_mask(exit: Tensor) -> BlockMask:
     query, key = index.unsqueeze(1), index.unsqueeze(0)
     attended = (key <= query) & (query * BLOCK < last)
     complete = (key < query) & ((query + 1) * BLOCK <= first)
+    depth, reach = torch.zeros_like(ends), torch.zeros_like(ends)
+    if window:
+        depth[:length], reach[:length] = window.depth, window.reach
+        depths, reaches = depth.view(blocks, BLOCK), reach.view(blocks, BLOCK)
+        attended &= depths.amin(1).unsqueeze(1) < reaches.amax(1)
+        complete &= depths.amax(1).unsqueeze(1) < reaches.amin(1)
 
     def rule(_batch: Any, _head: Any, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends[key])
 
+    def windowed(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
+        return rule(batch, head, query, key) & (depth[query] < reach[key])
+
     return BlockMask.from_kv_blocks(
-        *_indexed(attended & ~complete), *_indexed(complete), BLOCK_SIZE=BLOCK, mask_mod=rule,
-        seq_lengths=(length, length),
+        *_indexed(attended & ~complete), *_indexed(complete), BLOCK_SIZE=BLOCK,
+        mask_mod=windowed if window else rule, seq_lengths=(length, length),
     )  # fmt: skip
 
 

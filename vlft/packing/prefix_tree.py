@@ -8,7 +8,8 @@ Three samples "s a b", "s a c", "s d" (one letter a token) become a tree and its
                            exit    5  4  3  4  5     one past the last descendant
 
 Token j may attend to token i iff i <= j < exit[i], that is if i is j or one of its ancestors.
-Samples without a common first token are separate trees, which the same rule keeps apart. Each
+Samples without a common first token are separate trees, which the same rule keeps apart. Where
+replies have a window, see packing.window, a token of a reply is never shared with a prompt. Each
 sample has the context and the positions that it would have alone, hence the same losses.
 """
 
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlft.data.encode import IGNORE, EncodedImage, EncodedSample
+from vlft.data.encode import IGNORE, REPLY, EncodedImage, EncodedSample
 from vlft.packing.attention import find_segments
+from vlft.packing.window import UNBOUNDED, Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +51,7 @@ class PackedBatch:
         images: I distinct images, in the order of their features.
         samples: number of samples in the row.
         sample_tokens: length of these samples before sharing.
+        reach: (N,) int64, see packing.window; None if replies have no window.
     """
 
     input_ids: Tensor
@@ -63,6 +66,12 @@ class PackedBatch:
     images: tuple[EncodedImage, ...]
     samples: int
     sample_tokens: int
+    reach: Tensor | None = None
+
+    @property
+    def window(self) -> Window | None:
+        """What the attention of the replies is bounded by."""
+        return None if self.reach is None else Window(self.position_ids[0], self.reach)
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
@@ -84,13 +93,23 @@ class TokenPath:
     Attributes:
         keys: one integer per token; samples share a prefix of their paths if its keys are equal. A
             text token's key is its id, an image token's is negative and stands for image and place.
+            Where replies have a window, REPLY is added to the keys of theirs.
         tokens: ids.
         labels: as in EncodedSample.
+        window: as in EncodedSample.
+        prompt: number of tokens before the reply.
     """
 
     keys: tuple[int, ...]
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    window: int | None
+    prompt: int
+
+    def reach(self, depth: int) -> int:
+        """Of the token at a depth, see packing.window."""
+        in_prompt = self.window is None or depth < self.prompt
+        return UNBOUNDED if in_prompt else depth + (self.window or 0)
 
 
 def pack(
@@ -131,8 +150,12 @@ def _token_paths(
             for image in sample.images
             for place in range(image.tokens)
         )
-        keys = tuple(next(image_keys) if token == image_token_id else token for token in tokens)
-        paths.append(TokenPath(keys, tokens, tuple(sample.labels.tolist())))
+        keys = [next(image_keys) if token == image_token_id else token for token in tokens]
+        prompt = sample.prompt_tokens
+        if sample.window is not None:
+            keys[prompt:] = [key + REPLY for key in keys[prompt:]]
+        labels = tuple(sample.labels.tolist())
+        paths.append(TokenPath(tuple(keys), tokens, labels, sample.window, prompt))
     return paths
 
 
@@ -153,6 +176,7 @@ class _Row:
         self.keys: list[int] = []
         self.depths: list[int] = []
         self.exits: list[int] = []
+        self.reaches: list[int] = []
         self.targets: dict[tuple[int, int], float] = {}
         self.open: list[int] = []
         self.samples = 0
@@ -167,6 +191,7 @@ class _Row:
             self.keys.append(path.keys[depth])
             self.depths.append(depth)
             self.exits.append(-1)
+            self.reaches.append(path.reach(depth))
         for depth in range(1, len(path.keys)):
             if path.labels[depth] != IGNORE:
                 target = (self.open[depth - 1], path.labels[depth])
@@ -179,6 +204,7 @@ class _Row:
         keys = torch.tensor(self.keys)
         image_positions = (keys < 0).nonzero().squeeze(1)
         targets = sorted(self.targets.items())
+        reach = torch.tensor(self.reaches)
         return PackedBatch(
             input_ids=torch.tensor(self.tokens).unsqueeze(0),
             position_ids=torch.tensor(self.depths).unsqueeze(0),
@@ -192,6 +218,7 @@ class _Row:
             images=images,
             samples=self.samples,
             sample_tokens=self.sample_tokens,
+            reach=reach if (reach < UNBOUNDED).any() else None,
         )
 
     def _close(self, depth: int) -> None:

@@ -213,15 +213,15 @@ def source_states(
 def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """The LLM's keyword arguments for the attention of a packed row."""
     if implementation == "flex_attention":
-        return {"attention_mask": block_mask(batch.exit)}
+        return {"attention_mask": block_mask(batch.exit, batch.window)}
     if implementation == TREE:
         # A dummy 4-D mask, so that transformers does not build its own.
         empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
         fused = has_fused_attention(batch.exit.device)
-        row = row_attention(batch.segments, batch.exit, dtype, fused=fused)
-        kept = kept_attention(row, batch.source, batch.exit, dtype)
+        row = row_attention(batch.segments, batch.exit, dtype, batch.window, fused=fused)
+        kept = kept_attention(row, batch.source, batch.exit, dtype, batch.window)
         return {"attention_mask": empty, "row": row, "kept_row": kept}
-    return {"attention_mask": additive_mask(batch.exit, dtype)}
+    return {"attention_mask": additive_mask(batch.exit, dtype, batch.window)}
 
 
 def _scores_dtype(embeddings: Tensor) -> torch.dtype:
