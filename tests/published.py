@@ -1,4 +1,4 @@
-"""The twelve published checkpoints, from published.json: config.json and every tensor of the files.
+"""The thirteen published checkpoints, from published.json: config.json and the files' tensors.
 
 The data was written from the authors' layout alone, not by vlft, so that a wrong default or a wrong
 name in vlft cannot hide here. ``config`` has the fields that the file states; those left to

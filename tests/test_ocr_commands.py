@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import pytest
@@ -15,7 +14,6 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.weights import read_tensors
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
-from vlft.errors import CheckpointError
 
 BOTH = pytest.mark.parametrize("ocr", [OCR, OCR2], ids=str, scope="module")
 QUERY = "<image>\nFree OCR."
@@ -102,20 +100,3 @@ def test_nf4_holds_the_experts_in_4_bit_and_trains(ocr, tmp_path):
     moved = load_file(checkpoint / "adapter_model.safetensors")
     assert all(moved[name].any() for name in moved if "lora_B" in name and "q_proj" in name)
     assert len(answers(tmp_path / "a.jsonl", "--ckpt-dir", checkpoint)) == 1
-
-
-@pytest.mark.parametrize("layout", ["original", "transformers"])
-def test_unlimited_ocr_is_refused_by_name(layout, tmp_path):
-    config = json.loads((OCR.folder / "config.json").read_text("utf-8"))
-    config["sliding_window"] = 128
-    for path in OCR.folder.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "config.json").unlink()
-    if layout == "transformers":
-        native = describe(OCR.folder).native_config()
-        native["text_config"]["layer_types"] = ["sliding_attention"] * 3
-        config = {"model_type": "unlimited_ocr", **native}
-    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
-    message = "Unlimited-OCR: its replies attend through a sliding window"
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        describe(tmp_path).native_config()

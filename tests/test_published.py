@@ -1,4 +1,4 @@
-"""The twelve published checkpoints, by arithmetic: every tensor of their files has its place.
+"""The thirteen published checkpoints, by arithmetic: every tensor of their files has its place.
 
 published.json lists the tensors independently of vlft, which builds the model on the meta device
 from the config.json as published. No weight is ever made.

@@ -11,14 +11,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GOLDEN, OCR
+from conftest import GOLDEN, OCR, write_jsonl
 from tolerances import assert_close
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+import vlft
 from vlft.checkpoints.export import export_model
 from vlft.checkpoints.load import Placement, load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.merge import merge_lora
+from vlft.checkpoints.runs import find_checkpoint
 from vlft.data.encode import EncodedSample, outline
 from vlft.errors import CheckpointError
 from vlft.families.image_settings import ImageSettings
@@ -307,3 +310,23 @@ class TestFolder:
         message = "layer_types full_attention, reference_sliding_attention"
         with pytest.raises(CheckpointError, match=re.escape(message)):
             describe(tmp_path)
+
+
+def test_tuned_merged_and_answered(folder, tmp_path):
+    """The commands, on replies of two windows; the merged model reads as base and adapter do."""
+    data = write_jsonl(tmp_path / "data.jsonl", rows())
+    result = vlft.sft(
+        vlft.SftConfig(
+            model=str(folder.path), dataset=(str(data),), image_root=GOLDEN / "images",
+            image_mode="tiny", val_ratio=0.0, output_dir=tmp_path, max_steps=2, batch_size=4,
+            learning_rate=1e-2, lora_target_modules="ALL", show_sample=False, device="cpu",
+        )
+    )  # fmt: skip
+    merged = merge_lora(vlft.MergeLoraConfig(ckpt_dir=result.run, output_dir=tmp_path / "merged"))
+    asked = [{"query": QUERY, "images": [str(GOLDEN / "images" / PAGES[0])]}]
+    texts = []
+    for path, adapter in ((folder.path, find_checkpoint(result.run)), (merged.folder, None)):
+        loaded = vlft.load(path, adapter, image_mode="tiny", dtype="float32", device="cpu")
+        texts.append(vlft.generate(*loaded, asked, 20)[0].token_ids)
+    assert describe(merged.folder).family is folder.family
+    assert texts[0] == texts[1]
