@@ -18,9 +18,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import vlft
 from vlft.checkpoints.export import export_model
-from vlft.checkpoints.load import Placement, load_model
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.merge import merge_lora
+from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.data.encode import EncodedSample, outline
 from vlft.errors import CheckpointError
