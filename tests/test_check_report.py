@@ -260,3 +260,14 @@ def test_the_flag_that_skips_long_samples_is_said_to_be_of_sft():
     config = CheckConfig(dataset=("1.jsonl",), model=str(SIGLIP.folder), max_length=50)
     with pytest.raises(DataError, match="raise --max-length, or give vlft sft --on-long skip or"):
         run_check(config)
+
+
+def test_samples_of_weight_0_are_counted_and_cannot_be_all(report):
+    rows = [{"query": "q", "response": "r", "weight": weight} for weight in (0, 1, 0)]
+    Path("1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, text = report("1.jsonl")
+    assert (found["files"][0]["of_weight_0"], found["usable"]) == (2, True)
+    assert "1.jsonl: 3 records, 3 read; 3 samples, 2 of weight 0; 0 images" in text
+    Path("1.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(DataError, match="1 sample has weight 0, and there is no other"):
+        run_check(CheckConfig(dataset=("1.jsonl",)))

@@ -31,7 +31,7 @@ from vlft.data.options import DataOptions, reading_of
 from vlft.data.repeats import contents_of, leaks, lines_of_duplicates, lines_of_leaks
 from vlft.data.source import describe, idle_flags, problems_of
 from vlft.data.specs import expand, read_files
-from vlft.data.split import Draws
+from vlft.data.split import Draws, nothing_has_weight
 from vlft.errors import UsageError, printable, raise_all, shown
 from vlft.settings import check
 
@@ -73,6 +73,7 @@ def run_check(config: CheckConfig) -> None:
         info(f"{samples} written to {shown(config.write)}")
     if total:
         idle = idle_flags({flag for file in files for flag in file.flags}, options.reading)
+        idle += _without_weight(read[:count])
         problems, unusable = [*problems, *idle], [*unusable, *idle]
     refused = problems if strict else unusable
     if total == len(long) and not refused:
@@ -150,6 +151,15 @@ def _report(
 
 def _readable(read: Sequence[ReadFile | UsageError]) -> list[ReadFile]:
     return [file for file in read if not isinstance(file, UsageError)]
+
+
+def _without_weight(train: Sequence[ReadFile | UsageError]) -> list[UsageError]:
+    """The error of training data whose samples all have weight 0."""
+    columns = [file.items.columns for file in _readable(train)]
+    total = sum(len(part.weight) for part in columns)
+    if not total or any(weight > 0 for part in columns for weight in part.weight):
+        return []
+    return [nothing_has_weight(total)]
 
 
 def _noted(files: Sequence[ReadFile]) -> list[Conversation]:

@@ -49,6 +49,7 @@ def file_report(file: ReadFile) -> dict[str, Any]:
         "records": len(file.indices),
         "records_read": len(set(items.columns.record)),
         "samples": len(items),
+        "of_weight_0": items.columns.weight.count(0.0),
         "images": len(items.columns.images),
         "distinct_images": len({items.facts(image).digest for image in shown_images}),
         "turns": dict(sorted(Counter(map(abs, items.columns.turns)).items())),
@@ -188,6 +189,7 @@ def lines_of(report: dict[str, Any]) -> Iterable[str]:
     counts = {name: report[name] for name in ("records", "samples", "images")}
     named = [f"{n} {name if n != 1 else name[:-1]}" for name, n in counts.items()]
     named[0] += f", {report['records_read']} read"
+    named[1] += f", {report['of_weight_0']} of weight 0" if report["of_weight_0"] else ""
     named[2] += f", {report['distinct_images']} distinct"
     yield f"{shown(report['file'])}: {'; '.join(named)}"
     if report.get("tokens"):

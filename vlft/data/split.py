@@ -95,11 +95,17 @@ def with_weight(data: Dataset) -> Dataset:
     idle = len(without)
     if not idle:
         return data
-    found = "1 sample has" if idle == 1 else f"{idle} samples have"
     if idle == len(data):
-        raise DataError(f"{found} weight 0, and there is no other", hint="raise some weights")
+        raise nothing_has_weight(idle)
+    found = "1 sample has" if idle == 1 else f"{idle} samples have"
     info(f"{found} weight 0 and {'is' if idle == 1 else 'are'} left out of training and validation")
     return data.divide(without)[0]
+
+
+def nothing_has_weight(count: int) -> DataError:
+    """The error of data whose samples all have weight 0."""
+    found = "1 sample has" if count == 1 else f"{count} samples have"
+    return DataError(f"{found} weight 0, and there is no other", hint="raise some weights")
 
 
 def split_off(data: Dataset, ratio: float, seed: int) -> list[int]:
