@@ -74,6 +74,7 @@ FLAGS = {
     """,
     "models": "",
     "cache": "ACTION",
+    "env": "--json",
 }
 # The same, so that a run is planned with its own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"

@@ -111,7 +111,7 @@ def _as_ours(error: BaseException) -> VlftError:
     frames = [f for f in extract_tb(error.__traceback__) if f.filename.startswith(here)]
     place = f"vlft{frames[-1].filename.removeprefix(here)}:{frames[-1].lineno}" if frames else ""
     found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    hint = "a fault of vlft: please report it, with what --debug shows, where you got vlft"
+    hint = "a fault of vlft: please report it with what --debug shows and the output of vlft env"
     return VlftError(found, place=place, hint=hint)
 
 

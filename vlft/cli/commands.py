@@ -66,4 +66,6 @@ COMMANDS = {
                       "List the models that can be tuned."),
     "cache": Command(config.CacheConfig, "vlft.cli.cache:run_cache",
                      "Show or clear what is kept on disk, e.g. image features."),
+    "env": Command(config.EnvConfig, "vlft.cli.environment:run_env",
+                   "Show versions, machine and GPU, to paste into a report."),
 }  # fmt: skip

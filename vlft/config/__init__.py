@@ -7,7 +7,7 @@ Python API are all made from these dataclasses.
 from vlft.config.data import CheckConfig, DataConfig
 from vlft.config.drawing import DrawConfig
 from vlft.config.inference import InferConfig
-from vlft.config.models import CacheConfig, ConvertConfig, MergeLoraConfig, ModelsConfig
+from vlft.config.models import CacheConfig, ConvertConfig, EnvConfig, MergeLoraConfig, ModelsConfig
 from vlft.config.shared import PANELS, ReadingSettings
 from vlft.config.training import (
     INIT_LORA,
@@ -31,6 +31,7 @@ __all__ = [
     "ConvertConfig",
     "DataConfig",
     "DrawConfig",
+    "EnvConfig",
     "InferConfig",
     "MergeLoraConfig",
     "ModelsConfig",

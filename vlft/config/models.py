@@ -1,4 +1,4 @@
-"""Settings of the commands on model folders: merge-lora, convert, models, cache."""
+"""Settings of the commands on model folders, merge-lora, convert, models, and of cache and env."""
 
 from __future__ import annotations
 
@@ -101,6 +101,13 @@ class CacheConfig(Settings):
 
     action: str = setting("info", "info lists what is kept, clear removes all of it.",
                           panel="Action", argument=True, choices=("info", "clear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig(Settings):
+    """Settings of ``vlft env``."""
+
+    json: bool = _output(False, "Print it as JSON.")
 # fmt: on
 
 
