@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "training": "a LoRA job: an expert's loop over transformers and peft, against vlft",
     "peers": "the same job by TRL's trainer too, in float32 and bfloat16",
+    "plot": "draws the speed-ups that peers measured",
     "arithmetic": "the floating point operations of such a job, counted",
     "plan": "the peak memory that vlft plan predicts, against the measured peak",
     "attention": "attention of a packed row: segments, a dense mask, FlexAttention",
