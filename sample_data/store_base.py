@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from vlft.checkpoints.export import export_model
-from vlft.checkpoints.load import load_model, resolve_placement
+from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import resolve_placement
 
 
 def main() -> None:

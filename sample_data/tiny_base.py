@@ -32,8 +32,9 @@ from tokenizers import pre_tokenizers as pre
 from torch import Tensor, nn
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 
-from vlft.checkpoints.load import DTYPES, adapt_name
+from vlft.checkpoints.load import adapt_name
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.placement import DTYPES
 from vlft.families.deepseek_vl import FAMILY, SYSTEM_PROMPT
 
 IMAGE_SIZE, PATCH_SIZE = 64, 16

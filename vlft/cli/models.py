@@ -15,9 +15,10 @@ HEADINGS = {
     "deepseek_vl": "DeepSeek-VL, one tower (SigLIP, 384 px)",
     "deepseek_vl_hybrid": "DeepSeek-VL, two towers (SAM, 1024 px; SigLIP, 384 px)",
     "deepseek_vl2": "DeepSeek-VL2 (tiles of 384 px, mixture of experts)",
-    "janus": "Janus (image understanding; the weights for drawing are kept, not tuned)",
+    "janus": "Janus (understands images, and draws them)",
     "deepseek_ocr": "DeepSeek-OCR (documents; one page view and tiles of 640 px)",
     "deepseek_ocr2": "DeepSeek-OCR-2 (documents; one page view and tiles of 768 px)",
+    "unlimited_ocr": "Unlimited-OCR (documents; DeepSeek-OCR with a sliding window over the reply)",
 }
 ROW = "{:<36}{:>12}{:>15}   {}"
 
