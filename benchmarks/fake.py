@@ -76,7 +76,7 @@ def golden_folder(model: Published) -> Path:
     return CHECKPOINTS / GOLDEN[family.name]
 
 
-def write_fake(name: str, out: Path, layers: int | None = None) -> None:
+def write_fake(name: str, out: Path, layers: int | None = None, *, weights: bool = True) -> None:
     """Makes the folder; ``layers`` is the number of the LLM's layers that are kept."""
     model = find_published(name)
     out.mkdir(parents=True)
@@ -94,7 +94,8 @@ def write_fake(name: str, out: Path, layers: int | None = None) -> None:
         config["language_config"]["num_hidden_layers"] = layers
         shapes = {k: v for k, v in shapes.items() if _layer(k) < layers}
     (out / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-    write_weights(out / "model.safetensors", shapes)
+    if weights:
+        write_weights(out / "model.safetensors", shapes)
 
 
 def _layer(name: str) -> int:

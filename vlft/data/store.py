@@ -6,6 +6,7 @@ were used last are kept, as many as a small data set has.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -98,6 +99,8 @@ class Store:
         need_response: bool,
     ) -> None:
         self.encoder, self.need_response = encoder, need_response
+        # A thread encodes the next step while the main one validates; both change what is kept.
+        self._lock = threading.RLock()
         parts = fitted.values()
         self._items = [file.items for file in files.values()]
         self._starts = np.cumsum([0, *(len(part.index) for part in parts)])
@@ -131,17 +134,20 @@ class Store:
     def conversation(self, number: int) -> Conversation:
         """The conversation of a sample, without the exchanges that do not fit."""
         items, index = self._place(number)
-        item: Conversation = items.conversation(index)
+        with self._lock:
+            item: Conversation = items.conversation(index)
         dropped = int(self._dropped[number])
         return item.without_first_exchanges(dropped) if dropped else item
 
     def sample(self, number: int) -> EncodedSample:
         """A sample, encoded."""
-        return self._samples.get_or(number, self._encode)
+        with self._lock:
+            return self._samples.get_or(number, self._encode)
 
     def outline(self, number: int) -> Outline:
         """What the rows of a sample are planned from."""
-        return self._outlines.get_or(number, self._outline)
+        with self._lock:
+            return self._outlines.get_or(number, self._outline)
 
     def encoded_image(self, image: int, count: int) -> EncodedImage:
         """An image of a sample with ``count`` images."""

@@ -27,7 +27,7 @@ from vlft.packing.attention import find_segments
 from vlft.packing.window import UNBOUNDED, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vlft.models.tree_attention import Block
 
@@ -77,13 +77,20 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> PackedBatch:
-        """A copy with its tensors on a device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device)
+        """A copy with its tensors on a device; from pinned memory without waiting."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """A copy with its tensors in pinned memory."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

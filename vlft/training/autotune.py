@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vlft.config import SftConfig
-    from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.job import Job
+    from vlft.training.rows import Row
 
 # Steps whose longest row stands for all of them while sizes are tried.
 STEPS_TRIED = 32
@@ -106,7 +106,7 @@ def _fitting_tokens(job: Job) -> int:
     return found
 
 
-def _fits(job: Job, row: PackedBatch) -> bool:
+def _fits(job: Job, row: Row) -> bool:
     """Whether the GPU takes a row and has memory left for what varies between rows."""
     on_gpu = job.backend.device.type == "cuda"
     if on_gpu:
@@ -141,7 +141,7 @@ def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return good
 
 
-def _longest_row(job: Job, steps: int, tokens: int | None = None) -> PackedBatch:
+def _longest_row(job: Job, steps: int, tokens: int | None = None) -> Row:
     """The longest row of the first steps, with another limit of a row if ``tokens`` is given."""
     planner = job.planner if tokens is None else _with_limit(job, tokens)
     return pack_row(job, job.train, planner.longest_row(steps))
@@ -156,7 +156,7 @@ def _with_limit(job: Job, tokens: int) -> Planner:
     return Planner(planner.schedule, packer, planner.outlines)
 
 
-def _try_row(job: Job, row: PackedBatch) -> None:
+def _try_row(job: Job, row: Row) -> None:
     """Forward and backward of a row next to what a later row of the run meets; leaves no trace.
 
     Raises:

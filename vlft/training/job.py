@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from vlft.training.ahead import Ahead
 
 if TYPE_CHECKING:
     from vlft.data.dataset import Dataset
@@ -35,6 +37,7 @@ class Job:
         val: validation samples; may be empty.
         planner: the rows of every step.
         options: see LoopOptions.
+        ahead: prepares the rows of the next step.
     """
 
     backend: Backend
@@ -43,3 +46,4 @@ class Job:
     val: Dataset
     planner: Planner
     options: LoopOptions
+    ahead: Ahead = field(default_factory=Ahead)

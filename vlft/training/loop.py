@@ -8,6 +8,7 @@ memory and time, not the result; only dropout masks, which are drawn row by row,
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -65,24 +66,25 @@ class _Loop:
         if self._due().evaluate and position.evaluated_step != position.step and self._evaluate():
             self.checkpointer.mark_best(position.step)
         window.resume()
-        for plans in job.planner.steps(position.step):
-            if position.finished or self._stops_before(job.train, plans):
-                break
-            self._step(plans, window)
-            now = self._due()
-            position.finished = now.finish
-            self.log.advance(position.step)
-            window.pause()
-            if now.log:
-                window = self._log(window)
-            is_best = now.evaluate and self._evaluate()
-            if position.finished and window.steps:
-                # Early stopping ends a run between two log lines.
-                window = self._log(window)
-            if now.save or is_best or position.finished:
-                self._save(window)
-                saved_at = position.step
-            window.resume()
+        with closing(job.ahead.steps(job, position.step)) as steps:
+            for plans in steps:
+                if position.finished or self._stops_before(job.train, plans):
+                    break
+                self._step(plans, window)
+                now = self._due()
+                position.finished = now.finish
+                self.log.advance(position.step)
+                window.pause()
+                if now.log:
+                    window = self._log(window)
+                is_best = now.evaluate and self._evaluate()
+                if position.finished and window.steps:
+                    # Early stopping ends a run between two log lines.
+                    window = self._log(window)
+                if now.save or is_best or position.finished:
+                    self._save(window)
+                    saved_at = position.step
+                window.resume()
         if position.step > saved_at:
             window.pause()
             self._save(window)
@@ -220,15 +222,16 @@ def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
     backend.objective.train()
     # Ranks average their gradients, but the step needs their sum.
     scale = backend.world.size / sum(plan.targets for plan in plans)
-    total = 0.0
-    rows = own_rows(job, job.train, plans)
+    losses = []
+    rows = job.ahead.rows(job, plans)
     for number, row in enumerate(rows, start=1):
         last = number == len(rows)
         with backend.accumulate(last=last), explaining_row(job, len(row)):
             loss = row_loss(job, row)
             backend.backward(loss * scale, last=last)
-        total += loss.item()
-    return total
+        losses.append(loss.detach())
+    # All at once: after each row the host would wait for the GPU, and then the GPU for the host.
+    return float(sum(torch.stack(losses).tolist()))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,22 +18,51 @@ if TYPE_CHECKING:
     from vlft.packing.packer import RowPlan
     from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.job import Job
+    from vlft.vision.cache import Images
+    from vlft.vision.encode import RowImages
 
 
-def row_loss(job: Job, row: PackedBatch) -> torch.Tensor:
+@dataclass(frozen=True)
+class Row:
+    """An encoded and packed row.
+
+    Attributes:
+        batch: see PackedBatch.
+        images: its images, if their features were looked up already.
+    """
+
+    batch: PackedBatch
+    images: RowImages | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def with_features(self, images: Images) -> Row:
+        """The row with the cached features of its images; pixels stay on disk until they run."""
+        if images.stage == "pixels":
+            return self
+        return replace(self, images=images.of(self.batch.images))
+
+    def pinned(self) -> Row:
+        """The row in memory from which the GPU copies while it computes."""
+        return Row(self.batch.pinned(), self.images and self.images.pinned())
+
+
+def row_loss(job: Job, row: Row) -> torch.Tensor:
     """Loss sum of a row in nats, a scalar."""
-    images = job.images.of(row.images)
+    images = row.images or job.images.of(row.batch.images)
     device = job.backend.device
-    loss: torch.Tensor = job.backend.objective(row.to(device), images.to(device))
+    loss: torch.Tensor = job.backend.objective(row.batch.to(device), images.to(device))
     return loss
 
 
-def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[PackedBatch]:
+def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[Row]:
     """The rows of ``own_plans``, encoded and packed."""
     rows = []
     for plan in own_plans(job, plans):
         row = pack_row(job, data, plan)
-        without_weight = replace(row, weight=torch.zeros_like(row.weight))
+        weight = torch.zeros_like(row.batch.weight)
+        without_weight = replace(row, batch=replace(row.batch, weight=weight))
         rows.append(row if plan.targets else without_weight)
     return rows
 
@@ -51,9 +80,9 @@ def own_plans(job: Job, plans: Sequence[RowPlan]) -> list[RowPlan]:
     return own + [replace(shortest, targets=0)] * (max(map(len, shares)) - len(own))
 
 
-def pack_row(job: Job, data: Dataset, plan: RowPlan) -> PackedBatch:
+def pack_row(job: Job, data: Dataset, plan: RowPlan) -> Row:
     """A planned row with its samples encoded."""
-    return job.planner.packer.row([data[index] for index in plan.members])
+    return Row(job.planner.packer.row([data[index] for index in plan.members]))
 
 
 def explaining_row(job: Job, tokens: int) -> AbstractContextManager[None]:

@@ -39,6 +39,11 @@ class RowImages:
         """The same on a device."""
         return replace(self, inputs=on_device(self.inputs, device))
 
+    def pinned(self) -> RowImages:
+        """The same in pinned memory."""
+        pinned = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return replace(self, inputs=pinned)
+
 
 def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:
     """Distinct images of a row as pixels."""
@@ -75,8 +80,11 @@ def place_features(
 
 
 def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Inputs with their tensors on a device."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    """Inputs, which are on the CPU, with their tensors on a device; see PackedBatch.to."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+        for k, v in inputs.items()
+    }
 
 
 def moved(inputs: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
