@@ -112,6 +112,7 @@ FAMILY = replace(
     title="DeepSeek-OCR-2",
     model_types={"deepseek_vl_v2": "original", "deepseek_ocr2": "transformers"},
     matches=_matches,
+    matches_native=lambda _: True,
     class_name="transformers:DeepseekOcr2ForConditionalGeneration",
     parts=Parts(
         vision=("model.vision_tower",),
