@@ -433,6 +433,11 @@ class TestRules:
         made = read_record(record, Reading(preference="chosen"), Path()).conversations[0]
         assert [turn.parts[0] for turn in made.turns] == turns
 
+    def test_turns_that_are_a_text_are_named(self):
+        found = message({"messages": '[{"role": "user", "content": "q"}]'})
+        assert found.startswith('a.jsonl:7: "messages" is no list of turns')
+        assert "a text that holds JSON: write the list itself" in found
+
     def test_a_prompt_that_the_dialogue_took_counts_as_read(self):
         fields = {
             "prompt": [{"role": "user", "content": "q"}],

@@ -137,7 +137,10 @@ def _ask(
         return LayoutError(found, fields, f"say which: --columns {target}={names[0]}")
     dialogue = next((name for name in DIALOGUES if fields.filled(name)), None)
     if dialogue is not None and not questions and not replies:
+        value = fields.values[dialogue]
         hint = 'write e.g. "messages": [{"role": "user", "content": "..."}, ...]'
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            hint = "it is a text that holds JSON: write the list itself, as json.loads gives it"
         return LayoutError(f'"{dialogue}" is no list of turns', fields, hint)
     if "layout_dets" in fields.values:
         hint = "vlft data converts OmniDocBench, see vlft data --help"
