@@ -17,6 +17,7 @@ from vlft.checkpoints import placement
 from vlft.checkpoints.placement import resolve_placement
 from vlft.cli import app
 from vlft.errors import ConfigError
+from vlft.settings import check
 from vlft.training import progress
 from vlft.vision import cache_plan
 
@@ -84,6 +85,13 @@ def test_the_cpu_may_be_asked_for(driver):
 def test_a_hidden_gpu_is_not_missed(driver, monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert resolve_placement(**AUTO).device.type == "cpu"
+
+
+def test_mps_is_refused_by_name():
+    """The golden numbers have not been compared on Apple's GPUs."""
+    with pytest.raises(ConfigError, match="--device: found 'mps'") as caught:
+        check(vlft.SftConfig(device="mps"))
+    assert caught.value.hint == "allowed: auto, cpu, cuda"
 
 
 def test_no_gpu_at_all():
