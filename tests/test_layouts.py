@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,17 @@ from conftest import (
     HYBRID,
     JANUS,
     JANUS_PRO,
+    OCR,
+    OCR2,
     SIGLIP,
     VL2_MLA,
     VL2_NOAUX,
     logits,
     only_siglip,
 )
+from jinja2 import TemplateError
 from launched import small_config
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import vlft
@@ -107,6 +113,39 @@ def opens_in_stock_classes(path, processor, model):
     found = theirs.generate(**ours, max_new_tokens=8, do_sample=False)
     reply = found[0, len(sample) :].tolist()
     assert reply == generate(model, processor, [row], max_new_tokens=8)[0].token_ids
+
+
+@pytest.mark.parametrize("case", [OCR, OCR2], indirect=True, scope="session", ids=str)
+def test_the_plain_prompts_of_ocr_have_a_chat_template(case, tmp_path):
+    path = converted(case.folder, tmp_path / "new", "transformers").path
+    ours, stock = describe(path).processor(), AutoTokenizer.from_pretrained(path)
+    image = GOLDEN / "images" / "photo_b.jpg"
+    for query in ("<image>\nFree OCR. ", "Say it."):
+        images = [str(image)] * query.count("<image>")
+        expected = ours.encode({"query": query, "images": images}).input_ids.tolist()
+        found = stock.apply_chat_template(
+            [{"role": "user", "content": query}], tokenize=True, return_dict=True
+        )["input_ids"]
+        assert [i for i, _ in itertools.groupby(expected)] == found
+        parts = [{"type": "image"}] * len(images)
+        parts.append({"type": "text", "text": query.removeprefix("<image>")})
+        text = stock.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+        assert text == ours.chat.tokenizer.id_to_token(ours.chat.bos_id) + query.strip()
+    more = [{"type": "image"}] * 2
+    for messages, reason in (
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "one message"),
+        ([{"role": "system", "content": "a"}], "one message of the user"),
+        ([{"role": "user", "content": more}], "one image"),
+    ):
+        with pytest.raises(TemplateError, match=reason):
+            stock.apply_chat_template(messages, tokenize=False)
+    if find_spec("torchvision"):  # Their image processors need it; vlft does not.
+        parts = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": "\nA"}]
+        batch = AutoProcessor.from_pretrained(path).apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=True, return_dict=True
+        )
+        expected = ours.encode({"query": "<image>\nA", "images": [str(image)]}).input_ids
+        assert [*batch["input_ids"][0]] == expected.tolist()
 
 
 @pytest.mark.parametrize("case", [SIGLIP, JANUS_PRO], indirect=True, scope="session", ids=str)

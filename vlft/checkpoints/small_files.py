@@ -37,7 +37,7 @@ def write_small_files(
 ) -> None:
     """Writes all but the weights. In the authors' layout, files of a base of it are copied.
 
-    So is the tokenizer of DeepSeek-OCR, whose prompts are plain text and have no template.
+    So is the tokenizer of DeepSeek-OCR, whose prompts are plain text.
 
     Raises:
         CheckpointError: the layout has no field for a setting of the model.
@@ -52,6 +52,9 @@ def write_small_files(
         _copy(base, folder, TOKENIZER_FILES)
     else:
         _write_tokenizer(base, folder, layout)
+    if layout == "transformers" and base.family.template is None:
+        text = template_source("transformers_plain.jinja")
+        (folder / _CHAT_TEMPLATE).write_text(text, "utf-8")
     written = read_object(folder / "config.json", ANY)
     # Where the files that are written do not imply Janus' roles, a chat template states them.
     if base.family.roles(folder, written).names != base.processor().chat.roles:
