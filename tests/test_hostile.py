@@ -7,6 +7,7 @@ other ones.
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 import shutil
@@ -25,6 +26,7 @@ import vlft.checkpoints.convert
 import vlft.checkpoints.merge
 import vlft.cli.check
 import vlft.inference.run
+import vlft.training.plots
 import vlft.training.run
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
@@ -117,7 +119,7 @@ class Trials:
             how = damage(file, chance)
             # A file that a field names is named where it is read; of weights only scores tell.
             names = {path.name for path in paths} | {"its scores are no numbers"}
-            names |= set(re.findall(r"\w+\.json|(?<== ').{3,20}", how))
+            names |= set(re.findall(r"\w+\.json|(?<== ')[^']{2,20}", how))
             self.run(
                 command(chance),
                 f"{file.relative_to(self.stage.copy)}: {how}",
@@ -156,6 +158,18 @@ def golden_stays():
     before = hostile.tree(GOLDEN / "checkpoints")
     yield
     assert hostile.tree(GOLDEN / "checkpoints") == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_drawing():
+    """Curves are read and not drawn, which took half of the time of a run of one step.
+
+    matplotlib lists the system's fonts when it is imported; trials would do that each.
+    """
+    importlib.import_module("matplotlib.font_manager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlft.training.plots._Figure, "save", lambda *_: None)
+        yield
 
 
 def mode_of(case: FamilyCase) -> list[str]:
