@@ -38,6 +38,7 @@ class Job:
         planner: the rows of every step.
         options: see LoopOptions.
         ahead: prepares the rows of the next step.
+        base: folder of the base model, for messages.
     """
 
     backend: Backend
@@ -47,3 +48,4 @@ class Job:
     planner: Planner
     options: LoopOptions
     ahead: Ahead = field(default_factory=Ahead)
+    base: str = ""

@@ -207,7 +207,8 @@ def _no_number(found: str, job: Job) -> VlftError:
     """The error of a loss or gradient that is no number, which before any step is the base's."""
     if job.backend.scheduler.state_dict()["last_epoch"] == 0:
         hint = "use --dtype float32 if it is float16; compare the base and its answers (vlft infer)"
-        return VlftError(f"{found} before any step", place="the base model", hint=hint)
+        place = f"the base model {job.base}".strip()
+        return VlftError(f"{found} before any step", place=place, hint=hint)
     return VlftError(found, place="training", hint="lower --learning-rate, or check the data")
 
 

@@ -11,8 +11,8 @@ import torch
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
-from vlft.checkpoints.runs import is_adapter
-from vlft.errors import CheckpointError
+from vlft.checkpoints.runs import ADAPTER_CONFIG, is_adapter
+from vlft.errors import CheckpointError, shown
 from vlft.families.base import keeps_dtype
 from vlft.training.lora import LoraOptions, add_lora, train_fully
 
@@ -66,7 +66,8 @@ def prepare_model(
         elif is_adapter(source):
             peft = load_adapter(module, source, trainable=True)
         else:
-            raise CheckpointError("holds no adapter", place=str(source))
+            found, hint = f"no {ADAPTER_CONFIG}, or it is no file", "name a folder with an adapter"
+            raise CheckpointError(found, place=shown(source), hint=hint)
         model = TunedModel(module, peft)
     if uses_checkpointing(config, placement.device):
         set_checkpointing(model.module, on=True)

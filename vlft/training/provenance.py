@@ -95,7 +95,7 @@ def changes(
             raise CheckpointError("damaged", place=shown(path), hint="copy it from a backup")
         if len(old) != len(images):
             found.append(
-                (run, f"the data has {len(images)} usable images and had {len(old)}, it is")
+                (path, f"the data has {len(images)} usable images and had {len(old)}, it is")
             )
         elif old != list(images.values()):
             pairs = zip(old, images.items(), strict=True)

@@ -9,9 +9,8 @@ autotuner: from then on nothing in them changes.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,20 @@ from accelerate.state import AcceleratorState
 from vlft import console
 from vlft.checkpoints.data_files import check_same_data
 from vlft.checkpoints.runs import (
-    checkpoints_in,
     new_run_folder,
     sweep,
     write_run_config,
 )
 from vlft.data.split import write_split
-from vlft.errors import VlftError, raise_all
+from vlft.errors import raise_all, shown
 from vlft.families.base import is_in
-from vlft.files import is_disk_full
 from vlft.locks import locked
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
 from vlft.training.autotune import autotune
 from vlft.training.checkpointer import Checkpointer
+from vlft.training.failures import failing, remove_run, removed_if_idle
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
@@ -60,7 +58,7 @@ from vlft.vision.cache import Images, fill, release_towers
 from vlft.vision.cache_plan import plan_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
     from pathlib import Path
 
     from vlft.config import SftConfig
@@ -159,7 +157,7 @@ def _train(
     run = _open_run(setup, config, data, position, backend, held)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
-    with _failing(run):
+    with removed_if_idle(run, writes=backend.world.is_rank_zero), failing(run):
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
         backend.world.on_rank_zero(lambda: plot_run(run))
     # What is left of the model is transformers' own.
@@ -167,22 +165,6 @@ def _train(
     result = _close(run, position, time.perf_counter() - started)
     backend.world.end_if(problem)
     return result
-
-
-@contextmanager
-def _failing(run: Path) -> Iterator[None]:
-    """Says of a disk that fails while the block writes to the run how to go on."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "make room" if is_disk_full(error) else "correct that"
-        saved = bool(checkpoints_in(run))
-        going_on = f"go on with: vlft sft --resume {run}" if saved else "start again"
-        raise VlftError(
-            f"{error.strerror or error}" + ("; checkpoints are whole" if saved else ""),
-            place=str(error.filename or run),
-            hint=f"{remedy}, then {going_on}",
-        ) from error
 
 
 def _prepare_images(
@@ -225,7 +207,8 @@ def _prepare_job(
     backend.prepare(PackedLoss(model, setup.folder.family), optimizer, scheduler)
     # Not earlier: of sharded weights each rank takes its shard of the moments.
     position = Position() if setup.resumed is None else read_state(setup.resumed, backend)
-    return Job(backend, images, data[0], data[1], planner, options), position
+    base = shown(setup.folder.path)
+    return Job(backend, images, data[0], data[1], planner, options, base=base), position
 
 
 def _open_run(
@@ -239,7 +222,7 @@ def _open_run(
     """The run folder: a new one with settings and provenance, or the resumed one, cut back."""
 
     def begin(run: Path) -> None:
-        with _failing(run):
+        with failing(run):
             held.enter_context(locked(run / LOCK, run))
             write_split(run, () if config.val_dataset else data[1].positions)
             write_provenance(run, config, setup.folder, data)
@@ -248,7 +231,7 @@ def _open_run(
             write_run_config(run, to_json(config))
 
     def go_on(run: Path) -> None:
-        with _failing(run):
+        with failing(run):
             held.enter_context(locked(run / LOCK, run))
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
@@ -264,7 +247,7 @@ def _open_run(
             return setup.resumed.parent
         run = new_run_folder(config.output_dir, setup.model_name)
         with ExitStack() as undo:
-            undo.callback(shutil.rmtree, run, ignore_errors=True)
+            undo.callback(remove_run, run)
             begin(run)
             undo.pop_all()
         return run

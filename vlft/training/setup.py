@@ -54,7 +54,8 @@ class Setup:
     def model_name(self) -> str:
         """The name of the folder that holds the model's runs."""
         # Made absolute first: the model may be given as "..".
-        return Path(os.path.abspath(self.folder.name)).name or "model"  # noqa: PTH100
+        name = Path(os.path.abspath(self.folder.name)).name  # noqa: PTH100
+        return "".join(mark if mark.isprintable() else "_" for mark in name) or "model"
 
 
 def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup:

@@ -1,0 +1,54 @@
+"""What an error in the middle of a run leaves, and what is said of it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from vlft.checkpoints.runs import checkpoints_in
+from vlft.errors import VlftError
+from vlft.files import is_disk_full
+from vlft.training.plots import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def failing(run: Path) -> Iterator[None]:
+    """Says of a disk that fails while the block writes to the run how to go on."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room" if is_disk_full(error) else "correct that"
+        saved = bool(checkpoints_in(run))
+        going_on = f"go on with: vlft sft --resume {run}" if saved else "start again"
+        raise VlftError(
+            f"{error.strerror or error}" + ("; checkpoints are whole" if saved else ""),
+            place=str(error.filename or run),
+            hint=f"{remedy}, then {going_on}",
+        ) from error
+
+
+@contextmanager
+def removed_if_idle(run: Path, *, writes: bool) -> Iterator[None]:
+    """Removes a run folder in which the block has left neither a checkpoint nor a loss.
+
+    Args:
+        run: the folder.
+        writes: whether this is the process that writes to it.
+    """
+    try:
+        yield
+    finally:
+        if writes and not (run / METRICS).exists() and not checkpoints_in(run):
+            remove_run(run)
+
+
+def remove_run(run: Path) -> None:
+    """Removes a run folder, and the folder of the model's runs if it was the only one."""
+    shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):
+        run.parent.rmdir()
