@@ -108,7 +108,7 @@ def test_a_tiny_model_reads_files_and_patterns(here):
     for row in rows:
         saved = here / "text" / row["id"].replace(".jpg", ".md")
         assert saved.read_text() == row["response"] + "\n"
-    assert len(list((here / "text").rglob("*"))) == 4
+    assert len(list((here / "text").rglob("*.md"))) == 3
 
 
 def test_pages_of_a_pdf_file(here, replies, pdfium):
@@ -160,25 +160,39 @@ def test_a_stopped_run_goes_on_and_has_no_half_documents(here, replies, pdfium):
     given = {"save_text": here / "text", "batch_size": 1, "format": "markdown"}
     with pytest.raises(KeyboardInterrupt):
         read("a.jpg", "b.pdf", **given)
-    assert [path.name for path in (here / "text").iterdir()] == ["a.md"]
+    assert sorted(path.name for path in (here / "text").iterdir()) == [".vlft", "a.md"]
     stop_at[0] = None
     (here / "text" / ".b.md.0123abcd.part").write_text("what a kill has left")
     read("a.jpg", "b.pdf", **given)
     assert len(asked) == 4
     assert (here / "text" / "b.md").read_text().count("reply") == 3
-    assert sorted(path.name for path in (here / "text").iterdir()) == ["a.md", "b.md"]
+    assert sorted(path.name for path in (here / "text").iterdir()) == [
+        ".vlft", "a.md", "b.md"
+    ]  # fmt: skip
 
 
 def test_files_of_others_are_not_replaced(here, replies):
     target = here / "text" / "a.md"
     target.parent.mkdir()
     target.write_text("mine")
-    with pytest.raises(ConfigError, match=r"a\.md: is there already\n hint: .*--overwrite"):
-        read("a.jpg", save_text=here / "text")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"a\.md: is there, and vlft has not written it"):
+            read("a.jpg", save_text=here / "text", overwrite=overwrite)
     assert target.read_text() == "mine"
     assert replies[0] == []
+    target.unlink()
+    for kind in ("link", "folder"):
+        target.symlink_to("nowhere") if kind == "link" else target.mkdir()
+        with pytest.raises(ConfigError, match=r"a\.md: is there, and vlft has not written it"):
+            read("a.jpg", save_text=here / "text", overwrite=True)
+        target.unlink() if kind == "link" else target.rmdir()
     read("a.jpg", save_text=here / "text", overwrite=True, format="markdown")
     assert target.read_text() == "reply 1\n"
+    (here / "output" / "infer").rename(here / "before")
+    with pytest.raises(ConfigError, match=r"a\.md: is there already\n hint: .*--overwrite"):
+        read("a.jpg", save_text=here / "text", format="markdown")
+    read("a.jpg", save_text=here / "text", overwrite=True, format="markdown")
+    assert target.read_text() == "reply 2\n"
 
 
 def test_a_document_that_cannot_be_read_is_an_error_or_left_out(here, replies, pdfium, caplog):
@@ -190,7 +204,7 @@ def test_a_document_that_cannot_be_read_is_an_error_or_left_out(here, replies, p
         read("a.jpg", "c.png")
     result = read("a.jpg", "b.pdf", "c.png", on_bad_sample="skip", save_text=here / "text")
     assert [row["id"] for row in result.rows] == ["a.jpg"]
-    assert [path.name for path in (here / "text").iterdir()] == ["a.md"]
+    assert [path.name for path in (here / "text").glob("*.md")] == ["a.md"]
 
 
 def test_pdf_files_that_are_refused(here, pdfium):

@@ -386,3 +386,11 @@ def test_weights_that_overflow_are_told_by_the_adapters_file(runs, case, tmp_pat
             command()
         assert error.value.place == str(path)
         assert "lower learning rate" in error.value.hint
+
+
+def test_scores_that_are_all_zero_are_compared():
+    """Of an adapter whose head is zeros."""
+    zeros = torch.zeros(2, 3)
+    merge._compare(zeros, zeros, "the merged weights")
+    with pytest.raises(VerificationError, match="differ by"):
+        merge._compare(zeros + 1, zeros, "the merged weights")

@@ -263,7 +263,34 @@ def test_messages_replace_no_link_and_no_pipe(tmp_path):
     (tmp_path / "link").symlink_to("circle")
     for name in ("pipe", "link"):
         with pytest.raises(ConfigError, match=f"{name}: not a regular file"):
-            write_messages(tmp_path / name, [], overwrite=True)
+            write_messages(tmp_path / name, [], [], overwrite=True)
+
+
+def test_messages_replace_what_vlft_wrote_alone(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"messages": [], "images": [], "source": "a:1"}\n')
+    (tmp_path / "same.jsonl").hardlink_to(tmp_path / "data.jsonl")
+    (tmp_path / "mine.jsonl").write_text('{"messages": [], "images": []}\n')
+    (tmp_path / "text.jsonl").write_text("mine")
+    data = [tmp_path / "data.jsonl"]
+    for name, found in (
+        ("data", "is read as data"),
+        ("same", "is read as data"),
+        ("mine", "vlft has not written this"),
+        ("text", "vlft has not written this"),
+    ):
+        before = (tmp_path / f"{name}.jsonl").read_text()
+        with pytest.raises(ConfigError, match=rf"--write .*{name}\.jsonl: {found}"):
+            write_messages(tmp_path / f"{name}.jsonl", [], data, overwrite=True)
+        assert (tmp_path / f"{name}.jsonl").read_text() == before
+    write_messages(tmp_path / "data.jsonl", [], [], overwrite=True)
+    assert (tmp_path / "data.jsonl").read_text() == ""
+
+
+def test_a_folder_of_a_run_is_no_output(tmp_path):
+    (tmp_path / "run_config.json").touch()
+    with pytest.raises(ConfigError, match="checkpoint-7 is a checkpoint's name in a run"):
+        write(tmp_path / "checkpoint-7", "x")
+    write(tmp_path / "checkpoint-7-merged", "x")
 
 
 def test_the_output_folder_of_a_run_is_tried_first(tmp_path):

@@ -720,7 +720,22 @@ class TestShardSizes:
         assert parse_size_to_int(size) >= 1000
 
     @pytest.mark.parametrize(
-        "size", ["100B", "0GB", "0.5KB", "0.0001MB", "5", "GB", "5GiB", "-1GB", "1e3MB", "5 G", ""]
+        "size",
+        [
+            "1001TB",
+            "9" * 400 + "GB",
+            "100B",
+            "0GB",
+            "0.5KB",
+            "0.0001MB",
+            "5",
+            "GB",
+            "5GiB",
+            "-1GB",
+            "1e3MB",
+            "5 G",
+            "",
+        ],
     )
     @pytest.mark.parametrize(
         ("cls", "needed"),
@@ -728,6 +743,6 @@ class TestShardSizes:
     )
     def test_refused(self, cls, needed, size):
         assert message({**needed, "max_shard_size": size}, cls) == (
-            f"--max-shard-size: found {size!r}, at least 1KB is allowed\n"
+            f"--max-shard-size: found {size!r}, 1KB to 1000TB is allowed\n"
             " hint: write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
         )

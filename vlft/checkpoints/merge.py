@@ -223,7 +223,8 @@ def _logits(model: Any, inputs: dict[str, Any], placement: Placement) -> Tensor:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    """The norm of the difference as a share of what is expected, unless that is all zeros."""
+    return float((found - expected).norm() / (expected.norm() or 1.0))
 
 
 def _compare(found: Tensor, expected: Tensor, what: str) -> None:

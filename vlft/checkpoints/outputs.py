@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlft import __version__
+from vlft.checkpoints.runs import run_of
 from vlft.errors import CheckpointError, ConfigError, shown
-from vlft.files import flush_folder, read_object_if_there, real_path
+from vlft.files import flush_folder, read_object_if_there, real_path, write_whole
 from vlft.locks import locked
 from vlft.schema import TEXT, TEXTS, Schema
 
@@ -57,7 +58,7 @@ def output_folder(
         part.mkdir()
         try:
             yield part
-            _mark(part)
+            write_mark(part, {path.name for path in part.iterdir()})
             flush_folder(part)
             # The command may have taken hours.
             _check(target, needed, overwrite=overwrite, flag=flag)
@@ -75,6 +76,9 @@ def _check(target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str) 
         if kept.is_relative_to(target):
             hint = "name another folder"
             raise ConfigError(f"would replace {shown(kept)}", place=flag, hint=hint)
+    if run_of(target):
+        hint = "name a folder beside the run"
+        raise ConfigError(f"{shown(target)} is a checkpoint's name in a run", place=flag, hint=hint)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         hint = f"name a folder with {flag}"
         raise CheckpointError("not a folder", place=shown(target), hint=hint)
@@ -85,7 +89,7 @@ def _check(target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str) 
             place=shown(target),
             hint=f"name another {flag}, or add --overwrite to replace it",
         )
-    ours = {MARK, *read_object_if_there(target / MARK, _SCHEMA).get("files", ())}
+    ours = {MARK, *read_mark(target)}
     if foreign := [name for name in found if name not in ours or (target / name).is_dir()]:
         raise CheckpointError(
             f"holds {', '.join(foreign[:3])}, which vlft has not written here",
@@ -94,11 +98,15 @@ def _check(target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str) 
         )
 
 
-def _mark(folder: Path) -> None:
-    """Lists in a folder the files that are in it."""
-    files = sorted(path.name for path in folder.iterdir())
-    text = json.dumps({"vlft": __version__, "files": files}, indent=2)
-    (folder / MARK).write_text(text + "\n", "utf-8")
+def read_mark(folder: Path) -> set[str]:
+    """The files in a folder that vlft wrote, by their paths in it."""
+    return set(read_object_if_there(folder / MARK, _SCHEMA).get("files", ()))
+
+
+def write_mark(folder: Path, files: set[str]) -> None:
+    """Lists in a folder the files that vlft wrote."""
+    text = json.dumps({"vlft": __version__, "files": sorted(files)}, indent=2)
+    write_whole(folder / MARK, text + "\n")
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -68,7 +68,8 @@ def run_check(config: CheckConfig) -> None:
     total = sum(len(file.items) for file in files)
     if config.write is not None and total:
         items = (item for file in files for _, item in file.items)
-        write_messages(config.write, items, overwrite=config.overwrite)
+        inputs = [file.path for file in files]
+        write_messages(config.write, items, inputs, overwrite=config.overwrite)
         samples = "1 sample" if total == 1 else f"{total} samples"
         info(f"{samples} written to {shown(config.write)}")
     if total:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlft.console import info, warn
 from vlft.data.convert import READ, convert_files
 from vlft.data.convert.samples import Options
+from vlft.data.written import check_target
 from vlft.errors import ConfigError, DataError, UsageError, raise_all, shown
 from vlft.files import json_text, replacing
 from vlft.settings import check, flag
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from vlft.config import DataConfig
 
 
+# Of each record, besides objects.
+KEYS = ("id", "messages", "images")
+
+
 def run_data(config: DataConfig) -> None:
     """Converts files, and writes the records as one object per line.
 
@@ -27,9 +32,8 @@ def run_data(config: DataConfig) -> None:
     """
     config = check(config)
     output = Path(config.output or "")
-    if output.exists() and not config.overwrite:
-        hint = "name another file, or add --overwrite"
-        raise ConfigError("the file is there already", place=f"--output {shown(output)}", hint=hint)
+    inputs = [Path(name) for name in config.src]
+    check_target(output, inputs, KEYS, overwrite=config.overwrite, flag="--output")
     options = Options(config.image_root, config.prompt, config.boxes, config.box_format)
     found = convert_files([Path(name) for name in config.src], options)
     idle: list[UsageError] = [

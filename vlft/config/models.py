@@ -112,8 +112,9 @@ class EnvConfig(Settings):
 
 
 def _shard_size(size: str) -> Rule:
-    """The rule of a size: refused if it has another unit, or makes a file of each tensor."""
+    """The rule of a size: refused with another unit, or where it is no size of a file."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size.strip(), re.IGNORECASE)
     kilobytes = float(found[1]) * 1000 ** "KMGT".index(found[2].upper()) if found else 0
     hint = "write e.g. 5GB or 500MB; the units are KB, MB, GB and TB"
-    return kilobytes < 1, "--max-shard-size", f"found {size!r}, at least 1KB is allowed", hint
+    wrong = not 1 <= kilobytes <= 1e12
+    return wrong, "--max-shard-size", f"found {size!r}, 1KB to 1000TB is allowed", hint

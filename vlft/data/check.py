@@ -15,7 +15,8 @@ from vlft.data.dataset import of_conversation
 from vlft.data.fit import BATCH, fit
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.records import RecordError
-from vlft.errors import ConfigError, DataError, shown
+from vlft.data.written import check_target
+from vlft.errors import DataError, shown
 from vlft.files import cache_folder, replacing
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vlft.data.source import ReadFile
     from vlft.errors import UsageError
 
+# Of each object that is written.
+KEYS = ("messages", "images", "source")
 # First bytes of image files -> ending.
 ENDINGS = {
     b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp",
@@ -118,24 +121,22 @@ def problem_report(problem: UsageError) -> dict[str, Any]:
     return report
 
 
-def write_messages(path: Path, items: Iterable[Conversation], *, overwrite: bool) -> None:
+def write_messages(
+    path: Path, items: Iterable[Conversation], inputs: Iterable[Path], *, overwrite: bool
+) -> None:
     """Writes conversations as one object of messages per line.
 
     Args:
         path: of the new file; images that data files hold themselves are written into the folder
             ``NAME_images`` beside it.
         items: conversations.
-        overwrite: whether the file may be there.
+        inputs: files that are read.
+        overwrite: whether an earlier file of this kind may be replaced.
 
     Raises:
-        ConfigError: it is there, or is no regular file.
+        ConfigError: the file may not be written.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        hint = "name another file"
-        raise ConfigError("not a regular file", place=f"--write {shown(path)}", hint=hint)
-    if path.exists() and not overwrite:
-        hint = "name another file, or add --overwrite"
-        raise ConfigError("the file is there already", place=f"--write {shown(path)}", hint=hint)
+    check_target(path, inputs, KEYS, overwrite=overwrite, flag="--write")
     folder = path.with_name(f"{path.stem}_images")
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for item in items:

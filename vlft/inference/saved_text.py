@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.checkpoints.outputs import read_mark, write_mark
 from vlft.console import info, warn
 from vlft.errors import ConfigError, raise_all, shown
 from vlft.files import replacing
@@ -43,17 +44,30 @@ class SavedText:
         """Checks what is in the folder, and writes the documents that are answered already.
 
         Raises:
-            ConfigError: a file is there with another text, and ``overwrite`` is not set.
+            ConfigError: a file is there that vlft has not written, or with another text and
+            ``overwrite`` is not set.
         """
         texts = self._take(replies)
+        ours = read_mark(self._folder)
         problems = []
-        for name in self._counts:
-            path = self._folder / self._files[name]
-            same = name in texts and path.is_file() and path.read_bytes() == _bytes(texts[name])
-            if os.path.lexists(path) and not same and not overwrite:
-                hint = "name another --save-text, or add --overwrite to replace it"
-                problems.append(ConfigError("is there already", place=shown(path), hint=hint))
+        for name, file in self._files.items():
+            path = self._folder / file
+            if not os.path.lexists(path):
+                continue
+            is_file = path.is_file() and not path.is_symlink()
+            is_same = is_file and name in texts and path.read_bytes() == _bytes(texts[name])
+            if is_same or (is_file and overwrite and file in ours):
+                continue
+            found = "is there already"
+            hint = "name another --save-text, or add --overwrite to replace it"
+            if file not in ours:
+                found = "is there, and vlft has not written it"
+                hint = "name another --save-text, or remove it yourself"
+            problems.append(ConfigError(found, place=shown(path), hint=hint))
         raise_all(problems)
+        # Before the files: one that a kill leaves is listed.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_mark(self._folder, ours | set(self._files.values()))
         self._write(texts)
 
     def add(self, replies: Sequence[str]) -> None:
