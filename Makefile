@@ -35,6 +35,7 @@ deepspeed: $(VENV)/ready
 DEVICE ?= cuda
 ifeq ($(DEVICE),cpu)
 RESULTS := output/gpu
+LIMIT := 1h
 REDUCED := --scale tiny
 STEP_OPTIONS := $(REDUCED) --samples 3 --repeats 1
 COMMAND_OPTIONS := $(REDUCED) --models 1.3b --images 10 --steps 3
@@ -42,10 +43,11 @@ ATTENTION_OPTIONS := --tokens 1024 --heads 2x32 2x48/32 --repeats 1
 PEERS_OPTIONS := $(REDUCED) --samples 4 --epochs 1 --workloads q1 q5
 else
 RESULTS := benchmarks/results
+LIMIT := 8m
 ATTENTION_OPTIONS := --tokens 2048 8192 16384 --heads 32x128 16x192/128 --dtype bfloat16
 PEERS_OPTIONS := --scale deepseek-vl-1.3b-chat --dtypes bfloat16 --workloads q1 q5 q2 mixed
 endif
-PIECE := timeout 8m $(BIN)/python -m benchmarks
+PIECE := timeout $(LIMIT) $(BIN)/python -m benchmarks
 LATE := || [ $$? = 124 ]
 
 # A piece that fails does not keep the others from running.
@@ -53,7 +55,7 @@ gpu: $(VENV)/ready
 	$(MAKE) --keep-going gpu-tests gpu-steps gpu-command gpu-attention gpu-peers
 
 gpu-tests: $(VENV)/ready
-	timeout 8m $(BIN)/pytest tests/test_cuda.py --device $(DEVICE)
+	timeout $(LIMIT) $(BIN)/pytest tests/test_cuda.py --device $(DEVICE)
 
 gpu-steps: $(VENV)/ready
 	$(PIECE) step --device $(DEVICE) $(STEP_OPTIONS) --output $(RESULTS)/gpu-steps $(LATE)
