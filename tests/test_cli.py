@@ -76,8 +76,9 @@ FLAGS = {
     "cache": "ACTION",
     "env": "--json",
 }
-# The same, so that a run is planned with its own flags.
+# The same, so that a run is planned, and answers are made, with their own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"
+FLAGS["eval"] = FLAGS["infer"] + "--results --metric --references --json"
 
 
 @pytest.fixture(scope="module", autouse=True)

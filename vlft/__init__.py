@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlft.checkpoints.convert import convert
     from vlft.checkpoints.merge import merge_lora
-    from vlft.config import ConvertConfig, DrawConfig, InferConfig, MergeLoraConfig, SftConfig
+    from vlft.config import (
+        ConvertConfig,
+        DrawConfig,
+        EvalConfig,
+        InferConfig,
+        MergeLoraConfig,
+        SftConfig,
+    )
     from vlft.data.encode import EncodedSample
     from vlft.errors import VlftError
+    from vlft.evaluation.run import run_eval as evaluate
     from vlft.families.processor import Processor
     from vlft.inference.draw import Drawing, draw
     from vlft.inference.generate import Reply, generate, load
@@ -28,9 +36,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ConvertConfig", "DrawConfig", "Drawing", "EncodedSample", "InferConfig", "MergeLoraConfig",
-    "Processor", "Reply", "SftConfig", "VlftError", "__version__", "convert", "draw", "generate",
-    "infer", "load", "merge_lora", "sft",
+    "ConvertConfig", "DrawConfig", "Drawing", "EncodedSample", "EvalConfig", "InferConfig",
+    "MergeLoraConfig", "Processor", "Reply", "SftConfig", "VlftError", "__version__", "convert",
+    "draw", "evaluate", "generate", "infer", "load", "merge_lora", "sft",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,6 +46,7 @@ _HOMES = {
     "DrawConfig": "vlft.config:DrawConfig",
     "Drawing": "vlft.inference.draw:Drawing",
     "EncodedSample": "vlft.data.encode:EncodedSample",
+    "EvalConfig": "vlft.config:EvalConfig",
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
     "Processor": "vlft.families.processor:Processor",
@@ -46,6 +55,7 @@ _HOMES = {
     "VlftError": "vlft.errors:VlftError",
     "convert": "vlft.checkpoints.convert:convert",
     "draw": "vlft.inference.draw:draw",
+    "evaluate": "vlft.evaluation.run:run_eval",
     "generate": "vlft.inference.generate:generate",
     "infer": "vlft.inference.run:run_infer",
     "load": "vlft.inference.generate:load",

@@ -243,6 +243,8 @@ def _value(
         if is_records and any(isinstance(item, dict) for item in items):
             return tuple(items)
         values = tuple(_scalar(value_type, item, place) for item in items)
+        for item in values:
+            _check_limits(spec.metadata, item, place)
         return tuple(_path(v, place) for v in values) if spec.metadata["path"] else values
     converted = _scalar(value_type, value, place)
     _check_limits(spec.metadata, converted, place)

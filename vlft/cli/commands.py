@@ -56,6 +56,8 @@ COMMANDS = {
                     "Convert COCO, RefCOCO, PAGE, ALTO or OmniDocBench to data."),
     "infer": Command(config.InferConfig, "vlft.inference.run:run_infer",
                      "Answer a data set, or chat, with a tuned or a base model."),
+    "eval": Command(config.EvalConfig, "vlft.evaluation.run:run_eval",
+                    "Score answers to a data set, or compare two models' answers."),
     "draw": Command(config.DrawConfig, "vlft.inference.draw_run:run_draw",
                     "Draw images of prompts, with a tuned or a base Janus."),
     "merge-lora": Command(config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",

@@ -6,6 +6,7 @@ Python API are all made from these dataclasses.
 
 from vlft.config.data import CheckConfig, DataConfig
 from vlft.config.drawing import DrawConfig
+from vlft.config.evaluation import METRIC_NAMES, EvalConfig
 from vlft.config.inference import InferConfig
 from vlft.config.models import CacheConfig, ConvertConfig, EnvConfig, MergeLoraConfig, ModelsConfig
 from vlft.config.shared import PANELS, ReadingSettings
@@ -23,6 +24,7 @@ __all__ = [
     "INIT_LORA",
     "JOINED_TOKENS",
     "LEARNING_RATES",
+    "METRIC_NAMES",
     "NEEDS_WHOLE_WEIGHTS",
     "PANELS",
     "TOKENS_PER_ROW",
@@ -32,6 +34,7 @@ __all__ = [
     "DataConfig",
     "DrawConfig",
     "EnvConfig",
+    "EvalConfig",
     "InferConfig",
     "MergeLoraConfig",
     "ModelsConfig",

@@ -22,7 +22,9 @@ HUBS = ("huggingface", "modelscope")
 EXIF = ("auto", "rotate")
 
 # The panels of --help, in order.
-PANELS = ("Model", "Data", "Reading", "Tuning", "Optimisation", "Run", "Generation", "Output")
+PANELS = (
+    "Model", "Scoring", "Data", "Reading", "Tuning", "Optimisation", "Run", "Generation", "Output",
+)  # fmt: skip
 
 
 def makers(*panels: str) -> list[Callable[..., Any]]:

@@ -1,0 +1,1 @@
+"""Scores of replies against the right texts, with intervals, and a base against a tuned model."""

@@ -1,0 +1,56 @@
+"""The table of metrics: a function of a reply and a reference, and how its scores are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlft.evaluation import boxes, edits, libraries, numbers, text
+from vlft.evaluation.json_fields import json_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        score: of a reply and a reference. Its docstring says what it is, its range and source.
+        higher_is_better: false for error rates.
+        weight: of a reference in the mean over records; without it all have the same.
+    """
+
+    score: Callable[[str, str], float]
+    higher_is_better: bool = True
+    weight: Callable[[str], float] | None = None
+
+    def best(self, reply: str, references: Sequence[str]) -> tuple[float, float]:
+        """The score against the reference that fits best, and the weight of that one.
+
+        Raises:
+            ValueError: a reference cannot be scored; the text goes on after its name.
+            ConfigError: a library is not installed.
+        """
+        scores = [self.score(reply, reference) for reference in references]
+        score = max(scores) if self.higher_is_better else min(scores)
+        reference = references[scores.index(score)]
+        return score, self.weight(reference) if self.weight else 1.0
+
+
+METRICS = {
+    "exact-match": Metric(text.exact_match),
+    "contains": Metric(text.contains),
+    "token-f1": Metric(text.token_f1),
+    "cer": Metric(edits.cer, higher_is_better=False, weight=edits.characters),
+    "wer": Metric(edits.wer, higher_is_better=False, weight=edits.words),
+    "anls": Metric(edits.anls),
+    "relaxed-accuracy": Metric(numbers.relaxed_accuracy),
+    "json-fields": Metric(json_fields),
+    "box-iou": Metric(boxes.box_iou),
+    "box-accuracy": Metric(boxes.box_accuracy),
+    "box-parsed": Metric(boxes.box_parsed),
+    "rouge-l": Metric(libraries.rouge_l),
+    "sentence-bleu": Metric(libraries.sentence_bleu),
+}

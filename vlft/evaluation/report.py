@@ -1,0 +1,132 @@
+"""The summary of scores: as JSON values, and as a table of at most 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlft.errors import shown
+from vlft.evaluation.metrics import METRICS
+from vlft.evaluation.scores import scores_path
+from vlft.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    interval,
+    paired_p_value,
+    resample_sums,
+    weighted_mean,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vlft.evaluation.scores import Scores
+
+# As wide as the longest name, relaxed-accuracy.
+ROW_OF_ONE = "{:<16}  {:>7}  {:>16}"
+ROW_OF_TWO = "{:<16}  {:>7}  {:>7}  {:>10}  {:>16}  {:>9}"
+ROLES = ("base", "tuned")
+
+
+def summarise(
+    scores: Sequence[Scores], positions: Sequence[Sequence[int]], seed: int
+) -> dict[str, Any]:
+    """The summary as JSON values; scores are shares, not per cent.
+
+    Args:
+        scores: of one result file or of two, the base first.
+        positions: M of each file's answers, in order: those at the same place are a pair.
+        seed: of the resamples.
+    """
+    return {
+        "results": [
+            {
+                "path": str(one.of.path),
+                "scores": str(scores_path(one.of.path)),
+                "records": len(one.of.answers),
+                "unlabelled": one.of.unlabelled,
+                "unpaired": len(one.of.answers) - len(chosen),
+            }
+            for one, chosen in zip(scores, positions, strict=True)
+        ],
+        "records": len(positions[0]),
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "seed": seed,
+        "metrics": {name: _metric(name, scores, positions, seed) for name in scores[0].values},
+    }
+
+
+def _metric(
+    name: str, scores: Sequence[Scores], positions: Sequence[Sequence[int]], seed: int
+) -> dict[str, Any]:
+    """Mean and interval of each file, and the difference of two with its interval and p-value."""
+    chosen = [np.asarray(places) for places in positions]
+    pairs = zip(scores, chosen, strict=True)
+    tables = [(one.values[name][at], one.weights[name][at]) for one, at in pairs]
+    columns = [column for values, weights in tables for column in (values * weights, weights)]
+    sums = resample_sums(np.stack(columns, axis=1), seed)
+    means = [sums[:, 2 * index] / sums[:, 2 * index + 1] for index in range(len(tables))]
+    found: dict[str, Any] = {
+        "higher_is_better": METRICS[name].higher_is_better,
+        "scores": [
+            {"mean": weighted_mean(*table), "interval": interval(mean)}
+            for table, mean in zip(tables, means, strict=True)
+        ],
+    }
+    if len(tables) > 1:
+        base, tuned = tables
+        # Their mean is the difference of the weighted means.
+        shares = [values * weights / weights.mean() for values, weights in tables]
+        found["difference"] = {
+            "mean": weighted_mean(*tuned) - weighted_mean(*base),
+            "interval": interval(means[1] - means[0]),
+            "p": paired_p_value(shares[1] - shares[0], seed),
+        }
+    return found
+
+
+def lines_of(summary: Mapping[str, Any]) -> list[str]:
+    """The summary as a table, with scores in per cent."""
+    results, metrics = summary["results"], summary["metrics"]
+    two = len(results) > 1
+    lines = [line for index in range(len(results)) for line in _file_lines(results, index)]
+    percent = f"{summary['confidence']:.0%} interval"
+    heads = ("metric", *ROLES, "difference", percent, "p") if two else ("metric", "score", percent)
+    row = ROW_OF_TWO if two else ROW_OF_ONE
+    lines += ["", row.format(*heads)]
+    lines += [row.format(name, *_cells(metrics[name])) for name in metrics]
+    lower = [name for name in metrics if not metrics[name]["higher_is_better"]]
+    lines += [f"lower is better: {', '.join(lower)}"] if lower else []
+    count = f"{summary['records']:,} {'pairs' if two else 'records'}"
+    return [*lines, f"{count}; all but p in per cent" if two else f"{count}; in per cent"]
+
+
+def _file_lines(results: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+    """What a file is, and which of its lines do not count."""
+    one = results[index]
+    role = f"{ROLES[index]}: " if len(results) > 1 else ""
+    lines = [f"{role}{shown(one['path'])}, scores in {shown(one['scores'])}"]
+    counts = {
+        "without a reference": one["unlabelled"],
+        "of records that the other file has not": one["unpaired"],
+    }
+    return lines + [f"  {count:,} lines {why} left out" for why, count in counts.items() if count]
+
+
+def _cells(metric: Mapping[str, Any]) -> list[str]:
+    means = [f"{one['mean']:.1%}".rstrip("%") for one in metric["scores"]]
+    if "difference" not in metric:
+        return [*means, _range(metric["scores"][0]["interval"], "")]
+    difference = metric["difference"]
+    change = f"{100 * difference['mean']:+.1f}"
+    return [*means, change, _range(difference["interval"], "+"), _p(difference["p"])]
+
+
+def _range(bounds: Sequence[float], sign: str) -> str:
+    return " to ".join(format(100 * bound, f"{sign}.1f") for bound in bounds)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

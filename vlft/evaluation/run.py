@@ -1,0 +1,79 @@
+"""``vlft eval``: scores of a model's answers or of result files, and of two the difference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from vlft import console
+from vlft.config import InferConfig
+from vlft.errors import ConfigError, shown
+from vlft.evaluation.answers import pair, read_answers
+from vlft.evaluation.report import lines_of, summarise
+from vlft.evaluation.scores import check_own, score, scores_path, write_scores
+from vlft.files import same_file
+from vlft.settings import check, given_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vlft.config import EvalConfig
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The summary of an evaluation, as --json prints it, and the files of scores per record."""
+
+    summary: dict[str, Any]
+    scores: list[Path]
+
+
+def run_eval(config: EvalConfig) -> EvalResult:
+    """Scores the answers of result files, or of a model that answers records first.
+
+    Raises:
+        VlftError: bad input.
+    """
+    config = check(config)
+    names = list(dict.fromkeys(config.metric))
+    files = list(config.results)
+    for path in files:
+        # Before a model answers, which may take hours.
+        read_answers(path, config.references)
+        check_own(scores_path(path))
+    if config.answers_data:
+        files.append(_answer(config))
+        check_own(scores_path(files[-1]))
+    if len(files) > 1 and same_file(*files):
+        hint = "give the answers of two models"
+        raise ConfigError(f"{shown(files[0])} twice", place="--results", hint=hint)
+    scores = [score(read_answers(path, config.references), names) for path in files]
+    if len(scores) > 1:
+        positions = pair(scores[0].of, scores[1].of)
+        summary = summarise(scores, positions, config.seed)
+    else:
+        summary = summarise(scores, [range(len(scores[0].of.answers))], config.seed)
+    for one in scores:
+        write_scores(one, scores_path(one.of.path))
+    if config.json:
+        console.out.print(json.dumps(summary, indent=1), markup=False)
+    else:
+        for line in lines_of(summary):
+            console.out.print(line, markup=False)
+    return EvalResult(summary, [scores_path(path) for path in files])
+
+
+def _answer(config: EvalConfig) -> Path:
+    """The result file of the model's answers, which ``vlft infer`` would write or continue."""
+    # Result files alone are scored without waiting for torch.
+    from vlft.inference.run import run_infer
+
+    names = {field.name for field in fields(InferConfig)}
+    chosen = {name: getattr(config, name) for name in given_names(config) if name in names}
+    if config.json:
+        chosen["show_samples"] = 0
+    result = run_infer(InferConfig(**chosen))
+    if result is None:
+        raise ConfigError("found no data set", place="vlft eval", hint="add --dataset")
+    return result.output
