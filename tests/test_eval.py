@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -77,9 +78,9 @@ class TestMetrics:
     def test_the_names_of_the_flag_are_those_of_the_table(self):
         assert tuple(METRICS) == METRIC_NAMES
 
-    @pytest.mark.parametrize("name", METRICS)
-    def test_each_says_what_it_is(self, name):
-        assert len(METRICS[name].score.__doc__.splitlines()) > 2
+    def test_the_table_of_the_docs_has_each(self):
+        text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text("utf-8")
+        assert tuple(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) == METRIC_NAMES
 
     @pytest.mark.parametrize("name", METRICS)
     def test_an_empty_reply_is_wrong(self, name):
@@ -221,6 +222,9 @@ class TestStatistics:
         """The same with n_resamples=99999, rng=1: 0.00838."""
         assert paired_p_value(np.array(Y) - X, seed=0) == pytest.approx(0.00838, abs=0.003)
 
+    def test_the_smallest_random_p_value_is_not_0(self):
+        assert paired_p_value(np.linspace(0.1, 1, 40), seed=0) == 1 / 10_000
+
     @pytest.mark.parametrize(
         ("better", "worse", "p"),
         [(9, 3, 0.14599609375), (89, 1, 1.4701842918422953e-25), (5, 5, 1.0), (0, 0, 1.0)],
@@ -243,7 +247,7 @@ class TestFiles:
              "unpaired": 0}
         ]  # fmt: skip
         text = capsys.readouterr().out
-        assert "1 lines without a reference left out" in text
+        assert "\n  left out: 1 line without a reference\n" in text
         assert "lower is better: cer" in text
         lines = [json.loads(line) for line in found.scores[0].read_text().splitlines()]
         assert lines[1] == {
@@ -285,10 +289,24 @@ class TestFiles:
         assert metric["difference"]["mean"] == 1
         assert metric["difference"]["p"] == pytest.approx(2 / 2**27)
         text = capsys.readouterr().out
-        assert "  3 lines of records that the other file has not left out\n" in text
+        assert "\n  left out: 3 lines of records that the other file lacks\n" in text
         assert max(map(len, text.splitlines())) <= 80
         row = "exact-match           0.0    100.0      +100.0  +100.0 to +100.0      1e-08"
         assert row in text.splitlines()
+
+    def test_long_references_weigh_more_in_the_test_of_an_error_rate(self):
+        labels = ["abcdefghi", "a", "b", "c"]
+        base, tuned = (
+            [result(label if right else "", label, n) for n, (label, right) in enumerate(pairs)]
+            for pairs in (
+                zip(labels, [0, 0, 0, 1], strict=True),
+                zip(labels, [1, 1, 1, 0], strict=True),
+            )
+        )
+        difference = evaluate(base, tuned, metric=("cer",)).summary["metrics"]["cer"]["difference"]
+        assert difference["mean"] == pytest.approx(-10 / 12)
+        # Of the sums +-9 +-1 +-1 +-1, 8 of 16 are 10 or more in size.
+        assert difference["p"] == 0.5
 
     def test_equal_records_are_paired_in_order(self):
         base = [result("a", "a"), result("b", "a")]

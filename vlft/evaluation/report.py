@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,12 +108,15 @@ def _file_lines(results: Sequence[Mapping[str, Any]], index: int) -> list[str]:
     """What a file is, and which of its lines do not count."""
     one = results[index]
     role = f"{ROLES[index]}: " if len(results) > 1 else ""
-    lines = [f"{role}{shown(one['path'])}, scores in {shown(one['scores'])}"]
+    lines = [f"{role}{shown(one['path'])}", f"  scores of each record: {Path(one['scores']).name}"]
     counts = {
         "without a reference": one["unlabelled"],
-        "of records that the other file has not": one["unpaired"],
+        "of records that the other file lacks": one["unpaired"],
     }
-    return lines + [f"  {count:,} lines {why} left out" for why, count in counts.items() if count]
+    for why, count in counts.items():
+        if count:
+            lines.append(f"  left out: {count:,} {'line' if count == 1 else 'lines'} {why}")
+    return lines
 
 
 def _cells(metric: Mapping[str, Any]) -> list[str]:
