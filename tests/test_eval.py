@@ -184,7 +184,10 @@ class TestMetrics:
     def test_a_library_that_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "sacrebleu", None)
         with pytest.raises(ConfigError, match="sentence-bleu needs sacrebleu") as error:
-            evaluate([result("a", "a")], metric=("sentence-bleu",))
+            # Before the model, which is not there, is looked for.
+            vlft.evaluate(
+                vlft.EvalConfig(model="none", dataset=("q.jsonl",), metric=("sentence-bleu",))
+            )
         assert error.value.hint == "pip install 'vlft[eval]'"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from vlft.errors import ConfigError
 
+ROUGE, BLEU = "rouge_score.rouge_scorer", "sacrebleu"
+
 
 def rouge_l(reply: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, 0 to 1 (Lin 2004), by rouge-score.
@@ -23,14 +25,14 @@ def sentence_bleu(reply: str, reference: str) -> float:
 
     Its mean over records is not the BLEU of a corpus, which papers report.
     """
-    score: float = imported("sacrebleu", "sentence-bleu").sentence_bleu(reply, [reference]).score
+    score: float = imported(BLEU, "sentence-bleu").sentence_bleu(reply, [reference]).score
     # The library's own rounding gives 100.00000000000004 for equal texts.
     return min(score / 100, 1.0)
 
 
 @functools.cache
 def _rouge() -> Any:
-    scorer = imported("rouge_score.rouge_scorer", "rouge-l")
+    scorer = imported(ROUGE, "rouge-l")
     return scorer.RougeScorer(["rougeL"], use_stemmer=False)
 
 

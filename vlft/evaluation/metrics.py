@@ -20,18 +20,19 @@ class Metric:
         score: of a reply and a reference. Its docstring says what it is, its range and source.
         higher_is_better: false for error rates.
         weight: of a reference in the mean over records; without it all have the same.
+        library: module that the score imports; empty if it needs none.
     """
 
     score: Callable[[str, str], float]
     higher_is_better: bool = True
     weight: Callable[[str], float] | None = None
+    library: str = ""
 
     def best(self, reply: str, references: Sequence[str]) -> tuple[float, float]:
         """The score against the reference that fits best, and the weight of that one.
 
         Raises:
             ValueError: a reference cannot be scored; the text goes on after its name.
-            ConfigError: a library is not installed.
         """
         scores = [self.score(reply, reference) for reference in references]
         score = max(scores) if self.higher_is_better else min(scores)
@@ -51,6 +52,17 @@ METRICS = {
     "box-iou": Metric(boxes.box_iou),
     "box-accuracy": Metric(boxes.box_accuracy),
     "box-parsed": Metric(boxes.box_parsed),
-    "rouge-l": Metric(libraries.rouge_l),
-    "sentence-bleu": Metric(libraries.sentence_bleu),
+    "rouge-l": Metric(libraries.rouge_l, library=libraries.ROUGE),
+    "sentence-bleu": Metric(libraries.sentence_bleu, library=libraries.BLEU),
 }
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Imports what these metrics need.
+
+    Raises:
+        ConfigError: a library is not installed.
+    """
+    for name in names:
+        if METRICS[name].library:
+            libraries.imported(METRICS[name].library, name)

@@ -10,6 +10,7 @@ from vlft import console
 from vlft.config import InferConfig
 from vlft.errors import ConfigError, shown
 from vlft.evaluation.answers import pair, read_answers
+from vlft.evaluation.metrics import check_libraries
 from vlft.evaluation.report import lines_of, summarise
 from vlft.evaluation.scores import check_own, score, scores_path, write_scores
 from vlft.files import same_file
@@ -38,8 +39,9 @@ def run_eval(config: EvalConfig) -> EvalResult:
     config = check(config)
     names = list(dict.fromkeys(config.metric))
     files = list(config.results)
+    # Before a model answers, which may take hours.
+    check_libraries(names)
     for path in files:
-        # Before a model answers, which may take hours.
         read_answers(path, config.references)
         check_own(scores_path(path))
     if config.answers_data:

@@ -46,7 +46,6 @@ def score(answers: Answers, names: Sequence[str]) -> Scores:
 
     Raises:
         DataError: references that a metric cannot use.
-        ConfigError: a metric needs a library that is not installed.
     """
     values, weights = {}, {}
     problems: list[DataError] = []
