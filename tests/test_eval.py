@@ -155,6 +155,7 @@ class TestMetrics:
         [
             (CAT, 1, 1, 1),
             ("<|det|>[[100, 100, 200, 150]]<|/det|>", 0.5, 1, 1),
+            ("<|det|>the cat [100, 100, 200, 200]<|/det|>", 1, 1, 1),
             ("<|det|>[[150, 150, 250, 250]]<|/det|>", 2500 / 17500, 0, 1),
             # A second box that nobody asked for.
             ("<|det|>[[100, 100, 200, 200], [0, 0, 9, 9]]<|/det|>", 0.5, 0.5, 1),
@@ -174,6 +175,7 @@ class TestMetrics:
         assert box_iou(dog + CAT, CAT + dog) == 1
         swapped = (CAT + dog).replace("cat", "x").replace("dog", "the cat").replace("x", "dog")
         assert box_iou(swapped, CAT + dog) < 0.5
+        assert box_iou("<|det|>the cat [100, 100, 200, 200]<|/det|>", CAT + dog) == 0.5
 
     @pytest.mark.parametrize("case", FIXED)
     @pytest.mark.parametrize(("name", "column"), [("rouge-l", 4), ("sentence-bleu", 5)])

@@ -2,8 +2,8 @@
 
 <|ref|>the cat<|/ref|><|det|>[[125, 125, 500, 874]]<|/det|>
 
-Numbers are shares of width and height from 0 to 999; the overlap of two boxes in these equals that
-in pixels.
+Unlimited-OCR names it within the tag: <|det|>text [125, 125, 500, 874]<|/det|>. Numbers are shares
+of width and height from 0 to 999; the overlap of two boxes in these equals that in pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from vlft.data.boxes import LARGEST
-from vlft.data.ocr_blocks import BOX
+from vlft.data.ocr_blocks import BOX, TYPE
 
 DETECTION = re.compile(r"(?:<\|ref\|>(.*?)<\|/ref\|>\s*)?<\|det\|>(.*?)<\|/det\|>", re.DOTALL)
 OPENING = "<|det|>"
@@ -68,6 +68,8 @@ def box_parsed(reply: str, reference: str) -> float:  # noqa: ARG001 (the form o
 
 def _drawable(text: str) -> bool:
     """Whether a tag holds boxes alone, inside of the image and upper left corner first."""
+    kind = TYPE.match(text)
+    text = text[kind.end(1) :] if kind else text
     boxes = [[float(number) for number in box.groups()] for box in BOX.finditer(text)]
     rest = re.sub(r"[\s,\[\]]", "", BOX.sub("", text))
     return bool(boxes) and not rest and all(map(_is_box, boxes))
@@ -105,11 +107,12 @@ def _overlaps(reply: str, reference: str) -> tuple[list[float], int]:
 
 def _boxes(text: str) -> list[NamedBox]:
     """The boxes in a text, as they stand there."""
-    return [
-        NamedBox(" ".join(name.casefold().split()), *map(float, box.groups()))
-        for name, inside in DETECTION.findall(text)
-        for box in BOX.finditer(inside)
-    ]
+    found = []
+    for ref, inside in DETECTION.findall(text):
+        kind = TYPE.match(inside)
+        name = " ".join((ref or (kind[1] if kind else "")).casefold().split())
+        found += [NamedBox(name, *map(float, box.groups())) for box in BOX.finditer(inside)]
+    return found
 
 
 def _iou(one: NamedBox, other: NamedBox) -> float:
