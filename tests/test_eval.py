@@ -340,6 +340,10 @@ class TestFiles:
             vlft.evaluate(vlft.EvalConfig(results=("0.jsonl",)))
         assert not Path("0.scores.jsonl").exists()
 
+    def test_a_folder_is_no_result_file(self, tmp_path):
+        with pytest.raises(DataError, match="not a regular file"):
+            vlft.evaluate(vlft.EvalConfig(results=(tmp_path,)))
+
     def test_references_that_a_metric_cannot_use(self):
         with pytest.raises(DataError, match=r"0.jsonl:1: the reference is no JSON"):
             evaluate([result("{}", "seven")], metric=("json-fields",))

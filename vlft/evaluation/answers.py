@@ -59,9 +59,12 @@ def read_answers(path: Path, column: str) -> Answers:
         column: that holds the references, with dots for a field of a field.
 
     Raises:
-        DataError: lines that are no results, or no line has a reference.
+        DataError: no file, lines that are no results, or no line has a reference.
         OSError: the file cannot be read.
     """
+    if path.exists() and not path.is_file():
+        hint = "name a result file of vlft infer"
+        raise DataError("not a regular file", place=shown(path), hint=hint)
     found, problems = [], []
     for number, line in _lines(path):
         try:
