@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from tests.published import Published, Shapes
 
 CHECKPOINTS = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints"
-# Family -> a small checkpoint of it, from which the tokenizer comes.
+# Family -> a small checkpoint of it, or of one with the same tokens, with its tokenizer.
 GOLDEN = {
     "deepseek_vl": "deepseek-vl-siglip", "deepseek_vl_hybrid": "deepseek-vl-hybrid",
     "deepseek_vl2": "deepseek-vl2-mla", "janus": "janus-pro",
     "deepseek_ocr": "deepseek-ocr", "deepseek_ocr2": "deepseek-ocr2",
+    "unlimited_ocr": "deepseek-ocr",
 }  # fmt: skip
 # preprocessor_config.json is left out: without it the size of images is the published models'.
 SMALL_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

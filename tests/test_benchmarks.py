@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tolerances import assert_close
 
 import vlft
-from benchmarks import arithmetic, attention, fake, step
+from benchmarks import arithmetic, attention, fake, host, step
 from benchmarks.attention import random_row, varlen_plan
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
@@ -126,6 +127,13 @@ def test_a_step_of_a_tiny_model(tmp_path, capsys):
     assert all(result["note"] == "" and 0 < result["share"] < 1 for result in results)
     dense = next(result for result in results if result["attn"] == "eager")
     assert dense["loss"] == pytest.approx(results[0]["loss"], rel=2e-2)
+
+
+def test_the_host_of_a_small_step():
+    """Most of its work is the other thread's."""
+    found = host.run(argparse.Namespace(repeats=1, gpu_seconds=0.2), 4)
+    assert 600 < found["tokens"] < 800
+    assert 0 < found["ms"] < found["all_ms"]
 
 
 def test_out_of_memory_takes_shorter_rows(tmp_path, monkeypatch):
