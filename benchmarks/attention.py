@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vlft.models.tree_attention import Block
-    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.packing.batch import PackedBatch
 
 Side: TypeAlias = "Callable[[], float]"
 

@@ -109,6 +109,7 @@ class _Idle:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.objective = _Objective()
+        self.loss = SimpleNamespace(code_loss=torch.zeros(()))
 
     def zero_grad(self) -> None: ...
 

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 from vlft.checkpoints.placement import Placement
 from vlft.config import LEARNING_RATES, SftConfig
-from vlft.data.encode import outline
+from vlft.data.outline import outline
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
 from vlft.training.accelerator import start_backend

@@ -121,7 +121,7 @@ def vlft_side(
     """vlft's own step, less the optimiser's update."""
 
     def epoch() -> float:
-        return take_gradients(job, rows_of(job)) / samples.targets
+        return take_gradients(job, rows_of(job)).total / samples.targets
 
     rows = rows_of(job)
     tokens = sum(row.tokens for row in rows)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
+    from vlft.packing.batch import PackedBatch
     from vlft.packing.packer import RowPlan
-    from vlft.packing.prefix_tree import PackedBatch
     from vlft.planning.sizes import TextSizes
     from vlft.training.job import Job
 
@@ -154,8 +154,8 @@ def run(path: Path, case: argparse.Namespace, rate: float, limit: int | None) ->
 
     def steps() -> float:
         for _ in range(case.repeats):
-            loss, _ = take_step(job, plans)
-        return loss
+            losses, _ = take_step(job, plans)
+        return losses.total
 
     measured = measure(steps, device, case.clock)
     seconds = measured.seconds / case.repeats
@@ -166,7 +166,7 @@ def run(path: Path, case: argparse.Namespace, rate: float, limit: int | None) ->
         "packed_tokens": sum(plan.tokens for plan in plans),
         "rate": sum(plan.tokens for plan in plans) / seconds,
         "peak_gib": peak_bytes(device) / GIB, "teraflops": operations / seconds / 1e12,
-        "share": operations / seconds / rate, "loss": first / samples.targets, "note": "",
+        "share": operations / seconds / rate, "loss": first.total / samples.targets, "note": "",
     }  # fmt: skip
 
 

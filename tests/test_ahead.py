@@ -125,5 +125,5 @@ def test_all_tensors_of_a_row_are_pinned_for_a_gpu(config, monkeypatch):
     monkeypatch.setattr(ahead, "_prepare", prepare)
     vlft.sft(config)
     assert all(isinstance(row, Row) and row.images is not None for row in rows)
-    # The batch has eight tensors; the features are one, but of a row of text alone.
-    assert len(seen) == sum(8 + len(row.images.inputs) for row in rows)
+    # The batch has eight tensors, its codes five; the features are one, but of text alone.
+    assert len(seen) == sum(8 + 5 + len(row.images.inputs) for row in rows)

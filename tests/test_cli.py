@@ -30,10 +30,11 @@ FLAGS = {
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --max-length
         --on-long --on-bad-sample --loss-on --special-tokens
         --adapter --tuner --lora-target-modules --lora-rank --lora-alpha --lora-dropout --use-dora
-        --use-rslora --init-lora-weights --train-aligner --train-vision
+        --use-rslora --init-lora-weights --train-aligner --train-vision --train-gen-aligner
+        --train-gen-head
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
-        --share-prefix --vision-cache --seed
+        --cfg-dropout --share-prefix --vision-cache --seed
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
         --report-to --resume --overwrite --accept-changes --show-sample
     """,

@@ -70,7 +70,9 @@ class Letters:
         images = tuple(self.image(ref.path, ref.facts, 1) for ref in conversation.images)
         return EncodedSample(torch.tensor(ids), torch.tensor(ids), "", images)
 
-    def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
+    def image(
+        self, path: Path, facts: ImageFacts, count: int, *, drawn: bool = False
+    ) -> EncodedImage:
         return EncodedImage(path, facts.digest, IMAGE_TOKENS)
 
     def check(self, conversation: Conversation) -> None:

@@ -21,6 +21,7 @@ from vlft.families.base import is_in
 from vlft.training.lora import (
     LoraOptions,
     add_lora,
+    extra_parts,
     resolve_targets,
     targets_pattern,
     train_fully,
@@ -216,7 +217,8 @@ def test_plain_peft_loads_it_onto_the_plain_class(
 
 @pytest.mark.parametrize(("aligner", "vision"), [(False, False), (True, False), (True, True)])
 def test_a_full_run_trains_the_asked_parts(model, folder, aligner, vision):
-    train_fully(model, folder.family, aligner=aligner, vision=vision)
+    asked = {"aligner": aligner, "vision": vision, "gen_aligner": False, "gen_head": False}
+    train_fully(model, folder.family, extra_parts(folder.family, **asked))
     parts = folder.family.parts
     for name, parameter in model.named_parameters():
         frozen = (

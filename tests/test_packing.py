@@ -15,7 +15,8 @@ from tolerances import assert_close
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from vlft.config import JOINED_TOKENS
-from vlft.data.encode import EncodedImage, EncodedSample, outline
+from vlft.data.encode import EncodedImage, EncodedSample
+from vlft.data.outline import outline
 from vlft.models import tree_attention as attention
 from vlft.models.tree_attention import Block, fused_attention, tree_attention
 from vlft.packing.attention import (

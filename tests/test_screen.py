@@ -90,7 +90,7 @@ class TestProgress:
         with RunLog(tmp_path, 12000, 0, None) as log:
             log.advance(3)
             log.step(1000, 1.0, METRICS)
-            log.evaluation(1000, 1.25, is_best=True)
+            log.evaluation(1000, 1.25, {}, is_best=True)
             log.step(2000, 2.0, METRICS)
             log.advance(2001)
             log._live.refresh()

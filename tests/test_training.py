@@ -164,7 +164,7 @@ class TestRunFolder:
 
     @only_siglip
     def test_early_stop(self, config, monkeypatch):
-        monkeypatch.setattr(loop, "evaluate", lambda *_: 1.0)
+        monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Evaluation(1.0, {}))
         stopping = dataclasses.replace(config, eval_steps=1, early_stop=2, logging_steps=2)
         result = vlft.sft(stopping)
         assert (result.step, result.finished) == (3, True)

@@ -23,7 +23,8 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.merge import merge_lora
 from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.runs import find_checkpoint
-from vlft.data.encode import EncodedSample, outline
+from vlft.data.encode import EncodedSample
+from vlft.data.outline import outline
 from vlft.errors import CheckpointError
 from vlft.families.image_settings import ImageSettings
 from vlft.families.registry import family_of

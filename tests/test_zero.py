@@ -132,6 +132,8 @@ def test_gradients_that_are_not_finite_end_the_run(config, tmp_path, stage):
         ("ZERO_STAGE", "2", {"dtype": "float16"}, "--dtype bfloat16 and float32"),
         ("ZERO_STAGE", "2", {"train_aligner": True}, "not go with --train-aligner"),
         ("ZERO_STAGE", "2", {"train_vision": True}, "not go with --train-vision"),
+        ("ZERO_STAGE", "2", {"train_gen_head": True}, "not go with --train-gen-head"),
+        ("ZERO_STAGE", "2", {"train_gen_aligner": True}, "not go with --train-gen-aligner"),
     ],
 )
 def test_what_does_not_go_with_deepspeed(monkeypatch, variable, value, changes, message):
@@ -157,3 +159,6 @@ def test_features_are_kept_with_zero_3():
     backends[0].check_cache(plan)
     with pytest.raises(ConfigError, match=r"--vision-cache: off \(as asked\); zero_stage: 3 needs"):
         backends[1].check_cache(plan)
+    backends[0].check_cache(dataclasses.replace(plan, stage="codes"))
+    with pytest.raises(ConfigError, match="response_images: zero_stage: 3 does not train drawing"):
+        backends[1].check_cache(dataclasses.replace(plan, stage="codes"))

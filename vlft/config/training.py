@@ -116,6 +116,8 @@ class SftConfig(ReadingSettings):
         "default", "Initialisation of the LoRA weights.", choices=INIT_LORA)
     train_aligner: bool = _tuning(False, "Train the aligner too.")
     train_vision: bool = _tuning(False, "Train the vision towers too.")
+    train_gen_aligner: bool = _tuning(False, "Train the aligner of drawn codes too, for Janus.")
+    train_gen_head: bool = _tuning(False, "Train the head that draws too, for Janus.")
 
     num_train_epochs: int = _optim(3, "Passes over the training data.", minimum=1)
     max_steps: int | None = _optim(None, "Optimiser steps in all, in as many epochs as it takes.",
@@ -136,6 +138,9 @@ class SftConfig(ReadingSettings):
     gradient_checkpointing: bool | None = _optim(
         None, "Recompute activations in the backward pass to save memory.",
         default_text="auto: on a GPU, where rows do not fit without", resumable=True)
+    cfg_dropout: float = _optim(
+        0.1, "Share of the prompts of drawn images that each epoch leaves out, for guidance.",
+        minimum=0, maximum=1)
     share_prefix: bool = _optim(True, "Compute each shared prompt prefix once per row.")
     vision_cache: str = _optim(
         "auto", "Where image features are kept while the vision towers are frozen.",
@@ -166,7 +171,8 @@ class SftConfig(ReadingSettings):
         """Combinations of settings that cannot act; ``build`` checks each value alone."""
         full, quantized = self.tuner == "full", self.quantize != "none"
         start, lora = self.init_lora_weights, given(self, *LORA_ONLY)
-        of_adapter = given(self, *LORA_ONLY, "train_aligner", "train_vision")
+        of_adapter = given(self, *LORA_ONLY, "train_aligner", "train_vision", "train_gen_aligner",
+                           "train_gen_head")
         return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
              "name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"),

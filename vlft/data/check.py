@@ -14,6 +14,7 @@ from vlft.data.conversation import flat_text
 from vlft.data.dataset import of_conversation
 from vlft.data.fit import BATCH, fit
 from vlft.data.layouts.place import COMMON_TAG
+from vlft.data.names import DRAWN
 from vlft.data.records import RecordError
 from vlft.data.written import check_target
 from vlft.errors import DataError, shown
@@ -161,12 +162,15 @@ def _as_messages(item: Conversation, folder: Path) -> dict[str, Any]:
             "content": flat_text(turn, COMMON_TAG),
             "loss": turn.role == "assistant" and turn.is_trained,
         }
-        for turn in item.turns
+        for turn in (item.without_reply() if item.drawn else item).turns
     )
     origin = item.origin
+    images = [os.path.abspath(_own_path(image, folder)) for image in item.images]  # noqa: PTH100
+    drawn = {DRAWN: [images.pop()]} if item.drawn else {}
     return {
         "messages": messages,
-        "images": [os.path.abspath(_own_path(image, folder)) for image in item.images],  # noqa: PTH100
+        "images": images,
+        **drawn,
         "source": f"{origin.path}:{origin.number}" if origin else "",
     }
 

@@ -113,7 +113,8 @@ class Conversation:
     """A dialogue that starts with the user and alternates.
 
     Attributes:
-        turns: the last is the assistant's reply, or the user's if a reply is to be generated.
+        turns: the last is the assistant's reply, which is text or an image, or the user's if a
+            reply is to be generated.
         system: system prompt; None for the family's default, "" for none.
         place: of the record, for messages, e.g. ``train.jsonl:17``.
         origin: of the record; None for one that was given through Python.
@@ -128,6 +129,14 @@ class Conversation:
     def images(self) -> tuple[ImageRef, ...]:
         """All images in the order they are read."""
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+
+    @property
+    def drawn(self) -> ImageRef | None:
+        """The image that the reply is; None for a reply of text and for a question."""
+        last = self.turns[-1]
+        if last.role == "user":
+            return None
+        return next((part for part in last.parts if isinstance(part, ImageRef)), None)
 
     @property
     def reply(self) -> str | None:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.data.conversation import Conversation
-    from vlft.data.encode import EncodedImage, EncodedSample, Outline
+    from vlft.data.encode import EncodedImage, EncodedSample
     from vlft.data.encoder import Encoder
     from vlft.data.fit import Fitted
     from vlft.data.items import Inspected
     from vlft.data.options import DataOptions
+    from vlft.data.outline import Outline
     from vlft.data.split import Position
     from vlft.data.store import Numbers
 
@@ -121,9 +122,14 @@ class Dataset(Sequence["EncodedSample"]):
         """The images of the samples in order, each once by its file and its tiles."""
         owners, images = self.shown_images()
         counts = np.bincount(owners, minlength=len(self))[owners]
-        _, first = np.unique(np.stack([images, counts]), axis=1, return_index=True)
-        found = (self.store.encoded_image(int(images[i]), int(counts[i])) for i in np.sort(first))
-        return list({(image.path, image.tiles): image for image in found}.values())
+        is_last = np.diff(owners, append=len(self)) > 0
+        drawn = is_last & self.store.draws[self.rows][owners]
+        _, first = np.unique(np.stack([images, counts, drawn]), axis=1, return_index=True)
+        found = [
+            self.store.encoded_image(int(images[i]), int(counts[i]), drawn=bool(drawn[i]))
+            for i in np.sort(first)
+        ]
+        return list({(image.path, image.tiles, image.drawn): image for image in found}.values())
 
     def with_notes(self) -> list[Conversation]:
         """The first conversation of each image that has something unexpected."""
@@ -133,7 +139,7 @@ class Dataset(Sequence["EncodedSample"]):
         return [self.conversations[index] for index in sorted(set(noted))]
 
     def groups(self) -> list[Hashable]:
-        """For each sample the digest of its first image, or its own index if it has none."""
+        """For each sample the digest of the first image that it shows, else its own index."""
         first = map(self.store.first_image, self.rows.tolist())
         return [
             index if image is None else self.store.digest(image)

@@ -1,4 +1,4 @@
-"""Prompts of which an image is drawn.
+"""Prompts of which an image is drawn, and samples whose reply is an image.
 
 User: a red square            conditional    bos, the prompt's tokens, <begin_of_image>
                               unconditional  bos, pad, pad, ..., pad, <begin_of_image>
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlft.data.encode import IGNORE
+from vlft.data.encode import IGNORE, EncodedImage, encode, facts_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vlft.data.conversation import Conversation, ImageFacts
     from vlft.data.encode import ChatFormat, EncodedSample
 
 # Like the authors' code, which draws without the system prompt of understanding.
@@ -31,11 +34,41 @@ def with_start(prompt: EncodedSample, chat: ChatFormat) -> EncodedSample:
     )
 
 
-def unconditional(prompt: EncodedSample, chat: ChatFormat) -> EncodedSample:
-    """The prompt of ``with_start`` with all but its first and its last token padding.
+def drawn_image(path: Path, facts: ImageFacts, chat: ChatFormat) -> EncodedImage:
+    """The image of a reply; it has as many codes as an image of a question has tokens."""
+    codes, _ = chat.view(facts.size, 1)
+    return EncodedImage(path, facts.digest, codes - 1, drawn=True)
 
-    The padding is attended to, as in the authors' code.
+
+def encode_sample(conversation: Conversation, chat: ChatFormat) -> EncodedSample:
+    """The ids and labels of a conversation, see ``encode``; its reply may be an image."""
+    if conversation.drawn is None:
+        return encode(conversation, chat)
+    ref, place = conversation.drawn, conversation.place
+    prompt = with_start(encode(as_prompt(conversation), chat), chat)
+    image = drawn_image(ref.path, facts_of(ref, chat, place), chat)
+    codes = torch.full((image.tokens,), chat.image_token_id)
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, codes]),
+        labels=torch.cat([prompt.labels, torch.full_like(codes, IGNORE)]),
+        images=(*prompt.images, image),
+    )
+
+
+def as_prompt(conversation: Conversation) -> Conversation:
+    """The conversation without its reply; without system prompt if it states none."""
+    system = SYSTEM_PROMPT if conversation.system is None else conversation.system
+    return replace(conversation.without_reply(), system=system)
+
+
+def unconditional(sample: EncodedSample, chat: ChatFormat) -> EncodedSample:
+    """The sample with all of its prompt but the first and the last token padding.
+
+    The padding is attended to, as in the authors' code. Earlier replies are not trained any more.
     """
-    ids = torch.full_like(prompt.input_ids, chat.pad_id)
-    ids[0], ids[-1] = prompt.input_ids[0], prompt.input_ids[-1]
-    return replace(prompt, input_ids=ids, images=())
+    drawn = sample.drawn
+    end = len(sample) - (drawn.tokens if drawn else 0) - 1
+    ids, labels = sample.input_ids.clone(), torch.full_like(sample.labels, IGNORE)
+    ids[1:end] = chat.pad_id
+    return replace(sample, input_ids=ids, labels=labels, images=(drawn,) if drawn else ())

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from vlft.data.download import downloaded
@@ -74,6 +73,7 @@ class ChatFormat:
         image_tag: a single token that stands for an image in the chat text.
         image_token_id: id of the tag.
         image_border: ids before and after the tokens of each image; may be empty.
+        draws: whether a reply may be an image.
         view: ((width, height) of an image, number of images in the conversation) -> (number of
             its tokens, its tiles).
         rotate: whether an image is turned by its EXIF orientation.
@@ -103,6 +103,7 @@ class ChatFormat:
     eos_id: int
     pad_id: int
     ngram_exempt: tuple[int, ...] = ()
+    draws: bool = False
     special: SpecialTokens | None = None
     window: int | None = None
     check: Callable[[Conversation], None] | None = None
@@ -114,19 +115,29 @@ class EncodedImage:
 
     Attributes:
         digest: see ImageFacts.
-        tokens: number of image tokens.
+        tokens: number of its tokens in the sequence.
         tiles: see Tiles; (0, 0) in families without tiles.
+        drawn: whether it is the reply. Its tokens are then its codes but the last, which is
+            predicted and never read.
     """
 
     path: Path
     digest: str
     tokens: int
     tiles: Tiles = (0, 0)
+    drawn: bool = False
+
+    @property
+    def codes(self) -> int:
+        """Number of its codes if it is drawn, else 0."""
+        return self.tokens + 1 if self.drawn else 0
 
     @property
     def key(self) -> str:
         """Equal for images with equal features: the same file, cut into tiles the same way."""
         across, down = self.tiles
+        if self.drawn:
+            return f"{self.digest}/codes"
         return self.digest if self.tiles == (0, 0) else f"{self.digest}/{across}x{down}"
 
 
@@ -136,9 +147,10 @@ class EncodedSample:
 
     Attributes:
         input_ids: (T,) int64; an image is a run of image tokens.
-        labels: (T,) int64; the token's id where it is trained, -100 elsewhere.
+        labels: (T,) int64; the token's id where it is trained, -100 elsewhere. The codes of a drawn
+            image are trained without labels, as they are not known yet.
         text: the official chat text, image tags not expanded.
-        images: in the order of their tokens.
+        images: in the order of their tokens; a drawn one is the last.
         as_text: the special tokens that its texts held, which were read as plain text.
         window: tokens of its own reply, itself included, that a token of the reply attends to
             besides the prompt; None for all.
@@ -159,51 +171,10 @@ class EncodedSample:
         """Number of tokens before the first trained one."""
         return int(torch.cumsum(self.labels != IGNORE, 0).eq(0).sum())
 
-
-@dataclass(frozen=True)
-class Outline:
-    """What rows are planned from: a few hundred bytes, kept for every sample of a run.
-
-    Attributes:
-        ids: (E,) int32, token ids; an image is a single element with the id of the image token.
-            Where replies have a window, REPLY is added to the ids of theirs.
-        places: indices of the images in ids.
-        images: in order.
-        tokens: length of the sample, all tokens of its images included.
-        targets: how many of them are trained.
-        as_text: see EncodedSample.
-    """
-
-    ids: np.ndarray[Any, np.dtype[np.int32]]
-    places: tuple[int, ...]
-    images: tuple[EncodedImage, ...]
-    tokens: int
-    targets: int
-    as_text: tuple[str, ...] = ()
-
-    def prefix_tokens(self, elements: int) -> int:
-        """Number of tokens in the first ``elements`` elements."""
-        inside = zip(self.places, self.images, strict=True)
-        return elements + sum(image.tokens - 1 for place, image in inside if place < elements)
-
-
-def outline(sample: EncodedSample, image_token_id: int) -> Outline:
-    """The outline of an encoded sample."""
-    ids = sample.input_ids.numpy()
-    kept = ids != image_token_id
-    positions = np.flatnonzero(~kept)
-    lengths = [image.tokens for image in sample.images]
-    # Adjacent images form a single run of image tokens, so runs cannot be counted.
-    firsts = positions[np.cumsum([0, *lengths[:-1]])] if lengths else positions
-    kept[firsts] = True
-    places = np.cumsum(kept)[firsts] - 1
-    # The first token has no predecessor that could predict it.
-    targets = int((sample.labels[1:] != IGNORE).sum())
-    elements = ids[kept].astype(np.int32)
-    if sample.window is not None:
-        elements[np.flatnonzero(kept) >= sample.prompt_tokens] += REPLY
-    where = tuple(places.tolist())
-    return Outline(elements, where, sample.images, len(ids), targets, sample.as_text)
+    @property
+    def drawn(self) -> EncodedImage | None:
+        """The image that the reply is, if it is one."""
+        return next((image for image in self.images if image.drawn), None)
 
 
 def encode(conversation: Conversation, chat: ChatFormat) -> EncodedSample:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlft.data.conversation import Conversation, Turn
-from vlft.data.encode import EncodedImage, encode
+from vlft.data.drawing import drawn_image, encode_sample
+from vlft.data.encode import EncodedImage
 from vlft.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ class Encoder(Protocol):
     def encode(self, conversation: Conversation) -> EncodedSample:
         """Token ids and labels of a conversation."""
 
-    def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
-        """An image, one of ``count`` in its conversation."""
+    def image(
+        self, path: Path, facts: ImageFacts, count: int, *, drawn: bool = False
+    ) -> EncodedImage:
+        """An image, one of ``count`` in its conversation; its reply if it is ``drawn``."""
 
     def check(self, conversation: Conversation) -> None:
         """Raises DataError if the chat text has no form for the conversation."""
@@ -79,15 +82,23 @@ class ChatEncoder:
 
     def encode(self, conversation: Conversation) -> EncodedSample:
         """Token ids and labels of a conversation; see ``data.encode``."""
-        return encode(conversation, self._chat)
+        return encode_sample(conversation, self._chat)
 
-    def image(self, path: Path, facts: ImageFacts, count: int) -> EncodedImage:
-        """An image, one of ``count`` in its conversation."""
+    def image(
+        self, path: Path, facts: ImageFacts, count: int, *, drawn: bool = False
+    ) -> EncodedImage:
+        """An image, one of ``count`` in its conversation; its reply if it is ``drawn``."""
+        if drawn:
+            return drawn_image(path, facts, self._chat)
         tokens, tiles = self._chat.view(facts.size, count)
         return EncodedImage(path, facts.digest, tokens, tiles)
 
     def check(self, conversation: Conversation) -> None:
         """Raises DataError if the chat text has no form for the conversation."""
+        if conversation.drawn is not None and not self._chat.draws:
+            found = "the reply is an image, and models of this family do not draw"
+            hint = "use Janus, or drop such records with --on-bad-sample skip"
+            raise DataError(found, place=conversation.place, hint=hint)
         if self._chat.check is not None:
             self._chat.check(conversation)
 
@@ -109,7 +120,7 @@ class ChatEncoder:
     def lengths(self, conversations: Sequence[Conversation]) -> list[int]:
         """Tokens of each conversation, tokenised on several threads."""
         chat = self._chat
-        if any(map(self.as_text, conversations)):
+        if any(item.drawn is not None or self.as_text(item) for item in conversations):
             return [len(self.encode(item)) for item in conversations]
         written = [chat.write(item, chat).pieces for item in conversations]
         texts = [piece.text for pieces in written for piece in pieces]

@@ -80,7 +80,7 @@ def replies(files: Sequence[ReadFile]) -> dict[str, Any]:
         items = file.items
         for index in tracked(range(len(items)), "reading replies", len(items)):
             item = items.given(index)
-            for turn in item.turns:
+            for turn in (item.without_reply() if item.drawn else item).turns:
                 if turn.role == "assistant" and turn.is_trained:
                     lengths.append(len(flat_text(turn, "")))
                     entry = (lengths[-1], -len(lengths), item.place)

@@ -48,6 +48,7 @@ class Columns:
         text: hash of system prompt, roles, texts and boxes, images as a mark.
         weight: of its record.
         ends: index into ``images`` one past the last image.
+        draws: 1 if the last image is the reply, else 0.
         images: indices into a list of paths.
     """
 
@@ -58,6 +59,7 @@ class Columns:
     text: array[int] = field(default_factory=lambda: array("Q"))
     weight: array[float] = field(default_factory=lambda: array("d"))
     ends: array[int] = field(default_factory=lambda: array("q"))
+    draws: array[int] = field(default_factory=lambda: array("b"))
     images: array[int] = field(default_factory=lambda: array("i"))
 
 
@@ -124,6 +126,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
                 if len(self._numbers) > len(self.paths):
                     self.paths.append(image.path)
             columns.ends.append(len(columns.images))
+            columns.draws.append(item.drawn is not None)
             if any(turn.boxes for turn in item.turns):
                 self.with_boxes.append(len(columns.record) - 1)
             if len(self._kept) < KEPT:
@@ -190,7 +193,7 @@ class Items(Sequence[tuple[int, "Conversation"]]):
         old = self.columns
         counts = np.diff(np.asarray(old.ends), prepend=0)
         kept = Columns()
-        for name in ("record", "part", "size", "turns", "text", "weight"):
+        for name in ("record", "part", "size", "turns", "text", "weight", "draws"):
             values = getattr(old, name)
             column = array(values.typecode)
             column.frombytes(np.asarray(values)[is_kept].tobytes())

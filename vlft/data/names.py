@@ -9,6 +9,8 @@ IMAGES = ("images", "image", "image_path", "image_paths", "file_name")
 SYSTEMS = ("system", "system_prompt")
 CHOSEN = ("chosen", "chosen_messages")
 REJECTED = "rejected"
+# The image that the reply is, for families that draw.
+DRAWN = "response_images"
 # What no family of this field reads; an empty value is nothing.
 OTHER_MEDIA = ("videos", "video", "audios", "audio")
 # Beside them a reply may be the letter, the number or the text of a choice.
@@ -23,6 +25,7 @@ KNOWN = OF_A_RECORD | {
     *SYSTEMS,
     *OTHER_MEDIA,
     *KEPT,
+    DRAWN,
     "history",
     "tools",
     "objects",

@@ -38,6 +38,7 @@ class Reading:
         need_response: whether a missing reply is an error (training) or a question (inference).
         has_boxes: whether the family has tags for boxes.
         columns: role of a conversation -> the column that has it.
+        drawn_replies: whether images that are replies are read; a question needs none.
     """
 
     image_tag: str = "<image>"
@@ -51,6 +52,7 @@ class Reading:
     objects: str | None = None
     qa: str = "turns"
     loss_on: str = "all"
+    drawn_replies: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def reading_of(
     names = ("layout", "prompt", "answers", "preference", "objects", "qa", "loss_on")
     given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
     columns = parse_columns(settings.columns)
-    return Reading(image_tag, need_response, has_boxes, columns=columns, **given)
+    return Reading(
+        image_tag, need_response, has_boxes, columns=columns, drawn_replies=need_response, **given
+    )
 
 
 def parse_columns(given: Sequence[str]) -> dict[str, str]:

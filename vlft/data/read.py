@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlft.data.conversation import Conversation, ImageRef, Origin
+from vlft.data.conversation import Conversation, ImageRef, Origin, Turn
 from vlft.data.layouts import drafts_of
 from vlft.data.layouts.ask import LayoutError
 from vlft.data.layouts.draft import ImagePart
@@ -16,7 +16,7 @@ from vlft.data.layouts.place import NAMED, ImagePlacer
 from vlft.data.layouts.place_objects import place_objects
 from vlft.data.layouts.question import PROMPT
 from vlft.data.layouts.turns import unread_keys
-from vlft.data.names import IMAGES, KEPT, KNOWN
+from vlft.data.names import DRAWN, IMAGES, KEPT, KNOWN
 from vlft.data.records import Record, RecordError
 from vlft.data.references import has_bytes, image_refs, images_by_tag, is_empty
 from vlft.data.result_fields import without_result
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vlft.data.conversation import Turn
     from vlft.data.layouts.draft import Draft, Layout
     from vlft.data.options import Reading
 
@@ -94,6 +93,7 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
     fields = Fields(without_result(values, reading.need_response), reading.columns, turns)
     drafts, layout = drafts_of(fields, reading)
     weight = weight_of(fields.take(WEIGHT))
+    drawn = _drawn(fields, reading, folder)
     name = _image_column(fields)
     value = fields.take(name) if name else None
     unread = _unread(fields)
@@ -119,7 +119,7 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
             of_record = list(images.values() if isinstance(images, dict) else images)
             of_record = of_record or [p for t in placed for p in t.parts if isinstance(p, ImageRef)]
             placed = place_objects(placed, draft.objects, of_record, names)
-        turns = list(zip(placed, names, strict=True))
+        turns = [*zip(placed, names, strict=True), *_reply_of(drawn, placed)]
         for part in _samples(turns) if reading.qa == "samples" else [turns]:
             checked = _checked(part, reading)
             made.append(Conversation(checked, draft.system, record.place, origin))
@@ -130,6 +130,36 @@ def _read(record: Record, reading: Reading, folder: Path) -> ReadRecord:
     if any(message.name == PROMPT for draft in drafts for message in draft.messages):
         flags.add(PROMPT)
     return ReadRecord(tuple(made), layout, columns, unread, frozenset(flags), weight)
+
+
+def _drawn(fields: Fields, reading: Reading, folder: Path) -> ImageRef | None:
+    """The image that the reply is; None if it is none, or is not to be read.
+
+    Raises:
+        DataError: there are several.
+    """
+    value = fields.take(DRAWN) if fields.filled(DRAWN) else None
+    if value is None or not reading.drawn_replies:
+        return None
+    images = image_refs(value, f'"{DRAWN}"', folder)
+    if len(images) != 1:
+        hint = "write a record for each image"
+        raise DataError(f'{len(images)} images in "{DRAWN}", 1 is allowed', hint=hint)
+    return images[0]
+
+
+def _reply_of(drawn: ImageRef | None, turns: Sequence[Turn]) -> list[tuple[Turn, str]]:
+    """The turn of a drawn reply, with its name; empty if the reply is text.
+
+    Raises:
+        DataError: there is a reply of text as well.
+    """
+    if drawn is None:
+        return []
+    if turns and turns[-1].role == "assistant":
+        found = f'found a reply of text and "{DRAWN}"; one of the two is allowed'
+        raise DataError(found, hint="leave one of them out")
+    return [(Turn("assistant", (drawn,)), f'"{DRAWN}"')]
 
 
 def _image_column(fields: Fields) -> str | None:

@@ -43,7 +43,7 @@ NAME = "receipts"
 FEWEST_BYTES = 200_000
 # Older ones are removed; a million records take about 40 MB.
 MOST_RECEIPTS = 16
-COLUMNS = ("record", "part", "size", "turns", "text", "weight", "ends", "images")
+COLUMNS = ("record", "part", "size", "turns", "text", "weight", "ends", "draws", "images")
 _TEXTS = many(TEXT, 0, 10_000)
 
 
@@ -203,8 +203,9 @@ def _is_whole(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> bool:
     count, ends, images = len(arrays["record"]), arrays["ends"], arrays["images"]
     records = len(arrays["offsets"]) if "offsets" in arrays else 2**31
     return (
-        all(len(arrays[name]) == count for name in (*COLUMNS[:7], "tokens"))
+        all(len(arrays[name]) == count for name in (*COLUMNS[:8], "tokens"))
         and bool(((arrays["weight"] >= 0) & (arrays["weight"] <= LARGEST)).all())
+        and bool(((arrays["draws"] == 0) | (arrays["draws"] == 1)).all())
         and (not count or int(ends[-1]) == len(images))
         and bool((np.diff(ends, prepend=0) >= 0).all())
         and bool(((images >= 0) & (images < len(meta["images"]))).all())

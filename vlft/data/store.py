@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from vlft.data.encode import outline
+from vlft.data.outline import outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vlft.data.conversation import Conversation, ImageFacts
-    from vlft.data.encode import EncodedImage, EncodedSample, Outline
+    from vlft.data.encode import EncodedImage, EncodedSample
     from vlft.data.encoder import Encoder
     from vlft.data.fit import Fitted
+    from vlft.data.outline import Outline
     from vlft.data.source import ReadFile
 
     Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -87,6 +88,7 @@ class Store:
         identities: (S,) equal for samples with the same texts and images.
         ends: (S,) index into ``images`` one past the last image of the sample.
         images: images of all samples, as indices into ``paths``.
+        draws: (S,) whether the last image of the sample is its reply.
         paths: of the distinct image files.
     """
 
@@ -120,11 +122,14 @@ class Store:
                 for part, file in zip(parts, files.values(), strict=True)
             ],
         )
+        draws = [np.asarray(items.columns.draws, bool) for items in self._items]
+        chosen_draws = zip(parts, draws, strict=True)
+        self.draws = joined(bool, [of_file[part.index] for part, of_file in chosen_draws])
         self.paths: list[Path] = []
         self._facts: list[ImageFacts] = []
         self._find_images()
         self.identities = joined(np.int64, [np.fromiter(self._identities(), np.int64)])
-        self._views: dict[tuple[int, int], EncodedImage] = {}
+        self._views: dict[tuple[int, int, bool], EncodedImage] = {}
         self._outlines: Kept[Outline] = Kept(OUTLINES_KEPT)
         self._samples: Kept[EncodedSample] = Kept(SAMPLES_KEPT)
 
@@ -149,12 +154,12 @@ class Store:
         with self._lock:
             return self._outlines.get_or(number, self._outline)
 
-    def encoded_image(self, image: int, count: int) -> EncodedImage:
-        """An image of a sample with ``count`` images."""
-        key = (image, count)
+    def encoded_image(self, image: int, count: int, *, drawn: bool) -> EncodedImage:
+        """An image of a sample with ``count`` images, which is its reply if it is ``drawn``."""
+        key = (image, count, drawn)
         if key not in self._views:
-            made = self.encoder.image(self.paths[image], self._facts[image], count)
-            self._views[key] = made
+            path, facts = self.paths[image], self._facts[image]
+            self._views[key] = self.encoder.image(path, facts, count, drawn=drawn)
         return self._views[key]
 
     def digest(self, image: int) -> str:
@@ -166,9 +171,10 @@ class Store:
         return bool(self._facts[image].notes)
 
     def first_image(self, number: int) -> int | None:
-        """The first image of a sample."""
+        """The first image that a sample shows, None if there is none or only a drawn one."""
         start = self.ends[number - 1] if number else 0
-        return int(self.images[start]) if start < self.ends[number] else None
+        shown = start < self.ends[number] - self.draws[number]
+        return int(self.images[start]) if shown else None
 
     def as_text(self, item: Conversation) -> tuple[str, ...]:
         """The special tokens of a conversation that are read as plain text."""

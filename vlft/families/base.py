@@ -106,12 +106,16 @@ class ImageGenerator:
     Attributes:
         embed: (model, codes (..., T) int64) -> (..., T, D), their input embeddings.
         head: name of the module that maps last hidden states (..., D) to scores of codes.
+        aligner: name of the module that maps embeddings of codes to the LLM's width.
+        coder: name of the module that ``decode`` and ``encode`` use; it is never trained.
         decode: (model, codes (I, K)) -> (I, 3, H, W) float32 from -1, black, to 1, white.
         encode: (model, (I, 3, H, W) pixel values as for the vision tower) -> (I, K) int64.
     """
 
     embed: Callable[[nn.Module, Tensor], Tensor]
     head: str
+    aligner: str
+    coder: str
     decode: Callable[[nn.Module, Tensor], Tensor]
     encode: Callable[[nn.Module, Tensor], Tensor]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from vlft.families.base import ImageGenerator
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def _embed(model: Any, codes: Tensor) -> Tensor:
@@ -33,18 +35,29 @@ def _encode(model: Any, pixels: Tensor) -> Tensor:
 
     As in the authors' code, the nearest entry is that of the largest cosine. The class of
     transformers compares vectors that are not normalised, and finds other codes for half of them.
+    Computed in float32 whatever the model's dtype, as codes are targets for good.
     """
     vq = model.model.vqmodel
-    latent = F.normalize(vq.quant_conv(vq.encoder(pixels)).float(), dim=1)
-    book = F.normalize(vq.quantize.embedding.weight.float(), dim=1)
-    rows = latent.flatten(2).transpose(1, 2)
-    found: Tensor = (rows @ book.T).argmax(-1)
+    with torch.autocast(pixels.device.type, enabled=False):
+        latent = _in_float32(vq.quant_conv, _in_float32(vq.encoder, pixels.float()))
+        rows = F.normalize(latent, dim=1).flatten(2).transpose(1, 2)
+        book = F.normalize(vq.quantize.embedding.weight.float(), dim=1)
+        found: Tensor = (rows @ book.T).argmax(-1)
+    return found
+
+
+def _in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The output of a module as if its weights were float32."""
+    weights = {name: weight.float() for name, weight in module.named_parameters()}
+    found: Tensor = functional_call(module, weights, (inputs,))
     return found
 
 
 GENERATOR = ImageGenerator(
     embed=_embed,
     head="model.generation_head",
+    aligner="model.generation_aligner",
+    coder="model.vqmodel",
     decode=_decode,
     encode=_encode,
 )

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlft.data.boxes import write_boxes
-from vlft.data.encode import (
-    IGNORE,
-    ChatFormat,
-    EncodedImage,
-    EncodedSample,
-    encode,
-    facts_of,
-)
+from vlft.data.drawing import encode_sample
+from vlft.data.encode import IGNORE, ChatFormat, EncodedImage, EncodedSample, facts_of
 from vlft.data.encoder import ChatEncoder
 from vlft.data.images import decoded
 from vlft.data.options import Reading, reading_of
@@ -41,6 +35,8 @@ from vlft.files import read_object_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from tokenizers import Tokenizer
 
     from vlft.data.conversation import Conversation
     from vlft.families.base import Family, Pixels, Views
@@ -98,7 +94,7 @@ class Processor:
 
     def encode_conversation(self, conversation: Conversation) -> EncodedSample:
         """A conversation as ids and labels."""
-        return encode(conversation, self.chat)
+        return encode_sample(conversation, self.chat)
 
     def with_special_tokens(self, special_tokens: str) -> Processor:
         """The processor with special tokens in data as plain ``text``, or as tokens (``keep``)."""
@@ -198,7 +194,6 @@ def load_processor(
     pixels = replace(pixels, rotate=pixels.rotate or stated_exif(folder))
     _check_image_tokens(folder, pixels.tokens)
     eos_token = names.get("eos_token", "")
-    border = [token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
     chat = ChatFormat(
         write=family.chat_text,
         template=template_source(family.template) if family.template else "",
@@ -207,7 +202,7 @@ def load_processor(
         system_prompt=family.system_prompt,
         image_tag=family.image_tag,
         image_token_id=image_token_id,
-        image_border=(tuple(border[:1]), tuple(border[1:])),
+        image_border=_border(tokenizer, family, folder),
         view=pixels.view,
         rotate=pixels.rotate,
         bos_id=token_id(tokenizer, names.get("bos_token"), "bos_token", folder),
@@ -215,11 +210,20 @@ def load_processor(
         eos_id=token_id(tokenizer, eos_token, "eos_token", folder),
         pad_id=token_id(tokenizer, names.get("pad_token") or eos_token, "pad_token", folder),
         ngram_exempt=tuple(token_id(tokenizer, t, t, folder) for t in family.ngram_exempt),
+        draws=family.generator is not None,
         special=SpecialTokens(tokenizer),
         window=_window(native["text_config"]),
         check=family.check_form,
     )
     return Processor(family, chat, pixels, int(native["text_config"]["max_position_embeddings"]))
+
+
+def _border(
+    tokenizer: Tokenizer, family: Family, folder: Path
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after the tokens of an image."""
+    ids = [token_id(tokenizer, tag, tag, folder) for tag in family.image_border or ()]
+    return tuple(ids[:1]), tuple(ids[1:])
 
 
 def _window(text: Mapping[str, Any]) -> int | None:

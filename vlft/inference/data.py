@@ -6,8 +6,11 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlft.checkpoints.data_files import check_same_data
 from vlft.checkpoints.runs import PROVENANCE
+from vlft.console import warn
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
 from vlft.data.documents import keep_documents
 from vlft.data.image_notes import warn_of_images
@@ -101,4 +104,22 @@ def _validation_set(
             place="--load-dataset-config",
             hint="name a file with --dataset",
         )
-    return val
+    return _without_drawings(val)
+
+
+def _without_drawings(data: Dataset) -> Dataset:
+    """The records whose reply is text.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    drawings = np.flatnonzero(data.store.draws[data.rows]).tolist()
+    if not drawings:
+        return data
+    if len(drawings) == len(data):
+        hint = "vlft draw --ckpt-dir CHECKPOINT --dataset FILE draws the queries of a file"
+        raise ConfigError(
+            "all replies of the validation set are images", place="--load-dataset-config", hint=hint
+        )
+    warn(f"{len(drawings)} records whose reply is an image are left out; vlft draw draws such")
+    return data.divide(drawings)[0]

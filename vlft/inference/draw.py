@@ -17,6 +17,7 @@ from vlft.data.drawing import SYSTEM_PROMPT, with_start
 from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.errors import ConfigError, DataError, raise_all
 from vlft.inference.decoding import record_seed
+from vlft.inference.generate import REPLIES
 from vlft.inference.guided import Guidance, Order, draw_codes
 from vlft.settings import convert
 
@@ -172,6 +173,6 @@ def _encode(
 ) -> EncodedSample:
     """The prompt of a text or a row."""
     given = {"query": row} if isinstance(row, str) else dict(row)
-    kept = {key: value for key, value in given.items() if key != "response"}
+    kept = {key: value for key, value in given.items() if key not in REPLIES}
     prompt = processor.encode({"system": SYSTEM_PROMPT, **kept}, image_root)
     return drawing_prompt(prompt, processor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from vlft import __version__, console
 from vlft.config import ReadingSettings
 from vlft.data.conversation import flat_text
 from vlft.data.dataset import load_dataset
-from vlft.data.drawing import SYSTEM_PROMPT
+from vlft.data.drawing import as_prompt
 from vlft.data.image_notes import warn_of_images
 from vlft.data.in_memory import keep_records
 from vlft.data.layouts.place import COMMON_TAG
@@ -154,14 +154,8 @@ def _draw(
 
 def _encode(conversation: Conversation, processor: Processor) -> EncodedSample:
     return drawing_prompt(
-        processor.encode_conversation(_as_prompt(conversation)), processor, conversation.place
+        processor.encode_conversation(as_prompt(conversation)), processor, conversation.place
     )
-
-
-def _as_prompt(conversation: Conversation) -> Conversation:
-    """The conversation without its reply; without system prompt if it states none."""
-    system = SYSTEM_PROMPT if conversation.system is None else conversation.system
-    return replace(conversation.without_reply(), system=system)
 
 
 def _seed(data: Dataset, seed: int, prompt: int, image: int) -> int:

@@ -15,6 +15,7 @@ from vlft.checkpoints.placement import resolve_placement
 from vlft.checkpoints.tuned import other_base
 from vlft.config import InferConfig, SftConfig
 from vlft.console import warn
+from vlft.data.names import DRAWN
 from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.errors import DataError, explaining_memory
 from vlft.families.image_settings import ImageSettings
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from vlft.families.processor import Processor
 
 SMALLER = "lower --batch-size or --max-new-tokens, use fewer images, or use --quantize nf4"
+
+
+# The fields of a row that are its reply.
+REPLIES = ("response", DRAWN)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def generate(
     no_repeat_ngram: int | None = InferConfig.no_repeat_ngram,
     ngram_window: int | None = InferConfig.ngram_window,
 ) -> list[Reply]:
-    """Replies to rows of the native layout, in one batch; a ``response`` in them is ignored.
+    """Replies to rows of the native layout, in one batch; a reply in them is ignored.
 
     Samples are drawn with seeds from torch's global generator.
 
@@ -145,7 +150,7 @@ def generate(
         UsageError: see ``Sampling``.
     """
     prompts = [
-        processor.encode({k: v for k, v in row.items() if k != "response"}, image_root)
+        processor.encode({k: v for k, v in row.items() if k not in REPLIES}, image_root)
         for row in rows
     ]
     warn_of_special_tokens([("", prompt.as_text) for prompt in prompts])

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlft.data.encode import outline
-from vlft.packing.prefix_tree import PackedBatch, common_prefix, pack
+from vlft.data.outline import outline
+from vlft.packing.prefix_tree import common_prefix, pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlft.data.encode import EncodedSample, Outline
+    from vlft.data.encode import EncodedSample
+    from vlft.data.outline import Outline
+    from vlft.packing.batch import PackedBatch
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,16 @@ class RowPlan:
         members: indices of its samples.
         targets: trained tokens, each as often as samples train it: the weight of the row's loss.
         sample_tokens: length of all its samples, before sharing.
+        codes: how many of the targets are codes of drawn images.
+        unprompted: those of the members that draw without their prompt.
     """
 
     tokens: int
     members: tuple[int, ...]
     targets: int = 0
     sample_tokens: int = 0
+    codes: int = 0
+    unprompted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Packer:
                 row.members,
                 sum(outlines[index].targets for index in row.members),
                 sum(outlines[index].tokens for index in row.members),
+                sum(image.codes for index in row.members for image in outlines[index].images),
             )
             for row in rows
         ]

@@ -15,82 +15,20 @@ sample has the context and the positions that it would have alone, hence the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlft.data.encode import IGNORE, REPLY, EncodedImage, EncodedSample
 from vlft.packing.attention import find_segments
-from vlft.packing.window import UNBOUNDED, Window
+from vlft.packing.batch import PackedBatch, PackedCodes
+from vlft.packing.window import UNBOUNDED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from vlft.models.tree_attention import Block
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """One row of tokens for many samples.
-
-    Legend: N tokens in the row, S targets, M image tokens, I distinct images.
-
-    Attributes:
-        input_ids: (1, N) int64.
-        position_ids: (1, N) int64, depth of the token on its own path.
-        exit: (N,) int64, index one past the last descendant.
-        segments: its unbranched runs of tokens, in order.
-        source: (S,) int64, index of the token whose successor is predicted.
-        target: (S,) int64, id of that successor.
-        weight: (S,) float32, how many samples train that successor there.
-        image_positions: (M,) int64, index of each image token in the row.
-        feature_rows: (M,) int64, its row in the concatenated features of all distinct images.
-        images: I distinct images, in the order of their features.
-        samples: number of samples in the row.
-        sample_tokens: length of these samples before sharing.
-        reach: (N,) int64, see packing.window; None if replies have no window.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    exit: Tensor
-    segments: tuple[Block, ...]
-    source: Tensor
-    target: Tensor
-    weight: Tensor
-    image_positions: Tensor
-    feature_rows: Tensor
-    images: tuple[EncodedImage, ...]
-    samples: int
-    sample_tokens: int
-    reach: Tensor | None = None
-
-    @property
-    def window(self) -> Window | None:
-        """What the attention of the replies is bounded by."""
-        return None if self.reach is None else Window(self.position_ids[0], self.reach)
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[1]
-
-    def to(self, device: torch.device) -> PackedBatch:
-        """A copy with its tensors on a device; from pinned memory without waiting."""
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> PackedBatch:
-        """A copy with its tensors in pinned memory."""
-        return self._with_each(Tensor.pin_memory)
-
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
-        changed: dict[str, Any] = {
-            field.name: change(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **changed)
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -105,6 +43,7 @@ class TokenPath:
         labels: as in EncodedSample.
         window: as in EncodedSample.
         prompt: number of tokens before the reply.
+        codes: indices of the codes that follow its last tokens, one after each.
     """
 
     keys: tuple[int, ...]
@@ -112,6 +51,7 @@ class TokenPath:
     labels: tuple[int, ...]
     window: int | None
     prompt: int
+    codes: range = range(0)
 
     def reach(self, depth: int) -> int:
         """Of the token at a depth, see packing.window."""
@@ -130,30 +70,46 @@ def pack(
         share: whether equal prefixes are stored once; if not, every sample is a tree of its own.
     """
     images = _distinct_images(samples)
-    paths = _token_paths(samples, images, image_token_id)
+    rows = _Rows(images)
+    paths = _token_paths(samples, rows, image_token_id)
     if share:
         paths.sort(key=lambda path: path.keys)
     row = _Row()
     for path in paths:
         row.add(path, share=share)
-    return row.finish(tuple(images.values()))
+    return row.finish(tuple(images.values()), rows.seen)
+
+
+class _Rows:
+    """Where the tokens of distinct images stand: features of those seen, then codes of those drawn.
+
+    Args:
+        images: by key.
+
+    Attributes:
+        first: key -> the first.
+        seen: number of those of images that are seen.
+    """
+
+    def __init__(self, images: Mapping[str, EncodedImage]) -> None:
+        order = sorted(images, key=lambda key: images[key].drawn)
+        counts = [images[key].codes or images[key].tokens for key in order]
+        self.first = dict(zip(order, accumulate(counts, initial=0), strict=False))
+        self.seen = sum(image.tokens for image in images.values() if not image.drawn)
 
 
 def _token_paths(
-    samples: Sequence[EncodedSample], images: Mapping[str, EncodedImage], image_token_id: int
+    samples: Sequence[EncodedSample], rows: _Rows, image_token_id: int
 ) -> list[TokenPath]:
     """The samples as paths, in order.
 
-    The key of an image token is -1 minus its row in the concatenated features of all images.
+    The key of an image token is -1 minus its place among the tokens of all images, see _Rows.
     """
-    first_rows = dict(
-        zip(images, accumulate((i.tokens for i in images.values()), initial=0), strict=False)
-    )
     paths = []
     for sample in samples:
         tokens = tuple(sample.input_ids.tolist())
         image_keys = iter(
-            -1 - first_rows[image.key] - place
+            -1 - rows.first[image.key] - place
             for image in sample.images
             for place in range(image.tokens)
         )
@@ -161,8 +117,12 @@ def _token_paths(
         prompt = sample.prompt_tokens
         if sample.window is not None:
             keys[prompt:] = [key + REPLY for key in keys[prompt:]]
+        codes = range(0)
+        if sample.drawn:
+            first = rows.first[sample.drawn.key] - rows.seen
+            codes = range(first, first + sample.drawn.codes)
         labels = tuple(sample.labels.tolist())
-        paths.append(TokenPath(tuple(keys), tokens, labels, sample.window, prompt))
+        paths.append(TokenPath(tuple(keys), tokens, labels, sample.window, prompt, codes))
     return paths
 
 
@@ -185,6 +145,7 @@ class _Row:
         self.exits: list[int] = []
         self.reaches: list[int] = []
         self.targets: dict[tuple[int, int], float] = {}
+        self.codes: dict[tuple[int, int], float] = {}
         self.open: list[int] = []
         self.samples = 0
         self.sample_tokens = 0
@@ -203,26 +164,39 @@ class _Row:
             if path.labels[depth] != IGNORE:
                 target = (self.open[depth - 1], path.labels[depth])
                 self.targets[target] = self.targets.get(target, 0.0) + 1.0
+        sources = self.open[len(self.open) - len(path.codes) :]
+        for target in zip(sources, path.codes, strict=True):
+            self.codes[target] = self.codes.get(target, 0.0) + 1.0
         self.samples += 1
         self.sample_tokens += len(path.keys)
 
-    def finish(self, images: tuple[EncodedImage, ...]) -> PackedBatch:
+    def finish(self, images: tuple[EncodedImage, ...], seen: int) -> PackedBatch:
+        """The row; ``seen`` is the number of tokens of the images that are seen."""
         self._close(0)
         keys = torch.tensor(self.keys)
-        image_positions = (keys < 0).nonzero().squeeze(1)
-        targets = sorted(self.targets.items())
         reach = torch.tensor(self.reaches)
+        is_code, is_image = keys < -seen, keys < 0
+        image_positions = (is_image & ~is_code).nonzero().squeeze(1)
+        code_positions = is_code.nonzero().squeeze(1)
+        source, target, weight = _triples(self.targets)
+        codes = PackedCodes(
+            *_triples(self.codes),
+            positions=code_positions,
+            inputs=-1 - keys[code_positions] - seen,
+            images=tuple(image for image in images if image.drawn),
+        )
         return PackedBatch(
             input_ids=torch.tensor(self.tokens).unsqueeze(0),
             position_ids=torch.tensor(self.depths).unsqueeze(0),
             exit=torch.tensor(self.exits),
             segments=find_segments(self.exits),
-            source=torch.tensor([source for (source, _), _ in targets], dtype=torch.int64),
-            target=torch.tensor([token for (_, token), _ in targets], dtype=torch.int64),
-            weight=torch.tensor([weight for _, weight in targets], dtype=torch.float32),
+            source=source,
+            target=target,
+            weight=weight,
             image_positions=image_positions,
             feature_rows=-1 - keys[image_positions],
-            images=images,
+            images=tuple(image for image in images if not image.drawn),
+            codes=codes,
             samples=self.samples,
             sample_tokens=self.sample_tokens,
             reach=reach if (reach < UNBOUNDED).any() else None,
@@ -233,6 +207,16 @@ class _Row:
         for index in self.open[depth:]:
             self.exits[index] = len(self.tokens)
         del self.open[depth:]
+
+
+def _triples(targets: Mapping[tuple[int, int], float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, target and weight of each target, in order."""
+    found = sorted(targets.items())
+    return (
+        torch.tensor([source for (source, _), _ in found], dtype=torch.int64),
+        torch.tensor([target for (_, target), _ in found], dtype=torch.int64),
+        torch.tensor([weight for _, weight in found], dtype=torch.float32),
+    )
 
 
 def _distinct_images(samples: Sequence[EncodedSample]) -> dict[str, EncodedImage]:

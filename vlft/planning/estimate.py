@@ -101,7 +101,7 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         packed += sum(row.tokens for row in step)
         tokens += sum(row.sample_tokens for row in step)
         longest, rows = max(longest, step[0].tokens), rows + len(step)
-    images = distinct_images((train, val))
+    images = [image for image in distinct_images((train, val)) if not image.drawn]
     return DataPlan(
         samples=planner.schedule.samples,
         validation=len(val),

@@ -23,7 +23,7 @@ from vlft.planning.estimate import (
 )
 from vlft.planning.memory import estimate_memory
 from vlft.planning.published import PUBLISHED_MODELS
-from vlft.settings import check, flag
+from vlft.settings import check, flag, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,9 @@ def run_plan(config: PlanConfig) -> None:
     else:
         model, folder = find_model(config)
         data = plan_data(config, folder) if folder is not None and config.dataset else None
-        if config.train_vision or config.train_aligner:
-            console.warn("gradients, moments and activations of towers and aligner are not counted")
+        more = given(config, "train_vision", "train_aligner", "train_gen_aligner", "train_gen_head")
+        if more:
+            console.warn(f"gradients, moments and activations of {more} are not counted")
         lines = _data_lines(data) if data is not None else []
         lines += _memory_lines(config, model, data)
         lines.append(verdict(config, model, data))

@@ -153,7 +153,7 @@ def _with_limit(job: Job, tokens: int) -> Planner:
     if planner.packer.tokens_per_row == tokens:
         return planner
     packer = dataclasses.replace(planner.packer, tokens_per_row=tokens)
-    return Planner(planner.schedule, packer, planner.outlines)
+    return Planner(planner.schedule, packer, planner.outlines, planner.dropout)
 
 
 def _try_row(job: Job, row: Row) -> None:

@@ -40,6 +40,7 @@ class Backend:
 
     Attributes:
         objective: the PackedLoss, wrapped for several ranks if there are any.
+        loss: the PackedLoss itself.
         model: the module whose parameters train.
         optimizer: wrapped by Accelerate.
         scheduler: of the learning rate, wrapped by Accelerate.
@@ -50,6 +51,7 @@ class Backend:
         self.world = world
         self.max_grad_norm = max_grad_norm
         self.objective: nn.Module
+        self.loss: PackedLoss
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.scheduler: Any
@@ -70,7 +72,7 @@ class Backend:
 
     def prepare(self, loss: PackedLoss, optimizer: Any, scheduler: Any) -> None:
         """Takes over what trains. FSDP2 and DDP wrap it."""
-        self.model = loss.model
+        self.loss, self.model = loss, loss.model
         self.objective, self.optimizer, self.scheduler = self.accelerator.prepare(
             loss, optimizer, scheduler
         )

@@ -63,10 +63,13 @@ class DeepSpeedBackend(Backend):
         self.dtype = dtype
 
     def check_cache(self, plan: CachePlan) -> None:
-        """Raises ConfigError if towers would run in stage 3.
+        """Raises ConfigError if towers, or the generator, would run in stage 3.
 
         A rank would wait for weights that another rank, whose row has no images, never asks for.
         """
+        if self.stage == 3 and plan.stage == "codes":
+            found, hint = "zero_stage: 3 does not train drawing", "use zero_stage: 2"
+            raise ConfigError(found, place="response_images", hint=hint)
         if self.stage == 3 and plan.where == "off":
             raise ConfigError(
                 f"off ({plan.reason}); zero_stage: 3 needs cached features",
@@ -76,7 +79,7 @@ class DeepSpeedBackend(Backend):
 
     def prepare(self, loss: PackedLoss, optimizer: Any, scheduler: Any) -> None:
         """Takes over what trains, and starts the moments."""
-        self.model = loss.model
+        self.loss, self.model = loss, loss.model
         if self.dtype != torch.float32:
             # DeepSpeed's own mixed precision would round trained weights, or their gradients.
             cast: Any = torch.autocast(self.device.type, self.dtype)
@@ -217,6 +220,8 @@ def _refused(config: SftConfig, placement: Placement) -> Iterator[tuple[bool, st
     # It reduces gradients in the order they arrive, which a row without images would change.
     yield config.train_aligner, "it does not go with --train-aligner"
     yield config.train_vision, "it does not go with --train-vision"
+    yield config.train_gen_aligner, "it does not go with --train-gen-aligner"
+    yield config.train_gen_head, "it does not go with --train-gen-head"
 
 
 def make_plugin(max_grad_norm: float) -> Any:

@@ -17,8 +17,8 @@ import torch
 from vlft import console
 from vlft.errors import VlftError
 from vlft.training.interrupt import Interrupt
-from vlft.training.progress import RunLog, Window
-from vlft.training.rows import explaining_row, own_plans, own_rows, row_loss
+from vlft.training.progress import RunLog, Window, parts_of
+from vlft.training.rows import Losses, explaining_row, own_plans, own_rows, row_loss, row_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,8 +93,8 @@ class _Loop:
     def _step(self, plans: Sequence[RowPlan], window: Window) -> None:
         encoded = self.job.images.encoded
         window.learning_rate = self.job.backend.scheduler.get_last_lr()[0]
-        loss_sum, window.grad_norm = take_step(self.job, plans)
-        window.add(loss_sum, plans, self.job.images.encoded - encoded)
+        losses, window.grad_norm = take_step(self.job, plans)
+        window.add(losses, plans, self.job.images.encoded - encoded)
         self.position.step += 1
 
     def _due(self) -> Due:
@@ -127,9 +127,10 @@ class _Loop:
         A stop meanwhile abandons the evaluation; the resumed run makes up for it.
         """
         position = self.position
-        loss = evaluate(self.job, self._stops_before)
-        if loss is None:
+        found = evaluate(self.job, self._stops_before)
+        if found is None:
             return False
+        loss = found.loss
         if position.step == 0 and not math.isfinite(loss):
             raise _no_number(f"the validation loss is {loss}", self.job)
         position.evaluated_step = position.step
@@ -140,7 +141,7 @@ class _Loop:
         is_best = counts and math.isfinite(loss) and (best is None or loss < best)
         if is_best:
             position.best_loss, position.best_step = loss, position.step
-        self.log.evaluation(position.step, loss, is_best=is_best)
+        self.log.evaluation(position.step, loss, found.parts, is_best=is_best)
         position.evaluations_without_best = (
             0 if is_best else position.evaluations_without_best + int(counts)
         )
@@ -178,7 +179,7 @@ def due(step: int, options: LoopOptions, *, validates: bool) -> Due:
     )
 
 
-def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
+def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[Losses, float]:
     """One optimiser step.
 
     Args:
@@ -186,21 +187,21 @@ def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[float, float]:
         plans: the rows of the step, those of all ranks.
 
     Returns:
-        The loss sum of the step in nats, and the norm of its gradients before clipping.
+        The loss sums of the step, and the norm of its gradients before clipping.
 
     Raises:
         VlftError: loss or gradients are not finite.
     """
     job.backend.zero_grad()
-    (total,) = job.backend.world.all_reduce(take_gradients(job, plans))
-    if not math.isfinite(total):
-        raise _no_number(f"the loss is {total}", job)
+    losses = Losses(*job.backend.world.all_reduce(*take_gradients(job, plans)))
+    if not math.isfinite(losses.total):
+        raise _no_number(f"the loss is {losses.total}", job)
     # The first step allocates the moments of AdamW.
     with explaining_row(job, max(plan.tokens for plan in plans)):
         norm = job.backend.step()
     if not math.isfinite(norm) and not job.backend.scales_gradients:
         raise _no_number(f"the gradient norm is {norm}", job)
-    return total, norm
+    return losses, norm
 
 
 def _no_number(found: str, job: Job) -> VlftError:
@@ -212,8 +213,8 @@ def _no_number(found: str, job: Job) -> VlftError:
     return VlftError(found, place="training", hint="lower --learning-rate, or check the data")
 
 
-def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
-    """Adds the gradients of a step; returns the loss sum of this rank's rows in nats.
+def take_gradients(job: Job, plans: Sequence[RowPlan]) -> Losses:
+    """Adds the gradients of a step; returns the loss sums of this rank's rows.
 
     Args:
         job: see Job.
@@ -223,21 +224,37 @@ def take_gradients(job: Job, plans: Sequence[RowPlan]) -> float:
     backend.objective.train()
     # Ranks average their gradients, but the step needs their sum.
     scale = backend.world.size / sum(plan.targets for plan in plans)
-    losses = []
+    sums = []
     rows = job.ahead.rows(job, plans)
     for number, row in enumerate(rows, start=1):
         last = number == len(rows)
         with backend.accumulate(last=last), explaining_row(job, len(row)):
             loss = row_loss(job, row)
             backend.backward(loss * scale, last=last)
-        losses.append(loss.detach())
+        sums.append(row_losses(job, loss))
     # All at once: after each row the host would wait for the GPU, and then the GPU for the host.
-    return float(sum(torch.stack(losses).tolist()))
+    found = torch.stack(sums).tolist()
+    return Losses(sum(total for total, _ in found), sum(codes for _, codes in found))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of a validation set, in nats per target.
+
+    Attributes:
+        loss: of all targets.
+        parts: of text and of codes of drawn images apart; empty if none are drawn.
+    """
+
+    loss: float
+    parts: dict[str, float]
 
 
 @torch.no_grad()
-def evaluate(job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool]) -> float | None:
-    """Loss of the validation set, in nats per supervised token.
+def evaluate(
+    job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool]
+) -> Evaluation | None:
+    """Loss of the validation set.
 
     Args:
         job: see Job.
@@ -247,7 +264,7 @@ def evaluate(job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool
         None if it stopped before the end.
     """
     job.backend.objective.eval()
-    loss, targets = 0.0, 0
+    loss, of_codes, targets, codes = 0.0, 0.0, 0, 0
     size = job.options.batch_size
     for start in range(0, len(job.val), size):
         batch = job.val[start : start + size]
@@ -256,6 +273,9 @@ def evaluate(job: Job, stops_before: Callable[[Dataset, Sequence[RowPlan]], bool
             return None
         for row in own_rows(job, batch, plans):
             with explaining_row(job, len(row)):
-                loss += row_loss(job, row).item()
+                found = row_losses(job, row_loss(job, row)).tolist()
+            loss, of_codes = loss + found[0], of_codes + found[1]
         targets += sum(plan.targets for plan in plans)
-    return job.backend.world.all_reduce(loss)[0] / targets
+        codes += sum(plan.codes for plan in plans)
+    losses = Losses(*job.backend.world.all_reduce(loss, of_codes))
+    return Evaluation(losses.total / targets, parts_of(losses, targets, codes))

@@ -23,6 +23,7 @@ from vlft.config import SftConfig
 from vlft.errors import ConfigError
 from vlft.families.base import is_in, keeps_dtype
 from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
+from vlft.settings import flag
 from vlft.training.targets import Targets, choose_targets
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class LoraOptions:
     init: str = SftConfig.init_lora_weights
     train_aligner: bool = SftConfig.train_aligner
     train_vision: bool = SftConfig.train_vision
+    train_gen_aligner: bool = SftConfig.train_gen_aligner
+    train_gen_head: bool = SftConfig.train_gen_head
 
 
 def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
@@ -74,12 +77,28 @@ def add_lora(model: Any, family: Family, options: LoraOptions) -> Any:
     return get_peft_model(model, config)
 
 
-def train_fully(model: nn.Module, family: Family, *, aligner: bool, vision: bool) -> None:
-    """Makes the LLM and the requested parts trainable, in float32."""
-    parts = family.parts
-    trained = [parts.language, parts.head]
-    trained += parts.aligner if aligner else ()
-    trained += parts.vision if vision else ()
+def extra_parts(
+    family: Family, *, aligner: bool, vision: bool, gen_aligner: bool, gen_head: bool
+) -> list[str]:
+    """The parts besides the LLM that are asked for, see the flags ``--train-...``.
+
+    Raises:
+        ConfigError: the family does not have one.
+    """
+    parts, generator = family.parts, family.generator
+    found = [*(parts.aligner if aligner else ()), *(parts.vision if vision else ())]
+    for name, asked in (("gen_aligner", gen_aligner), ("gen_head", gen_head)):
+        if asked and generator is None:
+            text = f"{family.title} does not draw images"
+            raise ConfigError(text, place=flag(f"train_{name}"), hint="leave it out")
+        if asked and generator is not None:
+            found.append(generator.head if name == "gen_head" else generator.aligner)
+    return found
+
+
+def train_fully(model: nn.Module, family: Family, extra: Sequence[str]) -> None:
+    """Makes the LLM and some more parts trainable, in float32."""
+    trained = [family.parts.language, family.parts.head, *extra]
     for name, parameter in model.named_parameters():
         # Tensors that keep their dtype, like a router bias, only select and get no gradient.
         if is_in(name, trained) and not keeps_dtype(name, family):
@@ -97,8 +116,14 @@ def resolve_targets(model: nn.Module, family: Family, options: LoraOptions) -> T
     parts = family.parts
     language = _linears(model, [parts.language])
     experts = _experts(model, parts.language)
-    extra = _linears(model, parts.aligner) if options.train_aligner else []
-    extra += _linears(model, parts.vision) if options.train_vision else []
+    more = extra_parts(
+        family,
+        aligner=options.train_aligner,
+        vision=options.train_vision,
+        gen_aligner=options.train_gen_aligner,
+        gen_head=options.train_gen_head,
+    )
+    extra = [name for part in more for name in _linears(model, [part])]
     targets = choose_targets(
         options.target_modules, family.attention_inputs, language, experts, extra
     )

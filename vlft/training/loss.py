@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlft.families.base import Family
-    from vlft.packing.prefix_tree import PackedBatch
+    from vlft.packing.batch import PackedBatch
     from vlft.vision.encode import RowImages
 
 # Positions whose logits exist at once: 128 x 102400 x 2 bytes = 26 MB in 16 bit.
@@ -29,7 +29,7 @@ LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 FLOAT16_SCALE = 4096.0
 
 
-def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Linear) -> Tensor:
+def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Module) -> Tensor:
     """Weighted sum of next-token cross-entropy, in nats.
 
     The gradients of a chunk are computed in the forward pass, while its logits exist: nothing of
@@ -41,7 +41,7 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Line
         hidden: (S, D), last hidden states at the source positions.
         target: (S,) int64, ids of the tokens that follow.
         weight: (S,) float32.
-        head: vocabulary projection, (V, D).
+        head: vocabulary projection, (S, D) -> (S, V), or the head that predicts codes.
 
     Returns:
         Scalar float32. Divide by the weights of the whole optimiser step.
@@ -66,7 +66,7 @@ class _EagerGradients(torch.autograd.Function):
         hidden: Tensor,
         target: Tensor,
         weight: Tensor,
-        head: nn.Linear,
+        head: nn.Module,
         *trained: nn.Parameter,
     ) -> Tensor:
         """Sums losses and gradients over the chunks."""
@@ -109,7 +109,7 @@ def _chunks(positions: int) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, positions, CHUNK)]
 
 
-def _logits(head: nn.Linear, hidden: Tensor) -> Tensor:
+def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
     # Not called as a module: ZeRO-3 would gather the weights once per chunk, and ranks with fewer
     # chunks would not take part.
     logits: Tensor = head.forward(hidden)
@@ -121,7 +121,7 @@ def _chunk_gradients(
     target: Tensor,
     weight: Tensor,
     scale: Tensor,
-    head: nn.Linear,
+    head: nn.Module,
     trained: Sequence[nn.Parameter],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The loss, and scale times its gradients by the hidden states and the head's parameters."""
@@ -166,52 +166,81 @@ class PackedLoss(nn.Module):
     Args:
         model: transformers' class, with peft's layers in place if there are any.
         family: of the model.
+
+    Attributes:
+        code_loss: the part of the last loss that is of codes of drawn images, in nats.
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
         self.model = model
         self.family = family
+        self.code_loss = torch.zeros(())
         prepare_for_training(model, family.parts.language)
 
     def forward(self, batch: PackedBatch, images: RowImages) -> Tensor:
         """Weighted sum of the row's losses, in nats; scalar float32."""
         hidden = source_states(self.model, self.family, batch, images)
-        head: Any = self.model.get_submodule(self.family.parts.head)
-        loss = token_loss_sum(hidden, batch.target, batch.weight, head)
-        if not images.tiles:
-            # All ranks must reduce gradients of the same parameters, with images or without.
-            loss = loss + sum(0.0 * parameter.sum() for parameter in self._vision_parameters())
-        return loss
-
-    def _vision_parameters(self) -> list[nn.Parameter]:
-        """The trained parameters of towers and aligner."""
-        parts = self.family.parts.vision + self.family.parts.aligner
+        texts, generator = len(batch.source), self.family.generator
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        self.code_loss = loss
+        if texts:
+            head = self.model.get_submodule(self.family.parts.head)
+            loss = token_loss_sum(hidden[:texts], batch.target, batch.weight, head)
+        if images.codes is not None and generator is not None:
+            head, target = (
+                self.model.get_submodule(generator.head),
+                images.codes[batch.codes.target],
+            )
+            of_codes = token_loss_sum(hidden[texts:], target, batch.codes.weight, head)
+            self.code_loss = of_codes.detach()
+            loss = loss + of_codes
+        # All ranks must reduce gradients of the same parameters, whatever their rows hold.
+        unused = self._unused_parts(batch, images)
         named = self.model.named_parameters()
-        return [p for name, p in named if p.requires_grad and is_in(name, parts)]
+        idle = [p for name, p in named if p.requires_grad and is_in(name, unused)]
+        return loss + sum(0.0 * parameter.sum() for parameter in idle)
+
+    def _unused_parts(self, batch: PackedBatch, images: RowImages) -> list[str]:
+        """The parts that a row does not use, of those that some rows do not use."""
+        parts, generator = self.family.parts, self.family.generator
+        unused = [] if images.tiles else [*parts.vision, *parts.aligner]
+        unused += [] if len(batch.source) else [parts.head]
+        if generator is not None and images.codes is None:
+            unused += [generator.head, generator.aligner]
+        return unused
 
 
 def source_states(
     model: nn.Module, family: Family, batch: PackedBatch, images: RowImages
 ) -> Tensor:
-    """(S, D) last hidden states at the source positions of a packed row."""
+    """(S + C, D) last hidden states at a row's source positions, those of codes last."""
     embeddings = place_features(
         model, family, batch.input_ids, images, batch.image_positions, batch.feature_rows
     )
+    if images.codes is not None and family.generator is not None:
+        codes = family.generator.embed(model, images.codes[batch.codes.inputs])
+        codes = codes.to(embeddings.dtype).unsqueeze(0)
+        embeddings = torch.index_copy(embeddings, 1, batch.codes.positions, codes)
     language: Any = model.get_submodule(family.parts.language)
+    # The last layer takes them in the order of the row.
+    kept, order = torch.cat([batch.source, batch.codes.source]).sort(stable=True)
+    implementation = language.config._attn_implementation
     output = language(
         inputs_embeds=embeddings,
-        **_attention_of(language.config._attn_implementation, batch, _scores_dtype(embeddings)),
+        **_attention_of(implementation, batch, kept, _scores_dtype(embeddings)),
         position_ids=batch.position_ids,
         use_cache=False,
-        positions_to_keep=batch.source,
+        positions_to_keep=kept,
     )
     hidden: Tensor = output.last_hidden_state[0]
-    return hidden
+    return hidden if images.codes is None else hidden.index_select(0, order.argsort())
 
 
-def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
-    """The LLM's keyword arguments for the attention of a packed row."""
+def _attention_of(
+    implementation: str, batch: PackedBatch, kept: Tensor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The LLM's keyword arguments for the attention of a packed row; ``kept`` as for the layer."""
     if implementation == "flex_attention":
         return {"attention_mask": block_mask(batch.exit, batch.window)}
     if implementation == TREE:
@@ -219,8 +248,8 @@ def _attention_of(implementation: str, batch: PackedBatch, dtype: torch.dtype) -
         empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
         fused = has_fused_attention(batch.exit.device)
         row = row_attention(batch.segments, batch.exit, dtype, batch.window, fused=fused)
-        kept = kept_attention(row, batch.source, batch.exit, dtype, batch.window)
-        return {"attention_mask": empty, "row": row, "kept_row": kept}
+        kept_row = kept_attention(row, kept, batch.exit, dtype, batch.window)
+        return {"attention_mask": empty, "row": row, "kept_row": kept_row}
     return {"attention_mask": additive_mask(batch.exit, dtype, batch.window)}
 
 

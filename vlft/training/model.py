@@ -14,7 +14,7 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.runs import ADAPTER_CONFIG, is_adapter
 from vlft.errors import CheckpointError, shown
 from vlft.families.base import keeps_dtype
-from vlft.training.lora import LoraOptions, add_lora, train_fully
+from vlft.training.lora import LoraOptions, add_lora, extra_parts, train_fully
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,14 @@ def _load_for_full_tuning(
     full = dataclasses.replace(placement, dtype=torch.float32)
     model = load_model(source, full)
     family = source.family
-    train_fully(model, family, aligner=config.train_aligner, vision=config.train_vision)
+    extra = extra_parts(
+        family,
+        aligner=config.train_aligner,
+        vision=config.train_vision,
+        gen_aligner=config.train_gen_aligner,
+        gen_head=config.train_gen_head,
+    )
+    train_fully(model, family, extra)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and not keeps_dtype(name, family):
             parameter.data = parameter.data.to(placement.dtype)
@@ -120,4 +127,6 @@ def _lora_options(config: SftConfig) -> LoraOptions:
         init=config.init_lora_weights,
         train_aligner=config.train_aligner,
         train_vision=config.train_vision,
+        train_gen_aligner=config.train_gen_aligner,
+        train_gen_head=config.train_gen_head,
     )

@@ -46,19 +46,26 @@ def introduce(
 def _sample_text(sample: EncodedSample, processor: Processor, *, marks: bool = False) -> Text:
     """The decoded tokens of a sample, trained ones in green, an image as its tag and token count.
 
+    A drawn image is the number of its codes.
+
     Without colours, ``marks`` puts double brackets around the trained tokens.
     """
     chat = processor.chat
     text = Text()
     is_image = sample.input_ids == chat.image_token_id
-    kinds = zip(is_image.tolist(), (sample.labels != IGNORE).tolist(), strict=True)
+    is_trained = sample.labels != IGNORE
+    if sample.drawn:
+        is_trained[-sample.drawn.tokens :] = True
+    kinds = zip(is_image.tolist(), is_trained.tolist(), strict=True)
     start = 0
     # Neighbours of one kind are decoded together, as a character may take several tokens.
     for (image, trained), group in itertools.groupby(kinds):
         end = start + len(list(group))
         ids = sample.input_ids[start:end].tolist()
         piece = printable(processor.text(ids), keep="\n\t")
-        if image:
+        if image and trained:
+            piece = f"{len(ids) + 1} codes"
+        if image and not trained:
             text.append(f"{chat.image_tag}x{len(ids)}", style="magenta")
         elif trained:
             text.append(f"⟦{piece}⟧" if marks else piece, style="bold green")

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from vlft import console
 from vlft.training.plots import METRICS
+from vlft.training.rows import Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vlft.packing.packer import RowPlan
@@ -29,7 +30,9 @@ class Window:
 
     Attributes:
         loss_sum: weighted cross-entropy, in nats.
-        weight: supervised tokens.
+        weight: targets: supervised tokens, and codes of drawn images.
+        code_loss_sum: the part of ``loss_sum`` that is of codes.
+        code_weight: how many of the targets are codes.
         packed: tokens in the rows.
         unshared: tokens of the samples, before sharing.
         images_encoded: images that went through the vision tower.
@@ -40,6 +43,8 @@ class Window:
 
     loss_sum: float = 0.0
     weight: float = 0.0
+    code_loss_sum: float = 0.0
+    code_weight: float = 0.0
     packed: int = 0
     unshared: int = 0
     steps: int = 0
@@ -60,10 +65,12 @@ class Window:
         """Starts the clock again."""
         self._started = time.perf_counter()
 
-    def add(self, loss_sum: float, rows: Sequence[RowPlan], images_encoded: int) -> None:
+    def add(self, losses: Losses, rows: Sequence[RowPlan], images_encoded: int) -> None:
         """Counts one optimiser step."""
-        self.loss_sum += loss_sum
+        self.loss_sum += losses.total
+        self.code_loss_sum += losses.codes
         self.weight += sum(row.targets for row in rows)
+        self.code_weight += sum(row.codes for row in rows)
         self.packed += sum(row.tokens for row in rows)
         self.unshared += sum(row.sample_tokens for row in rows)
         self.images_encoded += images_encoded
@@ -74,6 +81,7 @@ class Window:
         seconds = max(self.seconds, 1e-9)
         return {
             "loss": self.loss_sum / max(self.weight, 1.0),
+            **parts_of(Losses(self.loss_sum, self.code_loss_sum), self.weight, self.code_weight),
             "supervised_tokens_per_second": self.weight / seconds,
             "packed_tokens_per_second": self.packed / seconds,
             "tokens_saved": 1 - self.packed / max(self.unshared, 1),
@@ -83,6 +91,22 @@ class Window:
             "grad_norm": self.grad_norm,
             "images_encoded": self.images_encoded,
         }
+
+
+def parts_of(losses: Losses, targets: float, codes: float) -> dict[str, float]:
+    """Mean losses of text and of codes apart, by name; empty if there are no codes.
+
+    Args:
+        losses: sums over the targets.
+        targets: number of all targets.
+        codes: how many of them are codes.
+    """
+    if not codes:
+        return {}
+    parts = {"code_loss": losses.codes / codes}
+    if targets > codes:
+        parts["text_loss"] = (losses.total - losses.codes) / (targets - codes)
+    return parts
 
 
 class RunLog:
@@ -153,10 +177,14 @@ class RunLog:
         self.advance(step)
         console.info("  ".join(parts))
 
-    def evaluation(self, step: int, loss: float, *, is_best: bool) -> None:
-        """Records and shows a validation loss."""
-        self._write({"step": step, "val_loss": loss})
-        console.info(f"step {step}: validation loss {loss:.4f}{' (best)' if is_best else ''}")
+    def evaluation(
+        self, step: int, loss: float, parts: Mapping[str, float], *, is_best: bool
+    ) -> None:
+        """Records and shows a validation loss, and its parts."""
+        self._write({"step": step, "val_loss": loss, **{f"val_{k}": v for k, v in parts.items()}})
+        of = "".join(f", {k.removesuffix('_loss')} {v:.4f}" for k, v in sorted(parts.items()))
+        best = " (best)" if is_best else ""
+        console.info(f"step {step}: validation loss {loss:.4f}{of}{best}")
 
     def _time_left(self, step: int) -> str:
         done = max(step - self._first, 1)

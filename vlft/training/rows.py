@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from vlft.data.drawing import unconditional
 from vlft.errors import explaining_memory
 from vlft.packing.schedule import divide, row_cost
 
@@ -15,11 +16,23 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from vlft.data.dataset import Dataset
+    from vlft.packing.batch import PackedBatch
     from vlft.packing.packer import RowPlan
-    from vlft.packing.prefix_tree import PackedBatch
     from vlft.training.job import Job
     from vlft.vision.cache import Images
     from vlft.vision.encode import RowImages
+
+
+class Losses(NamedTuple):
+    """Sums of losses, in nats.
+
+    Attributes:
+        total: of all targets.
+        codes: the part that is of codes of drawn images.
+    """
+
+    total: float
+    codes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,16 +54,21 @@ class Row:
         """The row with the cached features of its images; pixels stay on disk until they run."""
         if images.stage == "pixels":
             return self
-        return replace(self, images=images.of(self.batch.images))
+        return replace(self, images=images.of(self.batch.images, self.batch.codes.images))
 
     def pinned(self) -> Row:
         """The row in memory from which the GPU copies while it computes."""
         return Row(self.batch.pinned(), self.images and self.images.pinned())
 
 
+def row_losses(job: Job, loss: torch.Tensor) -> torch.Tensor:
+    """(2,) the loss of a row that ``row_loss`` has just computed, and its part of codes."""
+    return torch.stack([loss.detach(), job.backend.loss.code_loss])
+
+
 def row_loss(job: Job, row: Row) -> torch.Tensor:
     """Loss sum of a row in nats, a scalar."""
-    images = row.images or job.images.of(row.batch.images)
+    images = row.images or job.images.of(row.batch.images, row.batch.codes.images)
     device = job.backend.device
     loss: torch.Tensor = job.backend.objective(row.batch.to(device), images.to(device))
     return loss
@@ -61,9 +79,8 @@ def own_rows(job: Job, data: Dataset, plans: Sequence[RowPlan]) -> list[Row]:
     rows = []
     for plan in own_plans(job, plans):
         row = pack_row(job, data, plan)
-        weight = torch.zeros_like(row.batch.weight)
-        without_weight = replace(row, batch=replace(row.batch, weight=weight))
-        rows.append(row if plan.targets else without_weight)
+        empty = replace(row, batch=row.batch.without_targets())
+        rows.append(row if plan.targets else empty)
     return rows
 
 
@@ -82,7 +99,12 @@ def own_plans(job: Job, plans: Sequence[RowPlan]) -> list[RowPlan]:
 
 def pack_row(job: Job, data: Dataset, plan: RowPlan) -> Row:
     """A planned row with its samples encoded."""
-    return Row(job.planner.packer.row([data[index] for index in plan.members]))
+    chat = job.images.processor.chat
+    samples = [
+        unconditional(data[index], chat) if index in plan.unprompted else data[index]
+        for index in plan.members
+    ]
+    return Row(job.planner.packer.row(samples))
 
 
 def explaining_row(job: Job, tokens: int) -> AbstractContextManager[None]:

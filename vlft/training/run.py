@@ -26,7 +26,6 @@ from vlft.checkpoints.runs import (
 )
 from vlft.data.split import write_split
 from vlft.errors import raise_all, shown
-from vlft.families.base import is_in
 from vlft.locks import locked
 from vlft.models.adaptations import restore
 from vlft.settings import to_json
@@ -34,6 +33,7 @@ from vlft.training.accelerator import start_backend
 from vlft.training.autotune import autotune
 from vlft.training.checkpointer import Checkpointer
 from vlft.training.failures import failing, remove_run, removed_if_idle
+from vlft.training.images import prepare_images
 from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
@@ -50,12 +50,11 @@ from vlft.training.provenance import (
     write_provenance,
 )
 from vlft.training.resume import drop_later_checkpoints
-from vlft.training.samples import distinct_images, load_data, loop_options, make_planner
+from vlft.training.samples import load_data, loop_options, make_planner
 from vlft.training.setup import check_settings
 from vlft.training.state import Position, cut_metrics, read_state
 from vlft.training.trackers import start_trackers
-from vlft.vision.cache import Images, fill, release_towers
-from vlft.vision.cache_plan import plan_cache
+from vlft.vision.cache import Images, release_towers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -65,7 +64,6 @@ if TYPE_CHECKING:
     from vlft.data.dataset import Dataset
     from vlft.training.backend import Backend
     from vlft.training.setup import Setup
-    from vlft.vision.encode import Stage
 
 
 # In a run folder, while it is written to.
@@ -147,7 +145,7 @@ def _train(
     torch.manual_seed(config.seed)
     model = prepare_model(config, setup.folder, setup.placement, setup.resumed)
     introduce(config, model.module, setup.folder, setup.processor, data)
-    images = _prepare_images(setup, model.module, data, backend)
+    images = prepare_images(config, setup.processor, model.module, data, backend)
     job, position = _prepare_job(setup, model.module, data, images, backend)
     if images.stage != "pixels" and not backend.world.shards_weights:
         # Not earlier: Accelerate has just put the whole model on the device.
@@ -165,26 +163,6 @@ def _train(
     result = _close(run, position, time.perf_counter() - started)
     backend.world.end_if(problem)
     return result
-
-
-def _prepare_images(
-    setup: Setup, model: Any, data: tuple[Dataset, Dataset], backend: Backend
-) -> Images:
-    """Where rows get their images from: cached features, unless the vision tower trains."""
-    config, processor = setup.config, setup.processor
-    parts = processor.family.parts
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    if any(is_in(name, parts.vision) for name in trained):
-        return Images(processor)
-    images = distinct_images(data)
-    trains_aligner = any(is_in(name, parts.aligner) for name in trained)
-    stage: Stage = "vision" if trains_aligner else "aligned"
-    plan = backend.world.on_rank_zero(
-        lambda: plan_cache(config.vision_cache, model, processor, images, stage)
-    )
-    if images:
-        backend.check_cache(plan)
-    return fill(plan, model, processor, images, backend.world)
 
 
 def _prepare_job(

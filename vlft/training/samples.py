@@ -11,6 +11,7 @@ from vlft.data.mix import sources_of
 from vlft.data.options import DataOptions, History
 from vlft.data.split import read_history
 from vlft.errors import raise_all
+from vlft.packing.dropout import PromptDropout
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
 from vlft.packing.schedule import Schedule
@@ -98,7 +99,8 @@ def make_planner(
         share_prefix=config.share_prefix,
         world_size=world_size,
     )
-    return Planner(make_schedule(config, train_data), packer, train_data.outlines)
+    dropout = PromptDropout(config.cfg_dropout, config.seed, processor.chat.pad_id)
+    return Planner(make_schedule(config, train_data), packer, train_data.outlines, dropout)
 
 
 def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
@@ -115,5 +117,5 @@ def loop_options(config: SftConfig, schedule: Schedule) -> LoopOptions:
 
 
 def distinct_images(data: tuple[Dataset, Dataset]) -> list[EncodedImage]:
-    """Every distinct image of the samples, in their order."""
+    """Every distinct image that the samples show or draw, in their order."""
     return list({image.key: image for part in data for image in part.images()}.values())

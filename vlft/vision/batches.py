@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlft.console import tracked
 from vlft.distributed import SINGLE
-from vlft.errors import explaining_memory
+from vlft.errors import CheckpointError, explaining_memory, shown
 from vlft.families.base import is_in
 from vlft.vision.encode import moved
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from concurrent.futures import Future
 
-    from vlft.data.encode import EncodedImage
+    from vlft.data.encode import EncodedImage, Tiles
     from vlft.distributed import World
     from vlft.families.base import Views
     from vlft.families.processor import Processor
@@ -75,6 +75,8 @@ def encode_batch(
     family, tiles = processor.family, [image.tiles for image in images]
     # Features may be stored under the digest of an image, so they must come from these bytes.
     views = processor.pixel_values(images, verify=True) if views is None else views
+    if stage == "codes":
+        return _encode_codes(model, processor, views, tiles)
     # Not that of the word embeddings, which full tuning holds in float32 beside towers in 16 bit.
     weight = next(p for name, p in model.named_parameters() if is_in(name, family.parts.vision))
     inputs = moved(processor.pixels.inputs(views, tiles), weight)
@@ -89,12 +91,32 @@ def encode_batch(
     return [part.cpu() for part in torch.split(rows, sizes)]
 
 
+def _encode_codes(
+    model: Any, processor: Processor, views: list[Views], tiles: list[Tiles]
+) -> list[Tensor]:
+    """The codes of each drawn image, (K,) int64 on the CPU.
+
+    Raises:
+        CheckpointError: the model gives another number of codes than an image has.
+    """
+    generator = processor.family.generator
+    assert generator is not None
+    pixels = processor.pixels.inputs(views, tiles)["pixel_values"]
+    device = next(model.get_submodule(generator.coder).parameters()).device
+    codes = generator.encode(model, pixels.to(device)).cpu()
+    if codes.shape[1] != processor.pixels.tokens:
+        found = f"{codes.shape[1]} codes of an image, {processor.pixels.tokens} are expected"
+        hint = "its config.json does not fit its VQ model"
+        raise CheckpointError(found, place=shown(model.name_or_path), hint=hint)
+    return list(codes)
+
+
 def feature_lengths(
     processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> list[int]:
     """The length of the first axis of each image's features."""
-    if stage == "aligned":
-        return [image.tokens for image in images]
+    if stage in ("aligned", "codes"):
+        return [image.codes or image.tokens for image in images]
     return [processor.pixels.rows(image.tiles) for image in images]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,7 @@ class Images:
         encoded: number of images encoded by the towers so far.
         reused: number of images whose features an earlier run left on disk.
         files: that hold the features, as they were when they were read.
+        codes: (K,) int64 codes of the drawn images, by the key of the image.
     """
 
     processor: Processor
@@ -58,6 +59,7 @@ class Images:
     encoded: int = 0
     reused: int = 0
     files: Mapping[Path, State] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def problem_with(self, images: Iterable[EncodedImage]) -> DataError | None:
         """Why one of these images, or a file with features, cannot be read any more."""
@@ -65,20 +67,23 @@ class Images:
             hint = "go on with vlft sft --resume RUN: what it held is encoded again"
             return DataError("changed while the run used it", place=shown(path), hint=hint)
         if self.stage == "pixels":
-            for image in {image.key: image for image in images}.values():
+            seen = {image.key: image for image in images if not image.drawn}
+            for image in seen.values():
                 try:
                     check_unchanged(image.path, image.digest)
                 except DataError as error:
                     return error
         return None
 
-    def of(self, images: Sequence[EncodedImage]) -> RowImages:
-        """The distinct images of a row, as far as they are encoded."""
+    def of(self, images: Sequence[EncodedImage], drawn: Sequence[EncodedImage] = ()) -> RowImages:
+        """The distinct images of a row, as far as they are encoded, and codes of drawn ones."""
+        codes = torch.cat([self.codes[image.key] for image in drawn]) if drawn else None
         if self.stage == "pixels" or not images:
             self.encoded += len(images)
-            return pixels_of(images, self.processor)
+            return replace(pixels_of(images, self.processor), codes=codes)
         cached = torch.cat([self.features[image.key] for image in images])
-        return RowImages(self.stage, {"features": cached}, tuple(image.tiles for image in images))
+        tiles = tuple(image.tiles for image in images)
+        return RowImages(self.stage, {"features": cached}, tiles, codes)
 
 
 def fill(
@@ -115,7 +120,8 @@ def fill(
     seconds = time.perf_counter() - started
     rate = f", {encoded / seconds:,.1f} images/s" if encoded else ""
     console.info(
-        f"vision cache ({plan.where}: {plan.reason}): {encoded} images encoded, "
+        f"{'codes' if plan.stage == 'codes' else 'vision cache'} ({plan.where}: {plan.reason}): "
+        f"{encoded} images encoded, "
         f"{reused} from earlier runs{rate}"
     )
     files = states(plan.folder) if plan.where == "disk" else {}
@@ -123,10 +129,15 @@ def fill(
 
 
 def release_towers(model: nn.Module, processor: Processor) -> None:
-    """Moves the towers to the CPU: with cached features, only export still needs them."""
+    """Moves the towers to the CPU: with cached features, only export still needs them.
+
+    So does what codes images.
+    """
     if torch.cuda.is_available():
+        generator = processor.family.generator
+        coder = (generator.coder,) if generator is not None else ()
         for name, module in model.named_modules():
-            if name in processor.family.parts.vision:
+            if name in (*processor.family.parts.vision, *coder):
                 module.to("cpu")
         torch.cuda.empty_cache()
 

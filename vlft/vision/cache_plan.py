@@ -111,6 +111,8 @@ def _size_of_features(
     model: Any, processor: Processor, images: Sequence[EncodedImage], stage: Stage
 ) -> int:
     """Bytes of the features of these images; the towers' are extrapolated from one."""
+    if stage == "codes":
+        return sum(image.codes for image in images) * torch.int64.itemsize
     if stage == "aligned":
         row: Tensor = model.get_input_embeddings().weight[0]
         return sum(image.tokens for image in images) * row.nbytes
@@ -125,8 +127,10 @@ def fingerprint(model: Any, processor: Processor, stage: Stage) -> str:
     Weights and their dtype, the configuration without its text part, image settings, how vlft and
     Pillow treat an image, stage.
     """
-    parts = processor.family.parts
+    parts, generator = processor.family.parts, processor.family.generator
     used = parts.vision + (parts.aligner if stage == "aligned" else ())
+    if stage == "codes" and generator is not None:
+        used = (generator.coder,)
     config = model.config.to_dict()
     for field in ("text_config", "transformers_version"):
         config.pop(field, None)

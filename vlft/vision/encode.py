@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlft.families.base import Family
     from vlft.families.processor import Processor
 
-Stage = Literal["pixels", "vision", "aligned"]
+Stage = Literal["pixels", "vision", "aligned", "codes"]
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,24 @@ class RowImages:
         inputs: for pixels the image inputs of the model, else ``features``: of the towers if
             vision, (R, D) if aligned.
         tiles: of each image; empty for a row of text only.
+        codes: (K,) int64, of all drawn images end to end; None if there is none.
     """
 
     stage: Stage
     inputs: Mapping[str, Any]
     tiles: tuple[Tiles, ...]
+    codes: Tensor | None = None
 
     def to(self, device: torch.device) -> RowImages:
         """The same on a device."""
-        return replace(self, inputs=on_device(self.inputs, device))
+        codes = None if self.codes is None else self.codes.to(device, non_blocking=True)
+        return replace(self, inputs=on_device(self.inputs, device), codes=codes)
 
     def pinned(self) -> RowImages:
         """The same in pinned memory."""
         pinned = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        return replace(self, inputs=pinned)
+        codes = None if self.codes is None else self.codes.pin_memory()
+        return replace(self, inputs=pinned, codes=codes)
 
 
 def pixels_of(images: Sequence[EncodedImage], processor: Processor) -> RowImages:

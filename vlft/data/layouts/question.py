@@ -14,7 +14,7 @@ from vlft.data.layouts.dialogue import system_of
 from vlft.data.layouts.draft import Layout, Message
 from vlft.data.layouts.fields import as_text, wrong_type
 from vlft.data.layouts.turns import make_draft
-from vlft.data.names import CHOICES, DIALOGUES
+from vlft.data.names import CHOICES, DIALOGUES, DRAWN
 
 if TYPE_CHECKING:
     from vlft.data.layouts.draft import Draft
@@ -35,7 +35,8 @@ def _read(fields: Fields, reading: Reading) -> list[Draft]:
         name = "answers"
     references = name and _is_list(fields, name)
     has_question = questions or reading.prompt is not None
-    has_reply = replies or references or not reading.need_response
+    drawn = not replies and fields.filled(DRAWN)
+    has_reply = replies or references or drawn or not reading.need_response
     if not has_question or not has_reply or len(questions) > 1 or len(replies) > 1:
         raise _ask(fields, questions, replies, has_question=bool(has_question))
     before = [*_history(fields), _question(fields, questions, reading)]
