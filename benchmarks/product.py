@@ -32,6 +32,7 @@ from benchmarks.step import TESTED, model_folder
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 QUESTIONS = {"q1": 1, "q5": 5}
 STEP = re.compile(r"step (\d+)/(\d+)")
@@ -86,18 +87,19 @@ def write_data(folder: Path, images: int, questions: int) -> Path:
 
 def run_commands(
     options: argparse.Namespace, model: Path, data: Path, work: Path
-) -> list[tuple[str, dict[str, Any]]]:
-    """The figures of training and of answering."""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of training, then those of answering, each as soon as they are there."""
     shared = ["--model", str(model), "--dataset", str(data), "--device", options.device]
     output = work / f"{data.parent.name}-output"
     steps = ["--max-steps", str(options.steps), "--batch-size", "16", "--logging-steps", "1"]
     training = watch(["sft", *shared, *steps, "--output-dir", str(output)], work, options.device)
+    yield "sft", training.figures()
     answering = [*shared, "--batch-size", "8", "--max-new-tokens", "32"]
     written = work / f"{data.parent.name}.jsonl"
     command = ["infer", *answering, "--output", str(written)]
     replies = watch(command, work, options.device, written)
     shutil.rmtree(output, ignore_errors=True)
-    return [("sft", training.figures()), ("infer", replies.figures())]
+    yield "infer", replies.figures()
 
 
 @dataclass
