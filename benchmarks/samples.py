@@ -138,6 +138,6 @@ def random_samples(workload: Workload, built: RandomModel, count: int) -> Sample
     }
     inputs = {k: moved(pixels.inputs([v], [tiles]), built.weight) for k, v in views.items()}
     # Nothing else of the chat format is asked for where there is no text.
-    chat = cast("ChatFormat", SimpleNamespace(image_token_id=image_token_id))
+    chat = cast("ChatFormat", SimpleNamespace(image_token_id=image_token_id, pad_id=0))
     processor = RandomProcessor(built.family, chat, pixels, 4096, views, inputs)
     return Samples(samples, images, processor, targets)
