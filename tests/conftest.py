@@ -91,6 +91,9 @@ OCR2 = FamilyCase("deepseek_ocr2", "deepseek-ocr2", TOKENS, rows=5, image_mode="
 # Golden numbers are compared on every checkpoint, properties of any model on one of each family.
 MATRIX = [SIGLIP, HYBRID, FULLRES, VL2_MHA, VL2_MLA, VL2_NOAUX, JANUS, JANUS_PRO, OCR, OCR2]
 ONE_EACH = [SIGLIP, HYBRID, VL2_NOAUX, JANUS, OCR, OCR2]
+# Those that take several questions and images; DeepSeek-OCR was trained on single pages.
+DIALOGUES = [case for case in ONE_EACH if not case.image_mode]
+in_dialogues = pytest.mark.parametrize("case", DIALOGUES, indirect=True, ids=str)
 only_siglip = pytest.mark.only_siglip
 without_ocr2 = pytest.mark.without_ocr2
 

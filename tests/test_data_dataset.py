@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, in_dialogues
 from PIL import Image
 from rich.console import Console
 
@@ -612,6 +612,7 @@ def test_a_long_history_is_cut_by_bisection(exchanges, limit):
     assert len(calls) <= 9
 
 
+@in_dialogues
 class TestEachFactOnce:
     """An image's digest and size are found when the data is checked, and kept for the run."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import in_dialogues
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -224,6 +225,7 @@ def labels(processor: Any, conversation: Conversation) -> list[str]:
     return [processor.text(span, special=False).strip() for span in spans if span]
 
 
+@in_dialogues
 @pytest.mark.parametrize(
     ("losses", "loss_on", "trained"),
     [
