@@ -1,4 +1,4 @@
-"""Draws what `benchmarks peers` measured: each side's speed-up over the strong loop.
+"""Draws what `benchmarks peers` measured, each side's speed-up over the strong loop; prints rows.
 
 python -m benchmarks plot benchmarks/results/peers-cpu.json docs/images/peers.svg
 """
@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args(arguments)
-    draw(json.loads(options.results.read_text("utf-8"))["comparisons"], options.picture)
+    comparisons = json.loads(options.results.read_text("utf-8"))["comparisons"]
+    draw(comparisons, options.picture)
+    print(rows_of(comparisons))
 
 
 def draw(comparisons: list[dict[str, Any]], picture: Path) -> None:
@@ -61,6 +63,21 @@ def draw(comparisons: list[dict[str, Any]], picture: Path) -> None:
     figure.axes[0].legend(fontsize=7, frameon=False)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
+
+
+def rows_of(comparisons: list[dict[str, Any]]) -> str:
+    """The same in Markdown, a row for each workload: the first dtype, a slash, the next."""
+    names = [*BARS, "vlft's memory", "with the model"]
+    lines = ["| data | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for workload in dict.fromkeys(one["workload"] for one in comparisons):
+        chosen = [one["results"] for one in comparisons if one["workload"] == workload]
+        cells = [[_of(one, side)[key] for one in chosen] for side, key, _ in BARS.values()]
+        cells += [
+            [_of(one, "vlft")[key] for one in chosen] for key in ("peak_ratio", "whole_ratio")
+        ]
+        shown = (" / ".join(f"{value:.2f}" for value in values) for values in cells)
+        lines.append(f"| {workload} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def _of(results: list[dict[str, Any]], side: str) -> dict[str, Any]:
