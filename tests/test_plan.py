@@ -208,7 +208,7 @@ class TestVerdict:
 
     @pytest.mark.parametrize(
         ("longest_sample", "longest_row", "recomputes", "tokens"),
-        [(700, 8000, False, 4096), (700, 2500, False, 2500), (6500, 8000, True, 8000)],
+        [(700, 8000, False, 4096), (700, 2500, False, 2500), (7500, 8000, True, 8000)],
     )
     def test_checkpointing_is_planned_from_the_rows_of_the_data(
         self, longest_sample, longest_row, recomputes, tokens

@@ -27,9 +27,10 @@ ENOUGH_TOKENS = 4096
 _QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # A trained parameter in float32: value, gradient, and two AdamW moments.
 _TRAINED_BYTES = 16
-# Positions whose logits exist at once, training.loss.CHUNK; bytes of a logit in 16 bit
-# with its float32 copy.
-LOSS_POSITIONS, _LOGIT_BYTES = 128, 6
+# Positions whose logits exist at once, training.loss.CHUNK.
+LOSS_POSITIONS = 128
+# Bytes of a logit by those of a weight: in 16 bit it has a copy in float32.
+_LOGIT_BYTES = {2: 6, 4: 4}
 # The CUDA context and the libraries' workspaces.
 _CUDA_BYTES = 0.7 * 2**30
 # Copies of one head's attention scores that the SAM tower holds at its peak.
@@ -149,40 +150,51 @@ def _activation_bytes(text: TextSizes, spec: MemorySpec) -> float:
     With gradient checkpointing this is the input of each layer, and all of the layer whose
     backward pass is running.
     """
-    attention = _attention_bytes(text, spec)
-    # The last layer's feed-forward part runs at the few positions that have a target alone.
-    others = range(text.num_hidden_layers - 1)
-    layers = [attention + _feed_forward_bytes(text, layer, spec) for layer in others]
     if spec.checkpointing:
         inputs = text.num_hidden_layers * spec.tokens * text.hidden_size * spec.weight_bytes
-        return inputs + max([attention, *layers])
-    return sum(layers) + attention
+        return inputs + max(_layer_bytes(text, spec))
+    return sum(_layer_bytes(text, spec))
+
+
+def _layer_bytes(text: TextSizes, spec: MemorySpec) -> list[float]:
+    """What the backward pass needs of each layer."""
+    attention = _attention_bytes(text, spec)
+    others = range(text.num_hidden_layers - 1)
+    layers = [attention + _feed_forward_bytes(text, layer, spec) for layer in others]
+    return [*layers, _last_layer_bytes(text, spec)]
 
 
 def _attention_bytes(text: TextSizes, spec: MemorySpec) -> float:
     """What the backward pass needs of a layer's attention and of both norms.
 
     The norms keep their inputs in float32, LoRA on the attention's inputs the normalised state,
-    attention its queries, keys, values and output. LoRA on all layers keeps the input of the
-    output projection as well.
+    attention its queries, keys and values, and fused kernels their output. LoRA on all layers keeps
+    the input of the output projection as well.
     """
     width, hidden = spec.weight_bytes, text.hidden_size
     norms = 2 * 4 * hidden
-    # In 16 bit, LoRA's float32 weights make a copy of their input for each of q, k, v.
-    inputs = width * hidden * (1 if width == 4 else 3)
-    attention = width * (2 * text.query_width + 2 * text.value_width)
-    if spec.all_layers:
-        attention += width * text.value_width
-    return float(spec.tokens * (norms + inputs + attention))
+    outputs = spec.cuda + spec.all_layers
+    attention = width * (2 * text.query_width + (1 + outputs) * text.value_width)
+    return float(spec.tokens * (norms + width * hidden + attention))
+
+
+def _last_layer_bytes(text: TextSizes, spec: MemorySpec) -> float:
+    """What the backward pass needs of the last layer, see models.last_layer.
+
+    Only its first norm, keys and values are of all tokens; the rest runs at the few positions that
+    have a target.
+    """
+    width = spec.weight_bytes * (text.hidden_size + text.query_width + text.value_width)
+    return float(spec.tokens * (4 * text.hidden_size + width))
 
 
 def _feed_forward_bytes(text: TextSizes, layer: int, spec: MemorySpec) -> float:
     """What the backward pass needs of a layer's feed-forward part.
 
-    A gated layer keeps three tensors of its intermediate size, routed experts the outputs of gate
-    and up. LoRA on all layers keeps their inputs as well.
+    A gated layer keeps gate and up, routed experts likewise. LoRA on all layers keeps the inputs of
+    its matrices as well.
     """
-    tensors = 4 if spec.all_layers else 3
+    tensors = 3 if spec.all_layers else 2
     per_token = text.hidden_size if spec.all_layers else 0
     if text.has_experts(layer):
         width = text.moe_intermediate_size
@@ -200,5 +212,7 @@ def _transient_bytes(text: TextSizes, spec: MemorySpec) -> float:
     gradients = spec.weight_bytes * spec.tokens * (2 * widest + 2 * text.hidden_size)
     largest = max(prod(shape) for shape in language_weights(text, "").values())
     dequantized = spec.weight_bytes * largest if spec.quantize != "none" else 0.0
-    logits = LOSS_POSITIONS * _LOGIT_BYTES * text.vocab_size
-    return max(logits, gradients + dequantized)
+    logits = LOSS_POSITIONS * _LOGIT_BYTES[spec.weight_bytes] * text.vocab_size
+    # With gradient checkpointing no layer is recomputed before the loss is done.
+    before_layers = max(_layer_bytes(text, spec)) if spec.checkpointing else 0.0
+    return max(logits - before_layers, gradients + dequantized)
