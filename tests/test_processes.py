@@ -160,18 +160,18 @@ def test_an_error_is_said_once(config, tmp_path):
 
 def replacing_an_image() -> None:
     """Replaces an image that rank 1 encodes, after all ranks have checked the data."""
-    from vlft.training import run
+    from vlft.training import images as training_images
     from vlft.vision import batches
 
     batches.PIXELS_AT_ONCE = 1
-    fill = run.fill
+    fill = training_images.fill
 
     def fill_after_a_change(plan, model, processor, images, world):
         if world.is_rank_zero:
             images[1].path.write_bytes(b"another image")
         return fill(plan, model, processor, images, world)
 
-    run.fill = fill_after_a_change
+    training_images.fill = fill_after_a_change
 
 
 @only_siglip
