@@ -1,6 +1,8 @@
 """Draws what `benchmarks peers` measured, each side's speed-up over the strong loop; prints rows.
 
-python -m benchmarks plot benchmarks/results/peers-cpu.json docs/images/peers.svg
+Picture and rows are those of docs/performance.md.
+
+    python -m benchmarks plot benchmarks/results/peers-*-cpu.json docs/images/peers.svg
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ TITLE = "times as fast as an expert's own loop (1.0), {dtype}"
 
 
 def main(arguments: list[str]) -> None:
-    """Reads a result file and writes a picture, in the format that its name ends with."""
+    """Reads result files and writes a picture, in the format that its name ends with."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks plot",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("picture", type=Path)
     options = parser.parse_args(arguments)
-    comparisons = json.loads(options.results.read_text("utf-8"))["comparisons"]
+    comparisons = [
+        one
+        for path in options.results
+        for one in json.loads(path.read_text("utf-8"))["comparisons"]
+    ]
     draw(comparisons, options.picture)
     print(rows_of(comparisons))
 
