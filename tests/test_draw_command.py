@@ -69,6 +69,13 @@ class TestFiles:
         assert facts["image"] == 0
         assert facts["vlft"] == vlft.__version__
 
+    def test_prompts_have_no_file_and_need_no_image(self, capfd):
+        run("--prompt", "a red square")
+        said = capfd.readouterr().err
+        assert ".jsonl" not in said
+        assert "no image" not in said
+        assert "1 image drawn" in said
+
     def test_the_sheet_shows_all(self, monkeypatch):
         monkeypatch.setattr(image_files, "PER_SHEET", 4)
         result = run(*PROMPTS)
@@ -215,5 +222,5 @@ def test_through_the_command_line(monkeypatch, capfd):
         *read_settings(COMMANDS["draw"].config, "draw", [*MODEL, "--prompt", "red"])
     )
     err = capfd.readouterr().err
-    assert "1 images in images, all of them on sheet-01.png" in err
+    assert "1 image in images, shown on sheet-01.png" in err
     assert read_facts(Path("images/00001-01.png"))["prompt"] == ["red"]

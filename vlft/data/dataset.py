@@ -185,7 +185,7 @@ def load_dataset(
         problems += sorted([*problems_of(file, strict=strict), *wrong], key=number_of)
     raise_all(problems if strict else unusable)
     for file in read:
-        describe(file)
+        describe(file, expects_images=options.expects_images)
     if problems:
         warn(in_one_line(problems))
     if not any(len(part.index) for part in fitted.values()):

@@ -44,9 +44,14 @@ def keep_records(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(path)
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a data file is one of ``keep_records``, whose name means nothing to a user."""
+    return path.parent == cache_folder("datasets")
+
+
 def image_folder(path: Path) -> Path:
     """Where the relative image paths of a data file start."""
-    if path.parent == cache_folder("datasets"):
+    if is_kept(path):
         return Path(path.with_suffix(FOLDER).read_text("utf-8"))
     return path if path.is_dir() else path.parent
 

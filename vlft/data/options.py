@@ -75,6 +75,8 @@ class DataOptions:
     seed: int = 0
     # Whether nothing is trained: the data is reported on, with what its images look like.
     is_check: bool = False
+    # Whether data without an image is worth a word.
+    expects_images: bool = True
     # Whether the validation records of the history alone are read.
     only_validation: bool = False
     history: History = field(default_factory=History)

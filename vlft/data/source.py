@@ -11,7 +11,7 @@ import numpy as np
 from vlft.console import info, tracked, warn
 from vlft.data.download import download_images
 from vlft.data.images import inspect_images
-from vlft.data.in_memory import image_folder
+from vlft.data.in_memory import image_folder, is_kept
 from vlft.data.items import Items
 from vlft.data.layouts.ask import LayoutError, with_columns
 from vlft.data.layouts.question import PROMPT
@@ -276,12 +276,14 @@ def idle_flags(used: Collection[str], reading: Reading) -> list[UsageError]:
     return idle
 
 
-def describe(file: ReadFile | UsageError) -> None:
-    """Says how a file was read, and that it has no image."""
+def describe(file: ReadFile | UsageError, *, expects_images: bool = True) -> None:
+    """Says how a file was read, and that it has no image where images are expected."""
     if isinstance(file, UsageError):
         return
-    info(f"{shown(file.path)}: {file.form}")
-    if len(file.items) and not len(file.items.columns.images):
+    name = "records given without a file" if is_kept(file.path) else shown(file.path)
+    if not is_kept(file.path):
+        info(f"{name}: {file.form}")
+    if expects_images and len(file.items) and not len(file.items.columns.images):
         count = len(file.items)
         what = "the 1 sample has" if count == 1 else f"none of the {count} samples has"
-        warn(f"{shown(file.path)}: {what} {'no' if count == 1 else 'an'} image")
+        warn(f"{name}: {what} {'no' if count == 1 else 'an'} image")

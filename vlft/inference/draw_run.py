@@ -88,7 +88,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
             model = load_for_inference(config, folder, tuned, placement)
             _draw(model, processor, data, files, missing, config)
         sheets = files.write_sheets()
-    console.info(f"{total} images in {shown(files.folder)}, all of them on {sheets[0].name}")
+    console.info(f"{_images(total)} in {shown(files.folder)}, shown on {sheets[0].name}")
     return DrawResult([files.path(number) for number in range(total)], sheets)
 
 
@@ -103,6 +103,7 @@ def _read_prompts(config: DrawConfig, processor: Processor) -> Dataset:
         on_bad_sample=config.on_bad_sample,
         max_length=processor.max_length - (processor.pixels.tokens or 0) - 1,
         seed=config.seed,
+        expects_images=False,
     )
     files: Sequence[str] = config.dataset
     if config.prompt:
@@ -149,13 +150,17 @@ def _draw(
                 files.save(number, drawing.image)
     next(steps, None)
     seconds = time.perf_counter() - begin
-    console.info(f"{len(missing)} images drawn in {seconds:,.0f} s")
+    console.info(f"{_images(len(missing))} drawn in {seconds:,.0f} s")
 
 
 def _encode(conversation: Conversation, processor: Processor) -> EncodedSample:
     return drawing_prompt(
         processor.encode_conversation(as_prompt(conversation)), processor, conversation.place
     )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _seed(data: Dataset, seed: int, prompt: int, image: int) -> int:
