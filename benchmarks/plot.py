@@ -50,8 +50,8 @@ def draw(comparisons: list[dict[str, Any]], picture: Path) -> None:
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    # So that the same figures give the same file.
-    rcParams["svg.hashsalt"] = "vlft"
+    # The same figures give the same file, and texts are texts.
+    rcParams.update({"svg.hashsalt": "vlft", "svg.fonttype": "none"})
     dtypes = list(dict.fromkeys(one["dtype"] for one in comparisons))
     figure = Figure(figsize=(8, 2.8 * len(dtypes)), layout="constrained")
     for axes, dtype in zip(figure.subplots(len(dtypes), squeeze=False)[:, 0], dtypes, strict=True):
