@@ -52,7 +52,7 @@ COLUMNS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, writes the files after every side, prints the table."""
+    """Measures every side, writes its result at once, so that a stop loses none, and prints all."""
     parser = new_parser("attention", __doc__, repeats=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768])
     shown = "number x size of queries and keys / size of values; default: 8x64"

@@ -1,4 +1,4 @@
-"""The rows of the next step are prepared by a thread, and a run is the same as without it."""
+"""A thread prepares the rows of the next step, and a run ends in the same bits as without it."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class TestMetrics:
             (token_f1, "cat cat", "cat", 2 / 3),
             (token_f1, "An", "the", 1),
             (token_f1, "dog", "the", 0),
-            # Biten et al. 2019, equation 1, with a threshold of 0.5.
+            # By hand, from equation 1 of Biten et al. 2019; a similarity below 0.5 counts as 0.
             (anls, "Color", "colour", 5 / 6),
             (anls, "ab", "abcd", 0.5),
             (anls, "a", "abcd", 0),

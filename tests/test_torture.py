@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, kills, tmp_path, monkeypat
         share = generator.random() * 0.12 if done % 3 == 0 else share
         trial = Trial(number, generator.choice(SIGNALS), share * seconds)
         if not kill(home, cache, trial):
-            # It was faster, as the undisturbed run had less of the processor.
+            # It ended before the signal: the machine was busier when the undisturbed run was timed.
             seconds *= 0.7
             continue
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

@@ -41,7 +41,7 @@ class Settings(Protocol):
         return config
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         return ()
 
 

@@ -50,7 +50,7 @@ class CheckConfig(ReadingSettings):
     json: bool = _output(False, "Print the report as JSON.")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         return (
             (not self.dataset, "vlft check", "no data given", "write vlft check train.jsonl"),
             (self.write and self.write.suffix != ".jsonl", "--write",
@@ -82,7 +82,7 @@ class DataConfig(Settings):
     overwrite: bool = _output(False, "Replace the file of --output if it is there.")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         return (
             (not self.src, "vlft data", "no file given",
              "write vlft data instances.json --output train.jsonl"),

@@ -59,7 +59,7 @@ class DrawConfig(Settings):
     overwrite: bool = _output(False, "Replace images of other settings instead of refusing them.")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         needy = changed(self, "merge_lora", "accept_changes")
         records = given(self, "image_root", "confine_images", "allow_private_urls", "on_bad_sample")
         return (

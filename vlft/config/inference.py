@@ -112,7 +112,7 @@ class InferConfig(ReadingSettings):
     show_samples: int = _run(3, "Replies printed in full.", minimum=0)
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")

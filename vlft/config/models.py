@@ -50,7 +50,7 @@ class MergeLoraConfig(Settings):
     overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         return (
             (self.ckpt_dir is None, "--ckpt-dir", "no adapter given",
              "name a run or a checkpoint-N folder of vlft sft"),
@@ -81,7 +81,7 @@ class ConvertConfig(Settings):
     overwrite: bool = _output(False, "Replace the output folder if it is not empty.")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         return (
             (self.src is None or self.dst is None, "vlft convert", "two folders are needed",
              "write vlft convert SRC DST --format transformers"),

@@ -168,7 +168,7 @@ class SftConfig(ReadingSettings):
     show_sample: bool = _run(True, "Print one encoded sample before training.", scope="command")
 
     def rules(self) -> Sequence[Rule]:
-        """Combinations of settings that cannot act; ``build`` checks each value alone."""
+        """Settings that exclude or need each other; ``build`` has checked the single values."""
         full, quantized = self.tuner == "full", self.quantize != "none"
         start, lora = self.init_lora_weights, given(self, *LORA_ONLY)
         of_adapter = given(self, *LORA_ONLY, "train_aligner", "train_vision", "train_gen_aligner",

@@ -127,7 +127,7 @@ def split_off(data: Dataset, ratio: float, seed: int) -> list[int]:
     sizes = np.bincount(groups)
     by_group, ends = np.argsort(groups, kind="stable"), np.cumsum(sizes)
     positions = data.store.positions[data.rows]
-    # A record may give several samples, all in one group; the last of them counts.
+    # A record may give several samples. They are in one group, so any of them stands for it.
     found = np.searchsorted(positions, drawn, side="right") - 1
     is_sample = (found >= 0) & (positions[found] == drawn)
     chosen: set[int] = set()

@@ -29,7 +29,7 @@ def wer(reply: str, reference: str) -> float:
 
 
 def anls(reply: str, reference: str) -> float:
-    """Normalised Levenshtein similarity, 0 or from 0.5 to 1, of Biten et al. 2019 (ST-VQA, DocVQA).
+    """ANLS: 1 less the share of edited characters, or 0 below 0.5 (Biten et al. 2019, ST-VQA).
 
     1 - edits / characters of the longer text; 0 if that is below 0.5. Case and runs of white space
     do not count.

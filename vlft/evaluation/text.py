@@ -1,4 +1,4 @@
-"""Overlap of two texts: equal, contained, tokens in common."""
+"""Metrics that compare two texts word by word: equal, contained, F1 of the tokens in common."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENTRY = "vlft"
 # Images of a sheet, the side of each in pixels, and the height of its name.
 PER_SHEET, SIDE, CAPTION = 100, 128, 14
-# What may differ between two files of the same image.
+# Facts of an image that another release may state otherwise: the image counts as drawn already.
 UNCHECKED = ("vlft",)
 
 

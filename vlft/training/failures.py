@@ -1,4 +1,4 @@
-"""What an error in the middle of a run leaves, and what is said of it."""
+"""How a run ends when a step fails: what is saved or removed, and what the message says."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Images:
         return None
 
     def of(self, images: Sequence[EncodedImage], drawn: Sequence[EncodedImage] = ()) -> RowImages:
-        """The distinct images of a row, as far as they are encoded, and codes of drawn ones."""
+        """What a row needs of each distinct image: features or pixels, and codes if it is drawn."""
         codes = torch.cat([self.codes[image.key] for image in drawn]) if drawn else None
         if self.stage == "pixels" or not images:
             self.encoded += len(images)

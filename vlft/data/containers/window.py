@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Bytes that are read at once.
 CHUNK = 2**20
 BLANK = re.compile(f"[ \\t\\r\\n{BOM}]*")
-# An error names its column unless its line starts further back than this many characters.
+# Characters that are searched backwards for the start of a line, to name the column of an error.
 LONGEST_LINE = 2**24
 # Near the end of what is read, an error may be due to what follows: "\ud8" of a longer escape.
 LONGEST_ESCAPE = 12

@@ -94,7 +94,7 @@ def _history(fields: Fields) -> list[Message]:
 
 
 def _references(fields: Fields, name: str, reading: Reading) -> list[str]:
-    """Those of several reference answers that are trained, each in a sample of its own.
+    """The reference answers that are trained, each in a sample of its own; --answers chooses them.
 
     Raises:
         LayoutError: nothing says which.
