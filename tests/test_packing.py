@@ -61,32 +61,6 @@ def letters(row) -> str:
 
 
 class TestTree:
-    @pytest.mark.parametrize("words", [1, 7, 40])
-    @pytest.mark.parametrize("fused", [False, True])
-    def test_of_some_queries_alone(self, words, fused):
-        """Output and gradients; a position may repeat, and blocks without a query are left out."""
-        torch.manual_seed(0)
-        row = random_row(words)
-        positions = torch.randint(0, len(row), (2 * words,)).sort().values
-        query = torch.randn(1, 4, len(positions), 8, requires_grad=True)
-        key, value = (torch.randn(1, 4, len(row), 8, requires_grad=True) for _ in range(2))
-        plain = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=tree_mask(row.exit)[:, :, positions]
-        )
-        blocks = row_attention(row.segments, row.exit, torch.float32, fused=fused)
-        kept = kept_attention(blocks, positions, row.exit, torch.float32)
-        assert len(kept) == len({i for i, b in enumerate(blocks) for p in positions.tolist()
-                                 if b.block.first <= p < b.block.end})  # fmt: skip
-        if fused:
-            found = fused_attention(kept, query, key, value, scaling=8**-0.5)
-        else:
-            found, _ = tree_attention(torch.nn.Module(), query, key, value, None, row=kept)
-        assert_close(found.transpose(1, 2), plain, "layer")
-        weights, inputs = torch.randn_like(plain), [query, key, value]
-        expected = torch.autograd.grad((plain * weights).sum(), inputs)
-        gradients = torch.autograd.grad((found.transpose(1, 2) * weights).sum(), inputs)
-        assert_close(gradients, expected, "layer gradients")
-
     def test_the_drawing(self):
         row = pack([sample("sab"), sample("sac"), sample("sd")], IMAGE)
         assert letters(row) == "sabcd"
