@@ -90,7 +90,7 @@ class TestFiles:
 
 class TestResume:
     def test_after_a_stop_the_files_are_the_same(self, monkeypatch):
-        """A batch that the stop cut is drawn whole again, as one of another size rounds otherwise."""
+        """A batch that the stop cut is drawn whole again: other sizes round otherwise."""
         run(*PROMPTS, "--output-dir", "whole")
         save, saved = ImageFiles.save, []
 
