@@ -3,8 +3,8 @@
     python sample_data/handwriting.py
 
 Writes sample_data/handwriting/: 800 training records, 200 validation records, and their scans.
-Each scan is 8 x 8 cells with ink from 0 to 16; it becomes a 64 x 64 image, black ink on white.
-A file is named after its scan's index in the set.
+Each scan is 8 x 8 cells with ink from 0 to 16; it becomes an image of 8 x 8 pixels, black ink on
+white, which the model's processor enlarges. A file is named after its scan's index in the set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from PIL import Image
 from questions import DIGIT_QUESTIONS
 from sklearn.datasets import load_digits
 
-SIZE = 64
 TRAIN, VAL = 800, 200
 SEED = 0
 
@@ -63,7 +62,7 @@ def split(labels: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
 def to_image(scan: np.ndarray) -> Image.Image:
     """Ink (8, 8) from 0 to 16 -> a grey image, black ink on white paper."""
     paper = np.round(255 * (1 - scan / 16)).astype(np.uint8)
-    return Image.fromarray(paper).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return Image.fromarray(paper)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -123,6 +124,12 @@ def test_the_scripts_remake_the_sample_data(tmp_path, environment):
     run([sys.executable, "sample_data/handwriting.py", "--out-dir", str(data)], ROOT, environment)
     for name in ("train.jsonl", "val.jsonl"):
         assert (data / name).read_bytes() == (ROOT / "sample_data/handwriting" / name).read_bytes()
+    images = list((data / "images").iterdir())
+    assert len(images) == 1000
+    for path in images:
+        stored = ROOT / "sample_data" / path.relative_to(tmp_path)
+        with Image.open(path) as made, Image.open(stored) as kept:
+            assert made.tobytes() == kept.tobytes()
     run([sys.executable, "sample_data/tiny_base.py", str(base)], ROOT, environment)
     # The weights of tiny-vl are trained, in the recipe's next stages.
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
