@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, OCR, SIGLIP
 from PIL import Image
 
 import vlft
-from vlft.data.documents import open_documents
+from vlft.data import pdf
+from vlft.data.documents import Pages, open_documents
 from vlft.errors import ConfigError, DataError, UsageError
+from vlft.files import cache_folder
 from vlft.inference import run as infer_run
 from vlft.inference.generate import Reply
 from vlft.inference.saved_text import file_names
@@ -135,6 +139,109 @@ def test_a_page_is_rendered_once(here, replies, pdfium, monkeypatch):
     ]
 
 
+@pytest.fixture
+def drawn(pdfium, monkeypatch):
+    """The pages, from 0, that are drawn, in order."""
+    found, draw = [], pdf._draw
+
+    def noted(document, number, *args):
+        found.append(number)
+        draw(document, number, *args)
+
+    monkeypatch.setattr(pdf, "_draw", noted)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_page_is_drawn_when_its_batch_is_answered(here, replies, drawn, monkeypatch, batch_size):
+    # Of a size of its own: no page is in the cache.
+    size = (150 + batch_size, 72)
+    (here / "b.pdf").write_bytes(pdf_bytes("one", "two", "three", "four", size=size))
+    reply, before = infer_run.generate_replies, []
+
+    def noted(*args, **kwargs):
+        before.append(list(drawn))
+        return reply(*args, **kwargs)
+
+    monkeypatch.setattr(infer_run, "generate_replies", noted)
+    read("b.pdf", batch_size=batch_size)
+    ends = range(batch_size, 5, batch_size)
+    assert before == [list(range(end)) for end in ends]
+
+
+def test_a_stopped_run_draws_the_pages_that_are_left(here, replies, drawn):
+    (here / "b.pdf").write_bytes(pdf_bytes("one", "two", "three", size=(156, 72)))
+    asked, stop_at = replies
+    stop_at[0] = 1
+    with pytest.raises(KeyboardInterrupt):
+        read("b.pdf", batch_size=1)
+    assert drawn == [0, 1]
+    stop_at[0] = None
+    for page in (cache_folder("images") / "pages").iterdir():
+        page.unlink()
+    assert len(read("b.pdf", batch_size=1).rows) == 3
+    assert drawn == [0, 1, 1, 2]
+    assert len(asked) == 3
+
+
+def test_memory_does_not_grow_with_the_pages(here, pdfium):
+    """A page of 1,000 x 1,000 pixels is 3 MB as an image, and as much as a bitmap."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        pytest.skip("the resident memory is read from /proc")
+    (here / "b.pdf").write_bytes(pdf_bytes(*"abcdefghijklmnopqrst", size=(1000, 1000)))
+    (document,) = open_documents(["b.pdf"], 72, strict=True)
+    pages, resident = Pages([document]), []
+    for page in document.pages:
+        pages.draw([page])
+        resident.append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    assert max(resident[4:]) - min(resident[4:]) < 10
+
+
+@pytest.mark.parametrize(
+    "change", [b"", b"/Rotate 90 ", b"/UserUnit 2 ", b"/CropBox [9.7 8 99 66] "]
+)
+def test_the_size_of_a_page_is_known_before_it_is_drawn(here, pdfium, change):
+    box = b"/MediaBox [0 0 144.37 72.91]"
+    data = pdf_bytes("one").replace(b"/MediaBox [0 0 144 72]", change + box)
+    (here / "b.pdf").write_bytes(data)
+    for dpi in (73, 200):
+        (document,) = open_documents(["b.pdf"], dpi, strict=True)
+        pages = Pages([document])
+        pages.draw(document.pages)
+        for path in document.pages:
+            with Image.open(path) as image:
+                assert pages.inspected[path].size == image.size
+
+
+def test_a_pdf_file_that_changes_while_it_is_read(here, replies, pdfium, monkeypatch):
+    path = here / "b.pdf"
+    data = pdf_bytes("one", "two", "three", size=(162, 72))
+    path.write_bytes(data)
+    reply = infer_run.generate_replies
+
+    def changing(change):
+        def answer(*args, **kwargs):
+            change()
+            return reply(*args, **kwargs)
+
+        monkeypatch.setattr(infer_run, "generate_replies", answer)
+
+    changing(lambda: path.write_bytes(pdf_bytes("four", size=(162, 72))))
+    with pytest.raises(DataError, match=r"b\.pdf: has changed since it was opened"):
+        read("b.pdf", batch_size=1)
+    path.write_bytes(data)
+    changing(lambda: path.unlink())
+    with pytest.raises(DataError, match=r"b\.pdf: no longer there"):
+        read("b.pdf", batch_size=1)
+    # The same bytes in a new file are no change.
+    path.write_bytes(data)
+    changing(lambda: path.write_bytes(data))
+    assert [row["id"] for row in read("b.pdf", batch_size=1).rows] == [
+        f"b.pdf#page={number}" for number in (1, 2, 3)
+    ]
+
+
 def test_blocks_have_pixels_of_the_page(here, replies):
     row = read("a.jpg", format="blocks").rows[0]
     with Image.open("a.jpg") as image:
@@ -211,6 +318,9 @@ def test_pdf_files_that_are_refused(here, pdfium):
     (here / "large.pdf").write_bytes(pdf_bytes("x", size=(9000, 9000)))
     with pytest.raises(DataError, match=r"large\.pdf, page 1: 25,000 x 25,000 pixels at 200 dpi"):
         open_documents(["large.pdf"], 200, strict=True)
+    (here / "torn.pdf").write_bytes(pdf_bytes("x", "y").replace(b"6 0 R", b"9 0 R", 1))
+    with pytest.raises(DataError, match=r"torn\.pdf, page 2: cannot be read"):
+        open_documents(["torn.pdf"], 200, strict=True)
     (here / "empty.pdf").write_bytes(pdf_bytes())
     with pytest.raises(DataError, match=r"empty\.pdf: (has no pages|not a whole PDF file)"):
         open_documents(["empty.pdf"], 200, strict=True)

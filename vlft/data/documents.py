@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.console import info, tracked, warn
 from vlft.data.in_memory import keep_records
-from vlft.data.pdf import is_pdf, render_pages
+from vlft.data.pdf import is_pdf, open_pdf
 from vlft.data.skipped import in_one_line
 from vlft.errors import DataError, UsageError, raise_all, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from vlft.data.items import Inspected
+    from vlft.data.pdf import PdfFile
 
 ADDRESS = re.compile(r"(?!file:)\w+://|data:", re.IGNORECASE)
 
@@ -26,11 +29,13 @@ class Document:
 
     Attributes:
         path: as the user has named it.
-        pages: image files.
+        pages: image files; those of a PDF file are there once they are drawn.
+        pdf: the PDF file, None for an image.
     """
 
     path: Path
     pages: tuple[Path, ...]
+    pdf: PdfFile | None = None
 
     def records(self, query: str) -> list[dict[str, Any]]:
         """A record of the native layout for each page."""
@@ -64,23 +69,67 @@ def open_documents(given: Sequence[str], dpi: int, *, strict: bool) -> list[Docu
     paths = _paths(given)
     for path in tracked(paths, "opening documents", len(paths)):
         try:
-            pages = render_pages(path, dpi) if is_pdf(path) else (path,)
-            documents.append(Document(path, tuple(pages)))
+            documents.append(_open(path, dpi))
         except UsageError as error:
             problems.append(error)
     if problems and (strict or not documents):
         raise_all(problems)
     if problems:
         warn(in_one_line(problems))
-    counts = [len(item.pages) for item in documents if item.pages != (item.path,)]
+    counts = [len(item.pages) for item in documents if item.pdf]
     images = len(documents) - len(counts)
     info(f"documents: {images} images, {len(counts)} PDF files of {sum(counts)} pages")
     return documents
 
 
+class Pages:
+    """The pages of PDF files among some documents, which are drawn when they are needed.
+
+    Attributes:
+        inspected: facts of their images before they are drawn, by path.
+    """
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._places = {
+            page: (document.pdf, number)
+            for document in documents
+            if document.pdf
+            for number, page in enumerate(document.pages)
+        }
+        self.inspected: Inspected = {
+            page: pdf.facts(number) for page, (pdf, number) in self._places.items()
+        }
+
+    def draw(self, images: Iterable[Path]) -> None:
+        """Draws those of the images that are pages and not in the cache.
+
+        Raises:
+            DataError: a file has changed since it was opened, or a page cannot be drawn.
+        """
+        wanted: dict[Path, tuple[PdfFile, list[int]]] = {}
+        for image in images:
+            if image in self._places:
+                pdf, number = self._places[image]
+                wanted.setdefault(pdf.path, (pdf, []))[1].append(number)
+        for pdf, numbers in wanted.values():
+            pdf.draw(numbers)
+
+
 def keep_documents(documents: Sequence[Document], query: str) -> str:
     """The path of a data file with a record for each page."""
     return keep_records([row for document in documents for row in document.records(query)])
+
+
+def _open(path: Path, dpi: int) -> Document:
+    """The document of a file.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    if not is_pdf(path):
+        return Document(path, (path,))
+    pdf = open_pdf(path, dpi)
+    return Document(path, tuple(map(pdf.image, range(len(pdf.sizes)))), pdf)
 
 
 def _paths(given: Sequence[str]) -> list[Path]:

@@ -12,7 +12,7 @@ from vlft.checkpoints.data_files import check_same_data
 from vlft.checkpoints.runs import PROVENANCE
 from vlft.console import warn
 from vlft.data.dataset import Dataset, load_dataset, load_train_and_val
-from vlft.data.documents import keep_documents
+from vlft.data.documents import Pages, keep_documents
 from vlft.data.image_notes import warn_of_images
 from vlft.data.options import DataOptions
 from vlft.data.source import idle_flags
@@ -52,7 +52,9 @@ def load_records(
         query = (config.query or "").replace("\\n", "\n")
         files = [keep_documents(documents, query)]
     if files:
-        data = load_dataset(files, processor.encoder, options)
+        # Pages of PDF files are drawn one batch at a time, once their turn comes.
+        inspected = Pages(documents).inspected
+        data = load_dataset(files, processor.encoder, options, inspected)
         raise_all(idle_flags(data.flags, options.reading))
         warn_of_images(data.with_notes())
         warn_of_special_tokens(data.as_text)

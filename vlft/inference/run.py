@@ -11,7 +11,7 @@ import torch
 
 from vlft import __version__, console
 from vlft.checkpoints.identity import small_files
-from vlft.data.documents import open_documents
+from vlft.data.documents import Pages, open_documents
 from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
 from vlft.data.specs import expand, parse_spec
@@ -99,7 +99,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
             console.info(f"{results.path} answers {results.done} of {len(data)} records already")
         if results.done < len(data):
             model = load_for_inference(config, folder, tuned, placement)
-            _answer(model, processor, data, sampling, results, texts, config)
+            _answer(model, processor, data, Pages(documents), sampling, results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
 
@@ -199,6 +199,7 @@ def _answer(
     model: Any,
     processor: Processor,
     data: Dataset,
+    pages: Pages,
     sampling: Sampling,
     results: ResultFile,
     texts: SavedText | None,
@@ -208,6 +209,7 @@ def _answer(
     for start in console.tracked(starts, "answering", len(starts)):
         batch = slice(start, start + config.batch_size)
         items = data.conversations[batch]
+        pages.draw(image.path for item in items for image in item.images)
         prompts = [processor.encode_conversation(item.without_reply()) for item in items]
         seeds = [record_seed(config.seed, position) for position in data.positions[batch]]
         replies = generate_replies(model, processor, prompts, sampling, seeds=seeds)
