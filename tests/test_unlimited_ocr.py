@@ -15,6 +15,7 @@ from conftest import GOLDEN, OCR, write_jsonl
 from tolerances import assert_close
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoTokenizer
 
 import vlft
 from vlft.checkpoints.export import export_model
@@ -25,7 +26,7 @@ from vlft.checkpoints.placement import Placement
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.data.encode import EncodedSample
 from vlft.data.outline import outline
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, DataError
 from vlft.families.image_settings import ImageSettings
 from vlft.families.registry import family_of
 from vlft.inference.generate import Sampling, _generate_batch, generate_replies
@@ -181,6 +182,11 @@ def rows():
     ]
 
 
+def both_pages():
+    """A record of both pages in one prompt."""
+    return {**rows()[2], "query": "<image><image>Multi page parsing.", "images": list(PAGES)}
+
+
 class TestAgainstDecoding:
     """transformers' own: the prompt, then one token at a time with its cache."""
 
@@ -190,7 +196,7 @@ class TestAgainstDecoding:
         model = load_model(replace(folder, config=config), CPU)
         assert model.config.text_config.sliding_window == window
         chat = replace(processor.chat, window=window)
-        records = rows()
+        records = [*rows(), both_pages()]
         if window == 128:
             records = [{**records[0], "response": records[0]["response"] * 11}]
         samples = [replace(processor, chat=chat).encode(r, GOLDEN / "images") for r in records]
@@ -269,6 +275,48 @@ def decode(model, processor, item):
     kept = output.cache.layers[0]
     assert type(kept).__name__ == "UnlimitedOcrDynamicReferenceSlidingWindowLayer"
     return torch.stack(found)
+
+
+class TestSeveralPages:
+    def test_each_page_is_whole_in_every_mode(self, folder):
+        """As transformers' class for ``crop_to_patches=False``, which the authors ask for."""
+        for mode, side in (("gundam", 16), ("base", 16), ("tiny", 8)):
+            processor = ImageSettings(image_mode=mode).apply(folder.processor())
+            sample = processor.encode(both_pages(), GOLDEN / "images")
+            tokens = side * (side + 1) + 1
+            assert [image.tokens for image in sample.images] == [tokens] * 2
+            chat, start = processor.chat, 1 + 2 * tokens
+            is_image = sample.input_ids == chat.image_token_id
+            assert is_image.nonzero().squeeze(1).tolist() == list(range(1, start))
+            text = chat.tokenizer.encode("Multi page parsing.", add_special_tokens=False).ids
+            assert sample.input_ids[start : start + len(text)].tolist() == text
+        large, view = (2000, 1000), folder.processor().pixels.view
+        assert view(large, 2) == (273, (0, 0))
+        assert view(large, 1)[1] != (0, 0)
+
+    def test_features_are_those_of_each_page(self, folder, model, processor):
+        """What the model's class makes of both in one prompt is what it makes of each alone."""
+        images = processor.encode(both_pages(), GOLDEN / "images").images
+        with torch.inference_mode():
+            found = [
+                model.get_image_features(**processor.image_inputs(some)).pooler_output
+                for some in (images, images[:1], images[1:])
+            ]
+        both, *each = (torch.cat(list(features)) for features in found)
+        assert len(both) == sum(image.tokens for image in images)
+        assert_close(both, torch.cat(each), "layer")
+
+    def test_a_chat_template_takes_them(self, folder, model, tmp_path):
+        export_model(model, folder, tmp_path, layout="transformers", dtype=None)
+        stock = AutoTokenizer.from_pretrained(tmp_path)
+        parts = [{"type": "image"}] * 2 + [{"type": "text", "text": "Multi page parsing."}]
+        text = stock.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+        assert text == f"{stock.bos_token}<image><image>Multi page parsing."
+
+    def test_several_turns_are_refused(self, processor):
+        row = {**both_pages(), "history": [["a", "b"]]}
+        with pytest.raises(DataError, match="2 turns; the model was trained on one"):
+            processor.encode(row, GOLDEN / "images")
 
 
 class TestFolder:

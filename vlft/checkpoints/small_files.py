@@ -53,7 +53,8 @@ def write_small_files(
     else:
         _write_tokenizer(base, folder, layout)
     if layout == "transformers" and base.family.template is None:
-        text = template_source("transformers_plain.jinja")
+        several = "{%- set several_images = true -%}\n" if base.family.several_images else ""
+        text = several + template_source("transformers_plain.jinja")
         (folder / _CHAT_TEMPLATE).write_text(text, "utf-8")
     written = read_object(folder / "config.json", ANY)
     # Where the files that are written do not imply Janus' roles, a chat template states them.

@@ -165,6 +165,7 @@ class Family:
         stops_loops: whether a reply that repeats itself without end is stopped.
         keep_dtype_suffixes: tensors with these name endings are never cast.
         check_form: see ``ChatFormat.check``.
+        several_images: whether its plain prompts may hold several images.
         generator: how its models draw; None if they do not.
     """
 
@@ -197,6 +198,7 @@ class Family:
     stops_loops: bool = False
     keep_dtype_suffixes: tuple[str, ...] = ()
     check_form: Callable[[Conversation], None] | None = None
+    several_images: bool = False
     generator: ImageGenerator | None = None
     matches_native: Callable[[Config], bool] = lambda _: True
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vlft.data.encode import ChatFormat, Tiles
 
 
+ONE_EACH = "make a record of each image and question; in a chat, /clear starts anew"
+
+
 def key_rules() -> list[KeyRule]:
     """The rules of SAM, projector, separator and LLM, in both families the same."""
     llm = ("layers.{rest}", "embed_tokens.{p}", "norm.{p}")
@@ -82,26 +85,31 @@ def images_of(features: Tensor, tiles: Sequence[Tiles], tile: int) -> list[tuple
 
 def check_form(conversation: Conversation) -> None:
     """Raises DataError for several turns, several images or a system prompt: there is no form."""
-    images, turns = conversation.images, conversation.turns
-    found = None
-    if len(turns) > 2:
-        found = f"{(len(turns) + 1) // 2} turns; the model was trained on one"
-    elif len(images) > 1:
-        found = f"{len(images)} images; the model was trained on one"
-    elif conversation.system:
-        found = "a system prompt; the model was trained without"
+    check_question(conversation)
+    count = len(conversation.images)
+    if count > 1:
+        found = f"{count} images; the model was trained on one"
+        raise DataError(found, place=conversation.place, hint=ONE_EACH)
+
+
+def check_question(conversation: Conversation) -> None:
+    """Raises DataError for several turns or a system prompt."""
+    turns = len(conversation.turns)
+    found = "a system prompt; the model was trained without" if conversation.system else None
+    if turns > 2:
+        found = f"{(turns + 1) // 2} turns; the model was trained on one"
     if found:
-        hint = "make a record of each image and question; in a chat, /clear starts anew"
-        raise DataError(found, place=conversation.place, hint=hint)
+        raise DataError(found, place=conversation.place, hint=ONE_EACH)
 
 
 def chat_text(conversation: Conversation, chat: ChatFormat) -> ChatText:
     """The prompt by itself and the reply right after it: no roles, no system prompt.
 
     Raises:
-        DataError: see ``check_form``.
+        DataError: see ``ChatFormat.check``.
     """
-    check_form(conversation)
+    assert chat.check is not None
+    chat.check(conversation)
     turns = conversation.turns
     prompt = flat_text(turns[0], chat.image_tag).strip()
     pieces = [Piece(prompt)]

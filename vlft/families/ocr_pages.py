@@ -60,6 +60,7 @@ class Pages:
         grids: whether the model's class takes the grid of tiles as well as their number.
         native: prefix of transformers' ``Processor`` and ``ImageProcessor`` classes.
         max_tokens: most tokens of an image; None for no limit.
+        tiles_one: whether an image has tiles only if its prompt has no other.
     """
 
     modes: Mapping[str, ImageMode]
@@ -69,6 +70,7 @@ class Pages:
     grids: bool
     native: str
     max_tokens: int | None = None
+    tiles_one: bool = False
 
     @property
     def sizes(self) -> ImageMode:
@@ -114,8 +116,9 @@ def _pixels(pages: Pages) -> Pixels:
     side, tile_side = sizes.size // TOKEN_PIXELS, sizes.tile // TOKEN_PIXELS
     grids = pages.allowed_grids()
 
-    def view(size: tuple[int, int], _count: int) -> tuple[int, Tiles]:
-        tiles = best_grid(size, sizes.tile, grids)
+    def view(size: tuple[int, int], count: int) -> tuple[int, Tiles]:
+        is_whole = pages.tiles_one and count > 1
+        tiles = NO_TILES if is_whole else best_grid(size, sizes.tile, grids)
         return pages.tokens_of(tiles), tiles
 
     def sizes_of(tiles: Tiles) -> tuple[tuple[int, int], ...]:

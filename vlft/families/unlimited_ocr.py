@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlft.families import deepseek_ocr, ocr_config
+from vlft.families import deepseek_ocr, ocr, ocr_config
 from vlft.families.ocr_pages import Pages, page_pixels
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def _original_config(native: Config, dtype: str, images: Config) -> dict[str, An
     return config
 
 
-# More tiles than DeepSeek-OCR: as the class of transformers, which Baidu's weights came to.
+# More tiles than DeepSeek-OCR: as the class of transformers, which Baidu's weights came to. Several
+# pages in one prompt have none, as the authors ask for them.
 PAGES = Pages(
     deepseek_ocr.MODES, "gundam", max_tiles=32, tokens=deepseek_ocr.tokens, grids=True,
-    native="UnlimitedOcr",
+    native="UnlimitedOcr", tiles_one=True,
 )  # fmt: skip
 
 FAMILY = replace(
@@ -60,6 +61,8 @@ FAMILY = replace(
     },
     matches=_matches,
     matches_native=lambda config: ocr_config.window_of(config) is not None,
+    check_form=ocr.check_question,
+    several_images=True,
     max_new_tokens=32768,
     no_repeat_ngram=35,
     ngram_window=128,
