@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import time
+import warnings
 
 import pytest
 from rich.console import Console
 
 from vlft import console
+from vlft.cli.quiet import quiet
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "file"])
@@ -99,3 +102,17 @@ def test_long_work_says_how_far_it_is_where_there_is_no_terminal(screen, monkeyp
         "checking samples: 3 of 1,200, 159:36 left",
         "checking samples: 5 of 1,200, 143:24 left",
     ]
+
+
+def test_a_warning_of_a_library_is_a_line_that_steers_nothing(screen, monkeypatch):
+    """It may hold text of a stranger's file."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        quiet()
+        warnings.simplefilter("always")
+        warnings.warn("set \x1b[31m\nerror: x" + "a" * 9999, stacklevel=1)
+    # Without the styles that the console itself adds.
+    shown = re.sub("\x1b\\[[\\d;]*m", "", screen.getvalue())
+    expected = r"warning: set \\x1b\[31m\\nerror: xa+\.\.\.a+ \(test_console.py:\d+\)\n"
+    assert re.fullmatch(expected, shown)
+    assert len(shown) < 2000

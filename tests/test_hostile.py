@@ -118,7 +118,10 @@ class Trials:
             file = self.stage.copy / files[number % len(files)]
             how = damage(file, chance)
             # A file that a field names is named where it is read; of weights only scores tell.
-            names = {path.name for path in paths} | {"its scores are no numbers"}
+            names = {path.name for path in paths} | {
+                "its scores are no numbers",
+                "its weights may be damaged",
+            }
             names |= set(re.findall(r"\w+\.json|(?<== ')[^']{2,20}", how))
             self.run(
                 command(chance),

@@ -401,6 +401,17 @@ class TestResume:
         with pytest.raises(CheckpointError, match="not the one that the run was started with"):
             vlft.sft(vlft.SftConfig(resume=run))
 
+    @only_siglip
+    @pytest.mark.parametrize("name", ["provenance.json", "split.json"])
+    def test_a_field_that_is_null(self, config, monkeypatch, name):
+        stop_after(monkeypatch, 2)
+        run = vlft.sft(config).run
+        fields = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(dict.fromkeys(fields)))
+        said = rf"{name}: has no (digest of|validation)"
+        with pytest.raises(CheckpointError, match=said):
+            vlft.sft(vlft.SftConfig(resume=run))
+
     @pytest.fixture
     def cut(self, config, tmp_path, monkeypatch):
         """A run that was stopped, on copies of its base and its images."""

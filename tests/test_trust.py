@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SIGLIP
+from conftest import GOLDEN, SIGLIP
 from safetensors.torch import load_file, save_file
 
 import vlft
@@ -97,6 +97,36 @@ class TestNumbers:
         with pytest.raises(VlftError, match="--max-shard-size"):
             convert(ConvertConfig(src=str(SIGLIP.folder), dst=tmp_path / "x", max_shard_size=size))
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("siglip", {"model_type": None}, "config.json: not a supported model"),
+        ("hybrid", [], "high_res_cfg.global_attn_indexes: found \\[\\], a list of 1 to 256 values"),
+    ],
+)
+def test_a_config_is_named(tmp_path, name, change, said):
+    folder = shutil.copytree(GOLDEN / "checkpoints" / f"deepseek-vl-{name}", tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    if name == "siglip":
+        fields |= change
+    else:
+        fields["vision_config"]["params"]["high_res_cfg"]["global_attn_indexes"] = change
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=said):
+        vlft.load(folder, device="cpu")
+
+
+def test_an_adapter_that_excludes_nothing(tmp_path, recwarn):
+    """What peft says of it holds text of the file."""
+    model, _ = vlft.load(SIGLIP.folder, device="cpu")
+    peft = add_lora(model, describe(SIGLIP.folder).family, LoraOptions(rank=2))
+    peft.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "exclude_modules": "a" * 99}))
+    vlft.load(SIGLIP.folder, tmp_path / "adapter", device="cpu")
+    assert not [warning for warning in recwarn if "aaa" in str(warning.message)]
 
 
 def test_a_key_that_stands_twice_is_said_once(tmp_path, capsys):

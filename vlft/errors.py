@@ -38,9 +38,9 @@ class VlftError(Exception):
     def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
         super().__init__(message, place, hint)
         # All three may hold text of a file.
-        self.message = _short(printable(message))  # what was found, and what is allowed
-        self.place = _short(printable(place))  # e.g. ``train.jsonl:17`` or ``--lora-rank``
-        self.hint = _short(printable(hint))  # what to do next
+        self.message = short(printable(message))  # what was found, and what is allowed
+        self.place = short(printable(place))  # e.g. ``train.jsonl:17`` or ``--lora-rank``
+        self.hint = short(printable(hint))  # what to do next
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, with which ranks exchange errors: __init__ takes no such arguments."""
@@ -137,10 +137,10 @@ def shown(path: str | Path) -> str:
     """The path for a message: relative to the working folder if inside it, shortened if long."""
     whole, here = Path(path), Path.cwd()
     text = str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
-    return _short(text, 160)
+    return short(text, 160)
 
 
-def _short(text: str, longest: int = LONGEST) -> str:
+def short(text: str, longest: int = LONGEST) -> str:
     """The text without its middle if it is longer."""
     cut = longest * 3 // 8
     return text if len(text) <= longest + 40 else f"{text[: longest - cut]}...{text[-cut:]}"

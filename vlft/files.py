@@ -64,6 +64,21 @@ def read_object(path: Path, schema: Schema) -> dict[str, Any]:
     return value
 
 
+def read_own(path: Path, schema: Schema) -> dict[str, Any]:
+    """As ``read_object_if_there``, for a file that vlft writes: fields that are null are left out.
+
+    Every field of such a file is of one type where it is there, so that nothing else can be absent.
+    """
+    found: dict[str, Any] = _without_nulls(read_object_if_there(path, schema))
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+
+
 def _table(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     """The object of a file; a key that stands twice is named, once."""
     found = dict(pairs)

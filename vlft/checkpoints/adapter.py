@@ -85,6 +85,8 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         with warnings.catch_warnings():
             # peft does not count patterns of stacked weights as matched, though it uses them.
             warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
+            # Its advice on settings of training holds text of the file.
+            warnings.filterwarnings("ignore", category=UserWarning)
             peft_model = PeftModel(model, adapted.config)
         state = _state(peft_model, adapted.lora)
         expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()

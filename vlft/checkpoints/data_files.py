@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlft.checkpoints.runs import read_provenance
+from vlft.checkpoints.runs import PROVENANCE, read_provenance
 from vlft.data.specs import expand, parse_spec
 from vlft.errors import CheckpointError, DataError, shown
 from vlft.files import digest
@@ -18,7 +18,13 @@ def check_same_data(run: Path, data_files: Iterable[str]) -> None:
     """Raises CheckpointError if a data file has changed since the run was started."""
     before = read_provenance(run).get("data", {})
     for path, value in data_digests(data_files).items():
-        if before.get(path) != value:
+        if path not in before:
+            raise CheckpointError(
+                f"has no digest of {shown(path)}: it was not there when the run was started",
+                place=shown(run / PROVENANCE),
+                hint="take the file away, or start a new run",
+            )
+        if before[path] != value:
             raise CheckpointError(
                 "the file is not the one that the run was started with",
                 place=shown(path),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlft import console
 from vlft.checkpoints.identity import weights_digest
 from vlft.config import SftConfig
-from vlft.errors import CheckpointError, ConfigError
+from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.processor import Processor, config_errors, load_processor
 from vlft.families.registry import find_family
 from vlft.families.schemas import CONFIG as CONFIG_SCHEMA
@@ -110,7 +110,7 @@ def describe(path: Path, name: str = "") -> ModelFolder:
             hint="name the folder that holds config.json and the weights",
         )
     config = read_object(path / "config.json", CONFIG_SCHEMA)
-    family, layout = find_family(config, place=str(path))
+    family, layout = find_family(config, place=shown(path / "config.json"))
     return ModelFolder(path, name or str(path), config, family, layout)
 
 

@@ -189,9 +189,22 @@ def _merge(tuned: Tuned, placement: Placement, base: str, part: Path) -> tuple[A
     alone = _logits(model, inputs, placement)
     peft_model = load_adapter(model, adapter)
     sample = _Sample(inputs, alone, _logits(peft_model, inputs, placement))
+    _check_finite(sample, tuned)
     merged = put_into(peft_model, adapter)
     _compare(_logits(merged, inputs, placement), sample.tuned, "the merged weights")
     return merged, sample
+
+
+def _check_finite(sample: _Sample, tuned: Tuned) -> None:
+    """Raises CheckpointError if the logits of the base or of the adapter on it are no numbers."""
+    found = "its scores are no numbers (NaN or infinite)"
+    if not sample.base.isfinite().all():
+        hint = "its weights may be damaged: compare them with the original"
+        raise CheckpointError(found, place=shown(tuned.base.path), hint=hint)
+    if not sample.tuned.isfinite().all():
+        hint = "train it again, with a lower learning rate, or take an earlier checkpoint"
+        place = shown(tuned.checkpoint / ADAPTER_WEIGHTS)
+        raise CheckpointError(f"with this adapter the model fails: {found}", place=place, hint=hint)
 
 
 def put_into(peft_model: Any, adapter: Path) -> Any:

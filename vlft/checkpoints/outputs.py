@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vlft import __version__
 from vlft.checkpoints.runs import run_of
 from vlft.errors import CheckpointError, ConfigError, shown
-from vlft.files import flush_folder, read_object_if_there, real_path, write_whole
+from vlft.files import flush_folder, read_own, real_path, write_whole
 from vlft.locks import locked
 from vlft.schema import TEXT, TEXTS, Schema
 
@@ -100,7 +100,7 @@ def _check(target: Path, needed: Sequence[Path], *, overwrite: bool, flag: str) 
 
 def read_mark(folder: Path) -> set[str]:
     """The files in a folder that vlft wrote, by their paths in it."""
-    return set(read_object_if_there(folder / MARK, _SCHEMA).get("files", ()))
+    return set(read_own(folder / MARK, _SCHEMA).get("files", ()))
 
 
 def write_mark(folder: Path, files: set[str]) -> None:

@@ -25,6 +25,7 @@ from vlft.files import (
     is_disk_full,
     json_text,
     read_object,
+    read_own,
     real_path,
     write_whole,
 )
@@ -248,7 +249,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def read_provenance(run: Path) -> dict[str, Any]:
     """The fields of provenance.json; their types are checked."""
-    return read_object(run / PROVENANCE, _PROVENANCE_SCHEMA)
+    return read_own(run / PROVENANCE, _PROVENANCE_SCHEMA)
 
 
 def write_run_config(folder: Path, settings: dict[str, Any]) -> None:

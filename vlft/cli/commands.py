@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlft import __version__, config
+from vlft import __version__
 from vlft.cli.quiet import quiet
 from vlft.console import working
 
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 class Command:
     """A command of ``vlft``."""
 
-    config: type[Settings]
-    # ``module:function``, imported when the command runs, so that --help does not wait for torch.
+    # ``module:name`` each, imported when the command is read and when it runs: no command waits for
+    # the settings of the others, and --help does not wait for torch.
+    settings: str
     work: str
     help: str
     resumes: bool = False  # whether ``work`` also takes the names of the settings that were given
+
+    @property
+    def config(self) -> type[Settings]:
+        """The class of the settings."""
+        found: type[Settings] = _imported(self.settings)
+        return found
 
     def run(self, settings: Settings, given: set[str]) -> None:
         """Does the work with checked settings.
@@ -37,37 +44,41 @@ class Command:
             typer.Exit: with code 130, if the user stopped a run before its end.
         """
         quiet()
-        module, _, name = self.work.partition(":")
         with working(f"vlft {__version__}: loading torch and transformers", after=0.2):
-            work = getattr(importlib.import_module(module), name)
+            work = _imported(self.work)
         result = work(settings, given) if self.resumes else work(settings)
         if getattr(result, "finished", True) is False:
             raise typer.Exit(130)
 
 
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 COMMANDS = {
-    "sft": Command(config.SftConfig, "vlft.training.run:run_sft",
+    "sft": Command("vlft.config.training:SftConfig", "vlft.training.run:run_sft",
                    "Fine-tune a model with LoRA, QLoRA or fully.", resumes=True),
-    "plan": Command(config.PlanConfig, "vlft.planning.report:run_plan",
+    "plan": Command("vlft.config.training:PlanConfig", "vlft.planning.report:run_plan",
                     "Show what vlft sft with the same flags would do and need."),
-    "check": Command(config.CheckConfig, "vlft.cli.check:run_check",
+    "check": Command("vlft.config.data:CheckConfig", "vlft.cli.check:run_check",
                      "Check data files, and show what vlft sft would read."),
-    "data": Command(config.DataConfig, "vlft.cli.data:run_data",
+    "data": Command("vlft.config.data:DataConfig", "vlft.cli.data:run_data",
                     "Convert COCO, RefCOCO, PAGE, ALTO or OmniDocBench to data."),
-    "infer": Command(config.InferConfig, "vlft.inference.run:run_infer",
+    "infer": Command("vlft.config.inference:InferConfig", "vlft.inference.run:run_infer",
                      "Answer a data set, or chat, with a tuned or a base model."),
-    "eval": Command(config.EvalConfig, "vlft.evaluation.run:run_eval",
+    "eval": Command("vlft.config.evaluation:EvalConfig", "vlft.evaluation.run:run_eval",
                     "Score answers to a data set, or compare two models' answers."),
-    "draw": Command(config.DrawConfig, "vlft.inference.draw_run:run_draw",
+    "draw": Command("vlft.config.drawing:DrawConfig", "vlft.inference.draw_run:run_draw",
                     "Draw images of prompts, with a tuned or a base Janus."),
-    "merge-lora": Command(config.MergeLoraConfig, "vlft.checkpoints.merge:merge_lora",
+    "merge-lora": Command("vlft.config.models:MergeLoraConfig", "vlft.checkpoints.merge:merge_lora",
                           "Add an adapter to its base and write the merged model."),
-    "convert": Command(config.ConvertConfig, "vlft.checkpoints.convert:convert",
+    "convert": Command("vlft.config.models:ConvertConfig", "vlft.checkpoints.convert:convert",
                        "Write a model in the authors' layout or in transformers'."),
-    "models": Command(config.ModelsConfig, "vlft.cli.models:list_models",
+    "models": Command("vlft.config.models:ModelsConfig", "vlft.cli.models:list_models",
                       "List the models that can be tuned."),
-    "cache": Command(config.CacheConfig, "vlft.cli.cache:run_cache",
+    "cache": Command("vlft.config.models:CacheConfig", "vlft.cli.cache:run_cache",
                      "Show or clear what is kept on disk, e.g. image features."),
-    "env": Command(config.EnvConfig, "vlft.cli.environment:run_env",
+    "env": Command("vlft.config.models:EnvConfig", "vlft.cli.environment:run_env",
                    "Show versions, machine and GPU, to paste into a report."),
 }  # fmt: skip

@@ -16,8 +16,8 @@ import numpy as np
 
 from vlft.console import info, warn
 from vlft.data.options import History
-from vlft.errors import DataError, shown
-from vlft.files import read_object, real_path
+from vlft.errors import CheckpointError, DataError, shown
+from vlft.files import read_own, real_path
 from vlft.schema import Schema, many, whole
 
 if TYPE_CHECKING:
@@ -199,5 +199,8 @@ def read_history(run: Path) -> History:
     """
     if not (run / SPLIT_FILE).is_file():
         return History(older_release=True)
-    found = read_object(run / SPLIT_FILE, _SCHEMA).get("validation", [])
-    return History(tuple((number, record) for number, record in found))
+    found = read_own(run / SPLIT_FILE, _SCHEMA)
+    if "validation" not in found:
+        hint = "copy it from a backup, or start a new run"
+        raise CheckpointError("has no validation", place=shown(run / SPLIT_FILE), hint=hint)
+    return History(tuple((number, record) for number, record in found["validation"]))

@@ -258,7 +258,14 @@ def config_errors(folder: Path, family: Family) -> Iterator[None]:
             place=shown(folder / "config.json"),
             hint="download the model again",
         ) from None
-    except (ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             f"incomplete or malformed for {family.title}: {str(error).splitlines()[0]}",
             place=shown(folder / "config.json"),

@@ -19,7 +19,7 @@ import jsonlines
 from vlft.checkpoints.identity import is_other
 from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, ConfigError, shown
-from vlft.files import json_text, read_object_if_there, replacing, same_file
+from vlft.files import json_text, read_own, replacing, same_file
 from vlft.inference.columns import Columns, differences
 from vlft.inference.formats import columns_of
 from vlft.locks import locked
@@ -99,7 +99,7 @@ class ResultFile:
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 hint = "name another --output"
                 raise CheckpointError("not a regular file", place=shown(path), hint=hint)
-        is_ours = "vlft" in read_object_if_there(self.header_path, _HEADER)
+        is_ours = "vlft" in read_own(self.header_path, _HEADER)
         empty = not self.path.exists() or not self.path.stat().st_size
         replaced = self.path if self._overwrite and not empty else self.header_path
         if replaced.exists() and not is_ours:
@@ -117,7 +117,7 @@ class ResultFile:
         """
         if self._overwrite or not self.path.exists():
             return
-        header = read_object_if_there(self.header_path, _HEADER)
+        header = read_own(self.header_path, _HEADER)
         size, changed = 0, list[str]()
         for number, (line, length) in enumerate(_whole_lines(self.path), start=1):
             if number == 1:

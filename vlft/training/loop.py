@@ -207,7 +207,10 @@ def take_step(job: Job, plans: Sequence[RowPlan]) -> tuple[Losses, float]:
 def _no_number(found: str, job: Job) -> VlftError:
     """The error of a loss or gradient that is no number, which before any step is the base's."""
     if job.backend.scheduler.state_dict()["last_epoch"] == 0:
-        hint = "use --dtype float32 if it is float16; compare the base and its answers (vlft infer)"
+        hint = (
+            "use --dtype float32 if it is float16; its weights may be damaged, compare them with "
+            "the original and look at its answers (vlft infer)"
+        )
         place = f"the base model {job.base}".strip()
         return VlftError(f"{found} before any step", place=place, hint=hint)
     return VlftError(found, place="training", hint="lower --learning-rate, or check the data")
