@@ -118,15 +118,37 @@ def test_a_config_is_named(tmp_path, name, change, said):
         vlft.load(folder, device="cpu")
 
 
-def test_an_adapter_that_excludes_nothing(tmp_path, recwarn):
-    """What peft says of it holds text of the file."""
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # What peft says of it holds text of the file.
+        {"exclude_modules": "a" * 99},
+        # Null counts as absent.
+        {"lora_dropout": None, "rank_pattern": None, "alpha_pattern": None, "bias": None},
+    ],
+)
+def test_fields_of_an_adapter_that_say_nothing(tmp_path, fields, recwarn):
     model, _ = vlft.load(SIGLIP.folder, device="cpu")
     peft = add_lora(model, describe(SIGLIP.folder).family, LoraOptions(rank=2))
     peft.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "exclude_modules": "a" * 99}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     vlft.load(SIGLIP.folder, tmp_path / "adapter", device="cpu")
     assert not [warning for warning in recwarn if "aaa" in str(warning.message)]
+
+
+def test_a_token_that_is_no_text(copy):
+    path = copy / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "pad_token": {"content": "\ud800"}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: pad_token: found"):
+        vlft.load(copy, device="cpu")
+
+
+def test_settings_of_a_run_without_its_model(tmp_path):
+    (tmp_path / "run_config.json").write_text('{"max_steps": 1}')
+    with pytest.raises(CheckpointError, match=r"run_config.json: has no model"):
+        read_run_config(tmp_path)
 
 
 def test_a_key_that_stands_twice_is_said_once(tmp_path, capsys):

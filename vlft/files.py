@@ -69,14 +69,15 @@ def read_own(path: Path, schema: Schema) -> dict[str, Any]:
 
     Every field of such a file is of one type where it is there, so that nothing else can be absent.
     """
-    found: dict[str, Any] = _without_nulls(read_object_if_there(path, schema))
+    found: dict[str, Any] = without_nulls(read_object_if_there(path, schema))
     return found
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """A value of JSON without the fields that are null, at any depth."""
     if not isinstance(value, dict):
         return value
-    return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
 
 
 def _table(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

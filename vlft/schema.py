@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlft.errors import CheckpointError, raise_all
+from vlft.errors import LONE_SURROGATE, CheckpointError, raise_all
 from vlft.patterns import are_quick
 
 _NAME = re.compile(r"[\w.-]{1,400}")
@@ -128,6 +128,9 @@ def all_allowed(values: Any, rule: Rule) -> bool:
 
 BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("text", lambda value: isinstance(value, str) and len(value) <= 100_000)
+UTF8_TEXT = Rule(
+    "text of UTF-8", lambda value: TEXT.allows(value) and not LONE_SURROGATE.search(value)
+)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 TEXTS = many(TEXT)
 # peft matches some of them as expressions, in which their dots are the only operators.

@@ -27,6 +27,7 @@ from vlft.files import (
     read_object,
     read_own,
     real_path,
+    without_nulls,
     write_whole,
 )
 from vlft.schema import (
@@ -243,8 +244,9 @@ def _named_by(file: Path) -> Path:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The fields of adapter_config.json; their types are checked."""
-    return read_object(folder / ADAPTER_CONFIG, _ADAPTER_SCHEMA)
+    """The fields of adapter_config.json that are not null; their types are checked."""
+    found: dict[str, Any] = without_nulls(read_object(folder / ADAPTER_CONFIG, _ADAPTER_SCHEMA))
+    return found
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
@@ -267,6 +269,8 @@ def read_run_config(folder: Path) -> SftConfig:
     """
     path = folder / RUN_CONFIG
     stated = read_object(path, ANY)
+    if "model" not in stated:
+        raise CheckpointError("has no model", place=shown(path), hint="copy it from a backup")
     # Releases without the setting read special tokens of data as tokens.
     values, problems = convert(SftConfig, {"special_tokens": "keep", **stated}, source=shown(path))
     raise_all(problems)

@@ -89,7 +89,8 @@ def other_base(adapter: Path, base: ModelFolder) -> CheckpointError | None:
     if weights.is_file() and digest(weights) in merged_adapters(base.path):
         found, hint = "holds this adapter already", "use the model as it is, without the adapter"
     elif is_other(read_metadata(weights).get(BASE, ""), base.weights_digest):
-        found, hint = "its weights are not those that the adapter was trained on", "use those"
+        of = f"the adapter was trained on, by {shown(weights)}"
+        found, hint = f"its weights are not those that {of}", "use those"
     if not found:
         return None
     hint += ", or add --accept-changes to use it all the same"

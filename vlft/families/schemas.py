@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlft.schema import BOOL, OBJECT, TEXT, TEXTS, Rule, Schema, either, many, number, table, whole
+from vlft.schema import (
+    BOOL,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    UTF8_TEXT,
+    Rule,
+    Schema,
+    either,
+    many,
+    number,
+    table,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +29,7 @@ SIDE = whole(1, 8192)
 EPSILON = number(0, 1)
 # Published tokenizers have 129,280 tokens, codebooks of drawing 16,384 codes.
 ROWS = whole(1, 2**21)
-TOKEN = either(TEXT, table(either(TEXT, BOOL)))
+TOKEN = either(UTF8_TEXT, table(either(UTF8_TEXT, BOOL)))
 
 
 def _each(rule: Rule, *names: str) -> Mapping[str, Rule]:
@@ -97,5 +110,5 @@ PROCESSOR: Schema = {
 # Of tokenizer_config.json and special_tokens_map.json.
 TOKENS: Schema = {
     **_each(TOKEN, "bos_token", "eos_token", "pad_token"),
-    "chat_template": either(TEXT, many(OBJECT)),
+    "chat_template": either(UTF8_TEXT, many(OBJECT)),
 }
