@@ -61,7 +61,8 @@ FLAGS = {
     """,
     "draw": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --prompt --dataset --image-root --confine-images --allow-private-urls
+        --accept-changes --prompt --load-dataset-config --dataset
+        --image-root --confine-images --allow-private-urls
         --on-bad-sample --num-images --cfg-weight --temperature --batch-size --seed
         --output-dir --overwrite
     """,

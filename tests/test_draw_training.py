@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, JANUS, JANUS_PRO, SIGLIP, write_jsonl
+from PIL import Image
 from safetensors.torch import load_file
 from tolerances import assert_close
 
@@ -22,6 +23,7 @@ from vlft.data.drawing import unconditional, with_start
 from vlft.data.encode import EncodedImage
 from vlft.data.outline import outline
 from vlft.errors import ConfigError, DataError
+from vlft.inference.image_files import read_facts
 from vlft.packing.dropout import PromptDropout
 from vlft.packing.packer import Packer
 from vlft.packing.planner import Planner
@@ -362,8 +364,9 @@ class TestRuns:
         assert "codes (memory: as asked): 3 images encoded" in capfd.readouterr().err
         assert np.isfinite(metrics(run.run)[0]["val_loss"])
 
-    def test_drawings_alone(self, case, tmp_path):
+    def test_drawings_alone(self, case, tmp_path, capfd):
         run = vlft.sft(config_of(tmp_path, case, DRAWN[:3], max_steps=2))
+        assert "next: vlft draw --ckpt-dir" in capfd.readouterr().err
         last = metrics(run.run)[-1]
         assert last["val_loss"] == last["val_code_loss"]
         assert "val_text_loss" not in last
@@ -378,12 +381,29 @@ class TestRuns:
         found = [row["val_code_loss"] for row in metrics(run.run) if "val_loss" in row]
         assert found[-1] < found[0]
 
-    def test_a_tuned_checkpoint_draws(self, case, run, tmp_path, monkeypatch):
+    def test_a_tuned_checkpoint_draws(self, case, run, tmp_path, monkeypatch, capfd):
+        """Prompts, and the queries of the run's validation set whose replies are images."""
         monkeypatch.chdir(tmp_path)
         from vlft.inference.draw_run import run_draw
 
-        result = run_draw(vlft.DrawConfig(ckpt_dir=run.run, prompt=("a red square",)))
-        assert len(result.images) == 1
+        queries = [row["query"] for row in DRAWN]
+        greedy = {"ckpt_dir": run.run, "temperature": 0.0}
+        drawn = run_draw(vlft.DrawConfig(**greedy, load_dataset_config=True))
+        assert "records whose reply is text are left out" in capfd.readouterr().err
+        assert [read_facts(path)["prompt"] for path in drawn.images] == [[q] for q in queries]
+        asked = vlft.DrawConfig(**greedy, prompt=(queries[0],), output_dir=tmp_path / "one")
+        (path,) = run_draw(asked).images
+        with Image.open(path) as one, Image.open(drawn.images[0]) as other:
+            assert one.tobytes() == other.tobytes()
+
+    def test_a_validation_set_of_texts_is_not_drawn(self, case, tmp_path):
+        from vlft.inference.draw_run import run_draw
+
+        rows = MIXED[len(DRAWN) :]
+        settings = {"train_gen_head": False, "train_gen_aligner": False, "cfg_dropout": 0.1}
+        run = vlft.sft(config_of(tmp_path, case, rows, max_steps=1, **settings))
+        with pytest.raises(ConfigError, match="no reply of the validation set is an image"):
+            run_draw(vlft.DrawConfig(ckpt_dir=run.run, load_dataset_config=True))
 
 
 @pytest.mark.parametrize("case", [SIGLIP], indirect=True, ids=str)

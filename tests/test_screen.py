@@ -184,6 +184,16 @@ class TestClosingLines:
             f"next: vlft infer --ckpt-dir {self.run}/checkpoint-4",
         ]
 
+    def test_drawings_are_drawn(self):
+        validated = Position(step=4, best_loss=1.0, best_step=4, finished=True)
+        assert [
+            closing_lines(self.run, position, 1.0, draws=True)[-1]
+            for position in (validated, Position(step=4, finished=True))
+        ] == [
+            f"next: vlft draw --ckpt-dir {self.run}/checkpoint-4 --load-dataset-config",
+            f"next: vlft draw --ckpt-dir {self.run}/checkpoint-4 --prompt 'what to draw'",
+        ]
+
     def test_a_stop_before_the_first_step_names_no_checkpoint(self):
         assert closing_lines(self.run, Position(), 5.0) == [
             "stopped after 0:05, before the first step: nothing to go on from"

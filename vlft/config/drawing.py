@@ -36,6 +36,9 @@ class DrawConfig(Settings):
                                   "than its base.")
 
     prompt: tuple[str, ...] = _data((), "What to draw. Repeatable.")
+    load_dataset_config: bool = _data(
+        False, "Draw the validation set of the run in --ckpt-dir: its records whose reply is an "
+        "image.")
     dataset: tuple[str, ...] = _data(
         (), "Draw the records of these files: their query, with the images that it shows. "
         "Repeatable.", path=True, records=True)
@@ -62,15 +65,25 @@ class DrawConfig(Settings):
         """Settings that exclude or need each other; ``build`` has checked the single values."""
         needy = changed(self, "merge_lora", "accept_changes")
         records = given(self, "image_root", "confine_images", "allow_private_urls", "on_bad_sample")
+        of_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         return (
-            (not self.prompt and not self.dataset, "vlft draw", "nothing to draw",
+            (not (self.prompt or self.dataset or of_run), "vlft draw", "nothing to draw",
              "add e.g. --prompt 'a red square', or --dataset prompts.jsonl"),
             (self.prompt and self.dataset, "--prompt",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
-            (not self.dataset and records, records, "only for --dataset", "leave it out"),
+            (of_run and (self.prompt or self.dataset), "--load-dataset-config",
+             "found together with --prompt or --dataset; one of them is allowed",
+             "leave one of them out"),
+            (of_run and not has_adapter, "--load-dataset-config",
+             "needs the run whose validation set it draws",
+             "add --ckpt-dir output/.../checkpoint-N"),
+            (of_run and self.on_bad_sample != "error", "--on-bad-sample",
+             "found together with --load-dataset-config, which reads the data as the run did",
+             "leave one of them out"),
+            (self.prompt and records, records, "only for --dataset", "leave it out"),
             (self.merge_lora and self.quantize not in (None, "none"), "--quantize",
              f"found {self.quantize} with --merge-lora, which merges into whole weights",
              "leave one of them out"),
-            (needy and self.ckpt_dir is None, needy, "needs an adapter", "add --ckpt-dir"),
+            (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *hub_rules(self, self.model),
         )

@@ -50,6 +50,7 @@ class Dataset(Sequence["EncodedSample"]):
         conversations: read on access, as the others are.
         outlines: see Outline.
         positions: number of the file, and index of the record.
+        is_drawn: (S,) bool, whether the reply of a sample is an image.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Dataset(Sequence["EncodedSample"]):
         self.rows = np.arange(len(store)) if rows is None else rows
         self.drawn, self.skipped, self.flags = drawn or {}, tuple(skipped), flags
         numbers = cast("Sequence[int]", self.rows)
+        self.is_drawn: Numbers = store.draws[self.rows]
         self.conversations: Lazy[Conversation] = Lazy(numbers, store.conversation)
         self.outlines: Lazy[Outline] = Lazy(numbers, store.outline)
         self.positions: Lazy[Position] = Lazy(
@@ -123,7 +125,7 @@ class Dataset(Sequence["EncodedSample"]):
         owners, images = self.shown_images()
         counts = np.bincount(owners, minlength=len(self))[owners]
         is_last = np.diff(owners, append=len(self)) > 0
-        drawn = is_last & self.store.draws[self.rows][owners]
+        drawn = is_last & self.is_drawn[owners]
         _, first = np.unique(np.stack([images, counts, drawn]), axis=1, return_index=True)
         found = [
             self.store.encoded_image(int(images[i]), int(counts[i]), drawn=bool(drawn[i]))

@@ -48,9 +48,12 @@ VQ_FIELDS: Mapping[str, Any] = {
 VQ_NAMES: Mapping[str, str] = {
     "image_token_size": "num_embeddings", "n_embed": "embed_dim", "ch": "base_channels",
     "ch_mult": "channel_multiplier", "z_channels": "latent_channels",
+    "num_res_blocks": "num_res_blocks",
 }  # fmt: skip
 # Sizes of the authors' VQ-16, which published config.json files leave out.
-VQ_SIZES: Mapping[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256}
+VQ_SIZES: Mapping[str, Any] = {
+    "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "z_channels": 256, "num_res_blocks": 2,
+}  # fmt: skip
 # Largest number of linear layers in an aligner; published ones have two.
 DEEPEST_ALIGNER = 8
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlft.checkpoints.tuned import Tuned
-    from vlft.config import InferConfig
+    from vlft.config import DrawConfig, InferConfig
     from vlft.data.documents import Document
     from vlft.families.processor import Processor
 
@@ -67,13 +67,17 @@ def load_records(
                 hint="add --dataset",
             )
         return None
-    return _validation_set(config, tuned, processor, options)
+    return _without_drawings(validation_set(config, tuned, processor, options))
 
 
-def _validation_set(
-    config: InferConfig, tuned: Tuned, processor: Processor, options: DataOptions
+def validation_set(
+    config: InferConfig | DrawConfig, tuned: Tuned, processor: Processor, options: DataOptions
 ) -> Dataset:
-    """The records that the run of a checkpoint was validated on."""
+    """The records that the run of a checkpoint was validated on.
+
+    Raises:
+        ConfigError: there are none, or the checkpoint is not in its run.
+    """
     run, encoder = tuned.settings, processor.encoder
     if not run.dataset or (tuned.run is None and not run.val_dataset):
         raise ConfigError(
@@ -106,7 +110,7 @@ def _validation_set(
             place="--load-dataset-config",
             hint="name a file with --dataset",
         )
-    return _without_drawings(val)
+    return val
 
 
 def _without_drawings(data: Dataset) -> Dataset:
@@ -115,11 +119,11 @@ def _without_drawings(data: Dataset) -> Dataset:
     Raises:
         ConfigError: there is none.
     """
-    drawings = np.flatnonzero(data.store.draws[data.rows]).tolist()
+    drawings = np.flatnonzero(data.is_drawn).tolist()
     if not drawings:
         return data
     if len(drawings) == len(data):
-        hint = "vlft draw --ckpt-dir CHECKPOINT --dataset FILE draws the queries of a file"
+        hint = "vlft draw --ckpt-dir CHECKPOINT --load-dataset-config draws them"
         raise ConfigError(
             "all replies of the validation set are images", place="--load-dataset-config", hint=hint
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlft import __version__, console
 from vlft.config import ReadingSettings
 from vlft.data.conversation import flat_text
@@ -21,6 +23,7 @@ from vlft.data.special_tokens import warn_of_special_tokens
 from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
+from vlft.inference.data import validation_set
 from vlft.inference.draw import (
     cut_batches,
     draw_batch,
@@ -69,7 +72,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
     if tuned is not None:
         processor = ImageSettings.of(tuned.settings).apply(processor)
         processor = processor.with_special_tokens(tuned.settings.special_tokens)
-    data = _read_prompts(config, processor)
+    data = _read_prompts(config, tuned, processor)
     placement = placement_of(config, tuned)
     shared = _facts(config, folder, tuned, placement)
     files = ImageFiles(
@@ -92,7 +95,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
     return DrawResult([files.path(number) for number in range(total)], sheets)
 
 
-def _read_prompts(config: DrawConfig, processor: Processor) -> Dataset:
+def _read_prompts(config: DrawConfig, tuned: Tuned | None, processor: Processor) -> Dataset:
     """The records to draw, in the order of their images."""
     options = DataOptions(
         reading=processor.reading(ReadingSettings(), need_response=False),
@@ -105,6 +108,8 @@ def _read_prompts(config: DrawConfig, processor: Processor) -> Dataset:
         seed=config.seed,
         expects_images=False,
     )
+    if config.load_dataset_config and tuned is not None:
+        return _drawings(validation_set(config, tuned, processor, options))
     files: Sequence[str] = config.dataset
     if config.prompt:
         blank = [text for text in config.prompt if not text.strip()]
@@ -116,6 +121,23 @@ def _read_prompts(config: DrawConfig, processor: Processor) -> Dataset:
     warn_of_images(data.with_notes())
     warn_of_special_tokens(data.as_text)
     return data
+
+
+def _drawings(data: Dataset) -> Dataset:
+    """The records whose reply is an image.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    rest, drawings = data.divide(np.flatnonzero(data.is_drawn).tolist())
+    if not len(drawings):
+        found, hint = "no reply of the validation set is an image", "vlft infer answers with text"
+        raise ConfigError(found, place="--load-dataset-config", hint=hint)
+    if len(rest):
+        console.warn(
+            f"{len(rest)} records whose reply is text are left out; vlft infer answers such"
+        )
+    return drawings
 
 
 def _draw(

@@ -201,8 +201,13 @@ class RunLog:
             self._trackers.log(values, step=int(values.pop("step")))
 
 
-def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
-    """The last lines of a run: time taken, best and last checkpoint, the command to type next."""
+def closing_lines(
+    run: Path, position: Position, seconds: float, *, draws: bool = False
+) -> list[str]:
+    """The last lines of a run: time taken, best and last checkpoint, the command to type next.
+
+    ``draws`` if all replies are images.
+    """
     last = run / f"checkpoint-{position.step}"
     if position.step == 0:
         return [f"stopped after {_clock(seconds)}, before the first step: nothing to go on from"]
@@ -220,8 +225,10 @@ def closing_lines(run: Path, position: Position, seconds: float) -> list[str]:
     for name, checkpoint, loss in shown:
         evaluated = "" if loss is None else f", validation loss {loss:.4f}"
         lines.append(f"{name}: {checkpoint.name}{evaluated}")
-    answered = "" if position.best_loss is None else " --load-dataset-config"
-    return [*lines, f"next: vlft infer --ckpt-dir {shlex.quote(str(best))}{answered}"]
+    command, asked = ("draw", " --prompt 'what to draw'") if draws else ("infer", "")
+    if position.best_loss is not None:
+        asked = " --load-dataset-config"
+    return [*lines, f"next: vlft {command} --ckpt-dir {shlex.quote(str(best))}{asked}"]
 
 
 def _peak_memory() -> int:

@@ -160,7 +160,8 @@ def _train(
         backend.world.on_rank_zero(lambda: plot_run(run))
     # What is left of the model is transformers' own.
     restore(model.module)
-    result = _close(run, position, time.perf_counter() - started)
+    draws = all(part.is_drawn.all() for part in data)
+    result = _close(run, position, time.perf_counter() - started, draws=draws)
     backend.world.end_if(problem)
     return result
 
@@ -242,8 +243,8 @@ def _open_log(job: Job, run: Path, position: Position) -> RunLog:
     return RunLog(run, job.options.total_steps, position.step, trackers, writes=writes)
 
 
-def _close(run: Path, position: Position, seconds: float) -> SftResult:
-    for line in closing_lines(run, position, seconds):
+def _close(run: Path, position: Position, seconds: float, *, draws: bool) -> SftResult:
+    for line in closing_lines(run, position, seconds, draws=draws):
         console.info(line)
     checkpoint = run / f"checkpoint-{position.step}"
     return SftResult(run, checkpoint, position.step, position.finished, position.best_loss)
