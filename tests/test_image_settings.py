@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from vlft.checkpoints.locate import locate_model
 from vlft.config import InferConfig, SftConfig
-from vlft.errors import ConfigError, DataError
+from vlft.errors import CheckpointError, ConfigError, DataError
 from vlft.families.image_settings import ImageSettings, state_image_settings
 from vlft.families.pixels import HALF
 from vlft.families.tiles import Tiling, tiled_pixels
@@ -73,6 +74,8 @@ def test_refused(published, base):
         "limited\n"
         " hint: leave it out"
     )
+    with pytest.raises(CheckpointError, match=r"run_config\.json, --max-tiles: .* has no tiles"):
+        ImageSettings(max_tiles=2).apply(siglip, Path("run_config.json"))
 
 
 def test_a_command_follows_the_run_where_it_is_silent():

@@ -83,10 +83,9 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         _replace(model, adapted.full, folder, trainable=trainable)
         register_experts_layer(adapted.config)
         with warnings.catch_warnings():
-            # peft does not count patterns of stacked weights as matched, though it uses them.
-            warnings.filterwarnings("ignore", r"The following \w+_pattern keys", RuntimeWarning)
-            # Its advice on settings of training holds text of the file.
-            warnings.filterwarnings("ignore", category=UserWarning)
+            # Advice of peft on settings of training, which holds text of the file. It does not
+            # count patterns of stacked weights as matched, though it uses them.
+            warnings.simplefilter("ignore")
             peft_model = PeftModel(model, adapted.config)
         state = _state(peft_model, adapted.lora)
         expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()

@@ -122,7 +122,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
 def _state_images(folder: Path, tuned: Tuned) -> None:
     """Writes how the images of the run were treated, and says what other tools do not read."""
     settings = ImageSettings.of(tuned.settings)
-    state_image_settings(folder, settings, tuned.base.processor())
+    state_image_settings(folder, settings, tuned.base.processor(), tuned.settings_file)
     if "exif" in settings.changed:
         console.warn(
             "the model was trained with --exif rotate, which vlft alone reads in its files: turn "

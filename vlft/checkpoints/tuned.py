@@ -43,6 +43,11 @@ class Tuned:
     adapter: Path | None
     run: Path | None
 
+    @property
+    def settings_file(self) -> Path:
+        """The file of the settings; an adapter of others has none."""
+        return self.checkpoint / RUN_CONFIG
+
 
 def open_tuned(
     ckpt_dir: Path,

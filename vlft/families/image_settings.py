@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import ConfigError
+from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.base import PREPROCESSOR_FILE, PROCESSOR_FILE
 from vlft.families.pixels import EXIF
 from vlft.families.schemas import PROCESSOR
@@ -50,13 +50,23 @@ class ImageSettings:
         defaults = asdict(ImageSettings())
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
-    def apply(self, processor: Processor) -> Processor:
+    def apply(self, processor: Processor, source: Path | None = None) -> Processor:
         """The processor of a checkpoint with these settings.
 
+        Args:
+            processor: of the checkpoint.
+            source: the file that states them, if the user has not.
+
         Raises:
-            ConfigError: the family has no tiles, or no grid of tiles is left.
+            UsageError: the family has no tiles, or no grid of tiles is left.
         """
-        pixels = self._limited(processor)
+        try:
+            pixels = self._limited(processor)
+        except ConfigError as error:
+            if source is None:
+                raise
+            place, hint = f"{shown(source)}, {error.place}", "copy the file from a backup"
+            raise CheckpointError(error.message, place=place, hint=hint) from None
         if self.exif == ROTATE:
             pixels = replace(pixels, rotate=True)
         chat = replace(processor.chat, view=pixels.view, rotate=pixels.rotate)
@@ -88,15 +98,21 @@ class ImageSettings:
         return replace(limited, rotate=pixels.rotate)
 
 
-def state_image_settings(folder: Path, settings: ImageSettings, base: Processor) -> None:
+def state_image_settings(
+    folder: Path, settings: ImageSettings, base: Processor, source: Path | None = None
+) -> None:
     """Writes into the files of a trained model how its images are treated.
 
     Args:
         folder: of the model.
         settings: of the run.
         base: processor of the model that the run started from.
+        source: the file that states the settings, if the user has not.
+
+    Raises:
+        UsageError: they cannot be applied.
     """
-    treated = settings.apply(base)
+    treated = settings.apply(base, source)
     stated = {name: dict(entries) for name, entries in treated.pixels.stated.items()}
     if treated.pixels.rotate and not base.pixels.rotate:
         name = PREPROCESSOR_FILE if (folder / PREPROCESSOR_FILE).is_file() else PROCESSOR_FILE

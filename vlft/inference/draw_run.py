@@ -70,7 +70,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
     processor = folder.processor()
     generator_of(processor.family)
     if tuned is not None:
-        processor = ImageSettings.of(tuned.settings).apply(processor)
+        processor = ImageSettings.of(tuned.settings).apply(processor, tuned.settings_file)
         processor = processor.with_special_tokens(tuned.settings.special_tokens)
     data = _read_prompts(config, tuned, processor)
     placement = placement_of(config, tuned)

@@ -65,9 +65,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     config = check(config)
     sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     tuned, folder = find_model(config)
-    treatment = ImageSettings.of(config, tuned.settings if tuned else None)
-    special_tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
-    processor = treatment.apply(folder.processor()).with_special_tokens(special_tokens)
+    treatment, processor = _treated(config, tuned, folder)
     sampling = sampling.resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
     strict = config.on_bad_sample == "error"
@@ -128,6 +126,19 @@ def _report(
     if texts is not None:
         texts.finish()
     console.info(f"{results.done} replies in {results.path}")
+
+
+def _treated(
+    config: InferConfig, tuned: Tuned | None, folder: ModelFolder
+) -> tuple[ImageSettings, Processor]:
+    """How images are treated, and the processor that does it."""
+    if tuned is None:
+        settings, source = ImageSettings.of(config), None
+    else:
+        settings = ImageSettings.of(config, tuned.settings)
+        source = None if ImageSettings.of(config).changed else tuned.settings_file
+    tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
+    return settings, settings.apply(folder.processor(), source).with_special_tokens(tokens)
 
 
 def _header(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.placement import Placement, resolve_placement
+from vlft.checkpoints.runs import RUN_CONFIG
 from vlft.checkpoints.tuned import open_tuned
 from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.data.mix import resolved_mix
@@ -87,7 +88,7 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     )
     processor = (
         ImageSettings.of(config)
-        .apply(folder.processor())
+        .apply(folder.processor(), resumed / RUN_CONFIG if resumed else None)
         .with_special_tokens(config.special_tokens)
     )
     return Setup(_resolved(config, placement), folder, processor, placement, resumed)
