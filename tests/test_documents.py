@@ -15,7 +15,7 @@ from PIL import Image
 import vlft
 from vlft.data import pdf
 from vlft.data.documents import Pages, open_documents
-from vlft.errors import ConfigError, DataError, UsageError
+from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
 from vlft.files import cache_folder
 from vlft.inference import run as infer_run
 from vlft.inference.generate import Reply
@@ -240,6 +240,61 @@ def test_a_pdf_file_that_changes_while_it_is_read(here, replies, pdfium, monkeyp
     assert [row["id"] for row in read("b.pdf", batch_size=1).rows] == [
         f"b.pdf#page={number}" for number in (1, 2, 3)
     ]
+
+
+@pytest.fixture
+def by_pages(monkeypatch):
+    """Replies to several pages, which Unlimited-OCR marks; the list of what was asked."""
+    asked = []
+
+    def reply(_model, _processor, prompts, *_args, **_kwargs):
+        asked.extend(prompts)
+        made = []
+        for prompt in prompts:
+            pages = [f"<|det|>text [0, 0, 999, 999]<|/det|>{n}" for n in range(len(prompt.images))]
+            made.append(Reply(f"<PAGE>{'<PAGE>'.join(pages)}", [1], "stop"))
+        return made
+
+    monkeypatch.setattr(infer_run, "generate_replies", reply)
+    monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
+    return asked
+
+
+def test_several_pages_in_one_prompt(here, by_pages, pdfium):
+    (here / "b.pdf").write_bytes(pdf_bytes("one", "two", "three"))
+    given = {"save_text": here / "text", "format": "blocks", "pages_per_prompt": 2, "pdf_dpi": 72}
+    rows = read("b.pdf", "a.jpg", **given).rows
+    assert [row["query"] for row in rows] == ["<image><image>Read it.", *["<image>Read it."] * 2]
+    assert [row["id"] for row in rows] == ["b.pdf#page=1-2", "b.pdf#page=3", "a.jpg"]
+    last = [2, None, None]
+    assert [row["meta"].get("last_page") for row in rows] == last
+    assert [row["meta"]["page"] for row in rows] == [1, 3, 1]
+    assert [len(row["images"]) for row in rows] == [2, 1, 1]
+    assert [(b["page"], b["boxes"], b["text"]) for b in rows[0]["blocks"]] == [
+        (1, [[0, 0, 144, 72]], "0"), (2, [[0, 0, 144, 72]], "1"),
+    ]  # fmt: skip
+    assert rows[0]["markdown"] == "0\n\n<PAGE>\n\n1"
+    assert "page" not in rows[1]["blocks"][0]
+    text = "0\n\n<!-- page 2 -->\n\n1\n\n<!-- page 3 -->\n\n0\n"
+    assert (here / "text" / "b.md").read_text() == text
+    assert len(by_pages) == 3
+    # Continued, nothing is left to do; with other pages together, it is another run.
+    read("b.pdf", "a.jpg", **given)
+    assert len(by_pages) == 3
+    with pytest.raises(CheckpointError, match="line 1 answers another record"):
+        read("b.pdf", "a.jpg", **{**given, "pages_per_prompt": 3})
+
+
+def test_pages_that_a_reply_does_not_tell_apart_stay_together(here, replies, pdfium):
+    (here / "b.pdf").write_bytes(pdf_bytes("one", "two", "three"))
+    read("b.pdf", pages_per_prompt=2, format="markdown", save_text=here / "text")
+    assert (here / "text" / "b.md").read_text() == "reply 1\n\n<!-- page 3 -->\n\nreply 2\n"
+
+
+def test_models_of_one_page_are_not_asked_about_several(here, replies):
+    message = "--pages-per-prompt: found 2; DeepSeek-OCR was trained on one page"
+    with pytest.raises(ConfigError, match=message):
+        read("a.jpg", case=OCR, pages_per_prompt=2)
 
 
 def test_blocks_have_pixels_of_the_page(here, replies):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlft.data.ocr_blocks import Block, read_blocks, without_tags
+from vlft.data.ocr_blocks import Block, read_blocks, split_pages, without_tags
 
 PAGE = """<|ref|>title<|/ref|><|det|>[[125, 60, 500, 99]]<|/det|>
 # The heading
@@ -54,6 +54,22 @@ def test_unlimited_ocr_names_the_type_within_the_box():
         Block("title", [[0, 0, 50, 60]], "Heading"),
         Block("text", [[0, 0, 0, 0]], "More"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "pages"),
+    [
+        ("<PAGE>a\n<PAGE>b", ["a\n", "b"]),
+        ("a<PAGE>b<PAGE>\n", ["a", "b"]),
+        ("a", ["a"]),
+        ("<PAGE>", [""]),
+        ("", [""]),
+    ],
+)
+def test_pages_of_a_reply(reply, pages):
+    """Marked at their start or at their end."""
+    assert split_pages(reply) == pages
+    assert without_tags(reply) == "\n\n<PAGE>\n\n".join(page.strip() for page in pages)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ CONFIGS = {
 # Settings that stand with others than a data file.
 NEEDED = {
     name: {"image": ["a.png"], "query": "?", "dataset": []}
-    for name in ("query", "pdf_dpi", "save_text")
+    for name in ("query", "pdf_dpi", "pages_per_prompt", "save_text")
 }
 each_config = pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 
@@ -340,7 +340,10 @@ class TestRoundTrip:
                 made, tuner="lora", init_lora_weights="default", show_sample=True, **of_the_run
             )
         if cls is InferConfig:
-            of_documents = {"image": (), "query": None, "pdf_dpi": 200, "save_text": None}
+            of_documents = {
+                **{"image": (), "query": None, "save_text": None},
+                **{"pdf_dpi": 200, "pages_per_prompt": 1},
+            }
             return dataclasses.replace(
                 made, load_dataset_config=False, system=None, merge_lora=False, **of_documents
             )

@@ -64,6 +64,9 @@ class InferConfig(ReadingSettings):
         default_text="required with --image")
     pdf_dpi: int = _data(
         200, "Dots per inch of the pages of PDF files.", minimum=10, maximum=2400)
+    pages_per_prompt: int = _data(
+        1, "Pages of a PDF file that are asked about at once, for models that read several.",
+        minimum=1, maximum=1000)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
     confine_images: Path | None = _data(None, "The only folder that images are read from.",
@@ -161,7 +164,7 @@ def _document_rules(config: InferConfig) -> Sequence[Rule]:
         *(field.name for field in fields(ReadingSettings)),
         *("image_root", "confine_images", "allow_private_urls"),
     )
-    documents = given(config, "query", "pdf_dpi", "save_text")
+    documents = given(config, "query", "pdf_dpi", "pages_per_prompt", "save_text")
     asked = (config.query or "").strip()
     return (
         (config.image and (config.dataset or config.load_dataset_config), "--image",

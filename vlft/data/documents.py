@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.console import info, tracked, warn
 from vlft.data.in_memory import keep_records
+from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.pdf import is_pdf, open_pdf
 from vlft.data.skipped import in_one_line
 from vlft.errors import DataError, UsageError, raise_all, shown
@@ -37,18 +38,25 @@ class Document:
     pages: tuple[Path, ...]
     pdf: PdfFile | None = None
 
-    def records(self, query: str) -> list[dict[str, Any]]:
-        """A record of the native layout for each page."""
-        count, name = len(self.pages), str(self.path)
-        return [
-            {
-                "query": query,
-                "images": [str(page.absolute())],
-                "id": name if page == self.path else f"{name}#page={number}",
-                "meta": {"document": name, "page": number, "pages": count},
-            }
-            for number, page in enumerate(self.pages, start=1)
-        ]
+    def records(self, query: str, together: int = 1) -> list[dict[str, Any]]:
+        """A record of the native layout for each page, or for so many pages ``together``."""
+        count = len(self.pages)
+        firsts = range(0, count, together)
+        return [self._record(query, first, min(first + together, count)) for first in firsts]
+
+    def _record(self, query: str, first: int, end: int) -> dict[str, Any]:
+        """The record of the pages from ``first`` to before ``end``, both from 0."""
+        name, pages = str(self.path), self.pages[first:end]
+        numbers = f"{first + 1}-{end}" if len(pages) > 1 else str(first + 1)
+        if query.count(COMMON_TAG) == 1:
+            query = query.replace(COMMON_TAG, COMMON_TAG * len(pages))
+        meta = {"document": name, "page": first + 1, "pages": len(self.pages)}
+        return {
+            "query": query,
+            "images": [str(page.absolute()) for page in pages],
+            "id": f"{name}#page={numbers}" if self.pdf else name,
+            "meta": meta | ({"last_page": end} if len(pages) > 1 else {}),
+        }
 
 
 def open_documents(given: Sequence[str], dpi: int, *, strict: bool) -> list[Document]:
@@ -115,9 +123,9 @@ class Pages:
             pdf.draw(numbers)
 
 
-def keep_documents(documents: Sequence[Document], query: str) -> str:
-    """The path of a data file with a record for each page."""
-    return keep_records([row for document in documents for row in document.records(query)])
+def keep_documents(documents: Sequence[Document], query: str, together: int) -> str:
+    """The path of a data file with a record for each page, or for so many ``together``."""
+    return keep_records([row for item in documents for row in item.records(query, together)])
 
 
 def _open(path: Path, dpi: int) -> Document:

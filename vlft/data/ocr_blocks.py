@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TAG = re.compile(r"<\|(/?(?:ref|det)|grounding)\|>")
+# Unlimited-OCR's, of replies about several pages.
+PAGE = "<PAGE>"
 NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
 BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 # Unlimited-OCR names the type within the tag: <|det|>text [1, 2, 3, 4]<|/det|>.
@@ -66,6 +68,11 @@ def read_blocks(reply: str, size: tuple[int, int]) -> list[Block]:
     return [block for block in blocks if block.type or block.boxes or block.text]
 
 
+def split_pages(reply: str) -> list[str]:
+    """The parts of a reply about each page; the model may mark the start of a page or its end."""
+    return [part for part in reply.split(PAGE) if part.strip()] or [""]
+
+
 def _block(parts: Mapping[str, str], where: str, size: tuple[int, int]) -> Block:
     """The block of what stands within and after its tags, of which ``where`` was not closed."""
     found = dict(parts)
@@ -88,7 +95,14 @@ def _boxes(text: str, size: tuple[int, int]) -> list[list[int]]:
 
 
 def without_tags(reply: str) -> str:
-    """The text of a reply as markdown; where tags hold all of it, the located texts, by line."""
+    """The text of a reply as markdown; where tags hold all of it, the located texts, by line.
+
+    Between pages the model's mark is left.
+    """
+    return f"\n\n{PAGE}\n\n".join(map(_plain, split_pages(reply)))
+
+
+def _plain(reply: str) -> str:
     blocks = read_blocks(reply, (LARGEST, LARGEST))
     texts = [block.text for block in blocks if block.text]
     return "\n\n".join(texts) if texts else "\n".join(block.type for block in blocks)

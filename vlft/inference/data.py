@@ -50,7 +50,8 @@ def load_records(
     files: Sequence[str] = config.dataset
     if documents:
         query = (config.query or "").replace("\\n", "\n")
-        files = [keep_documents(documents, query)]
+        check_together(config.pages_per_prompt, processor)
+        files = [keep_documents(documents, query, config.pages_per_prompt)]
     if files:
         # Pages of PDF files are drawn one batch at a time, once their turn comes.
         inspected = Pages(documents).inspected
@@ -68,6 +69,14 @@ def load_records(
             )
         return None
     return _without_drawings(validation_set(config, tuned, processor, options))
+
+
+def check_together(pages: int, processor: Processor) -> None:
+    """Raises ConfigError if a prompt of so many pages has no form."""
+    family = processor.family
+    if pages > 1 and family.template is None and not family.several_images:
+        found = f"found {pages}; {family.title} was trained on one page"
+        raise ConfigError(found, place="--pages-per-prompt", hint="leave it out")
 
 
 def validation_set(

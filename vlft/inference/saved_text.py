@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.outputs import read_mark, write_mark
 from vlft.console import info, warn
+from vlft.data.ocr_blocks import split_pages
 from vlft.errors import ConfigError, raise_all, shown
 from vlft.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlft.data.conversation import Conversation
     from vlft.data.documents import Document
@@ -33,10 +34,10 @@ class SavedText:
         self, folder: Path, documents: Sequence[Document], conversations: Sequence[Conversation]
     ) -> None:
         self._folder = folder
-        self._counts = {str(document.path): len(document.pages) for document in documents}
+        self._missing = {str(document.path): len(document.pages) for document in documents}
         self._files = file_names([document.path for document in documents])
         self._pages: list[Any] = [item.origin.meta for item in conversations if item.origin]
-        self._texts: dict[str, list[str]] = {}
+        self._texts: dict[str, dict[int, str]] = {}
         self._done = 0
         self._written = 0
 
@@ -77,7 +78,7 @@ class SavedText:
     def finish(self) -> None:
         """Says what was written."""
         info(f"{self._written} documents in {shown(self._folder)}")
-        missing = len(self._counts) - self._written
+        missing = len(self._files) - self._written
         if missing:
             warn(f"{missing} documents have no text: a page of each could not be read")
 
@@ -85,11 +86,14 @@ class SavedText:
         """The texts of the documents that these replies complete."""
         complete = {}
         for reply in replies:
-            name = self._pages[self._done]["document"]
+            meta = self._pages[self._done]
+            name, first = meta["document"], meta["page"]
+            count = meta.get("last_page", first) - first + 1
             self._done += 1
-            pages = self._texts.setdefault(name, [])
-            pages.append(reply)
-            if len(pages) == self._counts[name]:
+            self._missing[name] -= count
+            texts = self._texts.setdefault(name, {})
+            texts |= {first + number: text for number, text in enumerate(by_page(reply, count))}
+            if not self._missing[name]:
                 complete[name] = joined(self._texts.pop(name))
         return complete
 
@@ -117,12 +121,19 @@ def file_names(paths: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def joined(pages: Sequence[str]) -> str:
-    """The text of a document; a comment that markdown does not show stands between its pages."""
-    text = pages[0]
-    for number, page in enumerate(pages[1:], start=2):
-        text += BETWEEN.format(number) + page
-    return text + "\n"
+def by_page(reply: str, count: int) -> list[str]:
+    """The text of each of the pages that a reply is about; all in one if it does not tell."""
+    pages = split_pages(reply)
+    return [page.strip() for page in pages] if 1 < count == len(pages) else [reply]
+
+
+def joined(texts: Mapping[int, str]) -> str:
+    """The text of a document; a comment that markdown does not show stands between its pages.
+
+    ``texts`` are by the number of the page, from 1, in order.
+    """
+    first, *rest = texts
+    return texts[first] + "".join(BETWEEN.format(page) + texts[page] for page in rest) + "\n"
 
 
 def _bytes(text: str) -> bytes:
