@@ -20,6 +20,7 @@ BENCHMARKS = {
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
     "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",
     "startup": "the time from a command to its first output",
+    "first_step": "from the end of imports to step one, on 100,000 records and 10,000 images",
     "data": "the checks of data before the first step: time and memory, 10^3 to 10^6 records",
     "quality": "what grouping samples by image costs in learning",
 }

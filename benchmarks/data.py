@@ -114,12 +114,12 @@ def make_model(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-def make_data(path: Path, records: int) -> Path:
-    """A file of dialogues, with its images beside it."""
+def make_data(path: Path, records: int, count: int | None = None) -> Path:
+    """A file of dialogues, with its images beside it: ``count`` ones, or see ``image_count``."""
     draw = random.Random(records)
     images = path.parent / "images"
     images.mkdir(exist_ok=True)
-    count = image_count(records)
+    count = count or image_count(records)
     for number in range(count):
         image = images / f"{number}.jpg"
         if not image.exists():
