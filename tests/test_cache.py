@@ -40,7 +40,7 @@ from vlft.packing.packer import Packer
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
 from vlft.training.samples import load_data, loop_options, make_planner
-from vlft.vision import batches, cache_plan
+from vlft.vision import batches, cache_plan, shards
 from vlft.vision.batches import cut_batches, encode_batch
 from vlft.vision.cache import Images, fill
 from vlft.vision.cache_plan import cache_root, clear_cache, fingerprint, list_cache, plan_cache
@@ -191,16 +191,52 @@ class TestOnDisk:
         found.add(fingerprint(model, processor, "aligned"))
         assert len(found) == 3
 
-    @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+    def test_a_checksum_is_compared_when_an_entry_is_used_first(self, tmp_path, monkeypatch):
+        checked = []
+        original = shards._checksum
+        path = write_shard(tmp_path, {name: torch.full((4,), 1.0) for name in "abc"})
+        monkeypatch.setattr(shards, "_checksum", lambda t: checked.append(1) or original(t))
+        found, _ = read_shards(tmp_path, "ab")
+        assert (len(found), checked) == (2, [])
+        assert found["a"].tolist() == found["a"].tolist() == [1.0] * 4
+        assert checked == [1]
+        data = bytearray(path.read_bytes())
+        # Tensors stand in the order of their names: this is a byte of the second.
+        data[-17 - 3] ^= 1
+        path.write_bytes(data)
+        (tmp_path / "copy").mkdir()
+        shutil.copy(path, tmp_path / "copy")
+        found, problems = read_shards(tmp_path / "copy", "abc")
+        assert problems == []
+        assert found["a"].tolist() == found["c"].tolist() == [1.0] * 4
+        with pytest.raises(VlftError, match=r"(?s)features with changed bytes.*--resume RUN"):
+            found["b"]
+        assert sorted(read_shards(tmp_path / "copy", "abc")[0]) == ["a", "c"]
+
+    def test_features_with_changed_bytes_end_a_run_in_good_order(
+        self, make_model, processor, images
+    ):
+        self.fill(make_model(), processor, images)
+        (path,) = self.files()
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(data)
+        used = self.fill(make_model(), processor, images)
+        assert used.reused == len(images)
+        problem = used.problem_with(images)
+        assert "features with changed bytes" in str(problem)
+        again = self.fill(make_model(), processor, images)
+        assert (again.encoded, again.reused) == (1, len(images) - 1)
+        assert again.problem_with(images) is None
+
+    @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
     def test_damaged_features_are_encoded_again(self, make_model, processor, images, damage, capfd):
         whole = {
             k: t.clone() for k, t in self.fill(make_model(), processor, images).features.items()
         }
         (path,) = self.files()
-        data = bytearray(path.read_bytes())
-        if damage == "flip":
-            data[-5] ^= 1
-        path.write_bytes({"cut": data[:-7], "flip": data, "empty": b"", "text": b"hello"}[damage])
+        data = path.read_bytes()
+        path.write_bytes({"cut": data[:-7], "empty": b"", "text": b"hello"}[damage])
         again = self.fill(make_model(), processor, images)
         assert again.encoded > 0
         assert again.features.keys() == whole.keys()

@@ -66,14 +66,21 @@ class Images:
         if path := changed_file(self.files):
             hint = "go on with vlft sft --resume RUN: what it held is encoded again"
             return DataError("changed while the run used it", place=shown(path), hint=hint)
-        if self.stage == "pixels":
-            seen = {image.key: image for image in images if not image.drawn}
-            for image in seen.values():
-                try:
-                    check_unchanged(image.path, image.digest)
-                except DataError as error:
-                    return error
+        for image in {image.key: image for image in images}.values():
+            try:
+                self._check(image)
+            except DataError as error:
+                return error
         return None
+
+    def _check(self, image: EncodedImage) -> None:
+        """Raises DataError if an image, or what is cached of it, is not what it was."""
+        if image.drawn:
+            self.codes[image.key]
+        elif self.stage == "pixels":
+            check_unchanged(image.path, image.digest)
+        else:
+            self.features[image.key]
 
     def of(self, images: Sequence[EncodedImage], drawn: Sequence[EncodedImage] = ()) -> RowImages:
         """What a row needs of each distinct image: features or pixels, and codes if it is drawn."""
@@ -102,7 +109,8 @@ def fill(
         return Images(processor)
     encode = functools.partial(encode_all, model, processor, images, plan.stage)
     keys = [image.key for image in images]
-    features: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    features: Mapping[str, Tensor] = made
     if plan.where == "disk":
         features, problems = read_shards(plan.folder, keys)
         for problem in problems:
@@ -114,7 +122,7 @@ def fill(
     world.barrier()
     started = time.perf_counter()
     if plan.where == "memory":
-        world.together(lambda: features.update(encode(missing)))
+        world.together(lambda: made.update(encode(missing)))
     elif any(world.all_gather(bool(missing))):
         features = _encode_to_disk(plan.folder, keys, encode, missing, world)
     seconds = time.perf_counter() - started
@@ -148,7 +156,7 @@ def _encode_to_disk(
     encode: Callable[..., Iterator[tuple[str, Tensor]]],
     missing: Collection[str],
     world: World,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """The features of all keys, mapped from files, to which the missing ones are added."""
     world.together(lambda: _write_all(encode(missing, world), folder))
     features, _ = read_shards(folder, keys)

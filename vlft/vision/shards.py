@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import secrets
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlft.errors import VlftError
+from vlft.errors import DataError, VlftError, shown
 from vlft.files import open_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
     from pathlib import Path
 
 SUFFIX = ".safetensors"
@@ -29,29 +30,71 @@ SUFFIX = ".safetensors"
 State = tuple[int, int, int]
 
 
-def read_shards(folder: Path, wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The wanted tensors in a folder, mapped from its files, and what is wrong with damaged files.
+class Shards(Mapping[str, Tensor]):
+    """Tensors by name, mapped from files; one is compared with its checksum at its first use.
 
-    Truncated files and tensors with a wrong checksum are left out. A damaged file is removed; its
-    intact tensors are written to a new one.
+    At the start of a run this would read all files: those of 10,000 images can have 20 GB.
     """
-    found: dict[str, Tensor] = {}
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        # Name -> its file and its checksum, until it is used.
+        self._unchecked: dict[str, tuple[Path, str | None]] = {}
+
+    def add(self, path: Path, wanted: Collection[str]) -> None:
+        """Maps the wanted tensors of a file, unless another file has them.
+
+        Raises:
+            SafetensorError: the file is damaged.
+            OSError: it cannot be read.
+        """
+        tensors: dict[str, Tensor] = {}
+        with open_tensors(path) as file:
+            sums = file.metadata() or {}
+            for name in set(wanted).intersection(file.keys()) - self._tensors.keys():
+                tensors[name] = file.get_tensor(name)
+        self._unchecked |= {name: (path, sums.get(name)) for name in tensors}
+        self._tensors |= tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor.
+
+        Raises:
+            DataError: its bytes have changed. Its file is removed, so that a later run encodes
+                again what the file held.
+        """
+        tensor = self._tensors[name]
+        path, expected = self._unchecked.get(name, (None, None))
+        if path is not None and str(_checksum(tensor)) != expected:
+            _rescue(path)
+            hint = "start again, or go on with vlft sft --resume RUN: it is encoded again"
+            raise DataError("features with changed bytes", place=shown(path), hint=hint)
+        self._unchecked.pop(name, None)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would get the tensor, and so read it.
+        return name in self._tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+
+def read_shards(folder: Path, wanted: Collection[str]) -> tuple[Shards, list[str]]:
+    """The wanted tensors in a folder, and what is wrong with damaged files, which are removed."""
+    found = Shards()
     problems: list[str] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         if not path.is_file():
             problems.append(f"{path.name}: not a regular file")
             continue
         try:
-            tensors, wrong = _read(path, set(wanted) - found.keys())
+            found.add(path, wanted)
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{path.name}: {error}")
-            path.unlink(missing_ok=True)
-            continue
-        found.update(tensors)
-        if wrong:
-            problems.append(f"{path.name}: {len(wrong)} entries with changed bytes")
-            if tensors:
-                write_shard(folder, tensors)
             path.unlink(missing_ok=True)
     return found, problems
 
@@ -109,18 +152,19 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def _read(path: Path, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    tensors: dict[str, Tensor] = {}
-    wrong: list[str] = []
-    with open_tensors(path) as file:
-        sums = file.metadata() or {}
-        for name in wanted.intersection(file.keys()):
-            tensor = file.get_tensor(name)
-            if sums.get(name) == str(_checksum(tensor)):
-                tensors[name] = tensor
-            else:
-                wrong.append(name)
-    return tensors, wrong
+def _rescue(path: Path) -> None:
+    """Writes the intact tensors of a damaged file to a new one, and removes it."""
+    try:
+        with open_tensors(path) as file:
+            sums = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        good = {n: t for n, t in tensors.items() if sums.get(n) == str(_checksum(t))}
+        if good:
+            write_shard(path.parent, good)
+    except (SafetensorError, OSError, ValueError, VlftError):
+        # They are encoded again, too.
+        pass
+    path.unlink(missing_ok=True)
 
 
 def _checksum(tensor: Tensor) -> int:
