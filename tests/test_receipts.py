@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlft.data import receipt, source
+from vlft.data import images, known_facts, receipt, source
 from vlft.data.dataset import Dataset, load_dataset
 from vlft.data.options import DataOptions, Reading
 from vlft.errors import DataError, UsageError
@@ -159,3 +161,74 @@ def test_old_receipts_are_removed(load, monkeypatch):
         load(max_length=limit)
     assert len(kept()) == 2
     assert load(max_length=2003)[1] == 0
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of the images that were decoded."""
+    found: list[str] = []
+    original = images.inspect_image
+    monkeypatch.setattr(
+        images, "inspect_image", lambda path, **o: found.append(path.name) or original(path, **o)
+    )
+    return found
+
+
+def test_images_of_a_file_that_has_changed_are_not_decoded_again(load, opened):
+    first, *_ = load()
+    assert sorted(opened) == ["0.png", "1.png", "2.png"]
+    opened.clear()
+    Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace("q3", "q4"))
+    again, records, _ = load()
+    assert (records, opened) == (9, [])
+    facts = [[image.facts for image in item.images] for item in again.conversations]
+    assert facts == [[image.facts for image in item.images] for item in first.conversations]
+    # An image with other bytes, or that is to be turned.
+    Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace("q4", "q5"))
+    Image.new("RGB", (50, 90)).save("1.png")
+    changed, *_ = load()
+    assert opened == ["1.png"]
+    assert changed.conversations[1].images[0].facts.size == (50, 90)
+    load(rotate=True)
+    assert len(opened) == 4
+
+
+@pytest.mark.parametrize("damage", ["bytes", "text", "table", "folder"])
+def test_what_is_known_of_images_counts_as_nothing_if_it_is_damaged(load, opened, damage):
+    load()
+    (database,) = Path("cache/vlft/facts").glob("*.db")
+    if damage == "bytes":
+        data = bytearray(database.read_bytes())
+        data[:30] = b"x" * 30
+        database.write_bytes(data)
+    elif damage == "text":
+        database.write_text("hello " * 100)
+    elif damage == "table":
+        database.unlink()
+        with closing(sqlite3.connect(database)) as made, made:
+            made.execute("CREATE TABLE images (path TEXT)")
+    else:
+        database.unlink()
+        database.mkdir()
+    opened.clear()
+    Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace("q3", "q4"))
+    load()
+    assert len(opened) == 3
+
+
+def test_another_release_decodes_images_anew(load, opened, monkeypatch):
+    load()
+    monkeypatch.setattr("PIL.__version__", "1.0")
+    Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace("q3", "q4"))
+    load()
+    assert len(opened) == 6
+
+
+def test_more_images_than_are_remembered_are_forgotten(load, opened, monkeypatch):
+    monkeypatch.setattr(known_facts, "MOST_ROWS", 2)
+    for number in range(2):
+        Path("a.jsonl").write_text(Path("a.jsonl").read_text().replace("q3", f"q3{number}"))
+        Image.new("RGB", (9, 9 + number)).save("2.png")
+        load()
+    with closing(sqlite3.connect("cache/vlft/facts/images.db")) as database:
+        assert database.execute("SELECT COUNT(*) FROM images").fetchone() == (1,)

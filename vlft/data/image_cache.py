@@ -3,6 +3,7 @@
 images/<2 digits>/<SHA-256>     the bytes of an image, once, from wherever they came
 images/addresses/<SHA-256>      link to them, by the SHA-256 of the web address
 datasets/                       records from Python, see in_memory.py
+facts/                          what is known of checked images, see known_facts.py
 hub_sets/                       data sets of a hub, see hub_sets.py
 """
 
@@ -18,7 +19,7 @@ from vlft.files import cache_folder
 
 NAME = "images"
 # Folder -> where its files are.
-KEPT = {NAME: "*/*", "datasets": "*", "receipts": "*", "hub_sets": "*/*"}
+KEPT = {NAME: "*/*", "datasets": "*", "receipts": "*", "facts": "*", "hub_sets": "*/*"}
 # Most bytes of an image that is kept.
 LARGEST = 100 * 2**20
 

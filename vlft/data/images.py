@@ -17,6 +17,7 @@ from vlft.data.conversation import ImageFacts
 from vlft.data.decoders import FAULTS, heard
 from vlft.data.image_kinds import HEAD, REPLACE, what_it_is
 from vlft.data.image_notes import SWAPPED_FROM, TURNS, Note, notes_of, orientation
+from vlft.data.known_facts import KnownFacts
 from vlft.data.looks import look_of
 from vlft.errors import DataError, shown
 from vlft.files import cache_folder, open_regular, real_path
@@ -126,21 +127,27 @@ def inspect_images(
     """The facts about every file, or its error; each is opened once, several in parallel.
 
     A file outside of ``inside`` is refused, unless it was downloaded. The pixels in memory are
-    bounded, see PIXELS_IN_FLIGHT. ``looks`` adds what they look like to the facts.
+    bounded, see PIXELS_IN_FLIGHT. ``looks`` adds what they look like to the facts; without it,
+    files that an earlier run checked and that have not changed since are not opened.
     """
+    unique = list(dict.fromkeys(paths))
+    kept = KnownFacts(unique, rotate=rotate)
+    known = {} if looks else kept.find()
 
     def attempt(path: Path) -> ImageFacts | DataError:
         try:
             if inside is not None:
                 _check_inside(path, inside)
-            return inspect_image(path, rotate=rotate, looks=looks)
+            return known.get(path) or inspect_image(path, rotate=rotate, looks=looks)
         except DataError as error:
             return error
 
-    unique = list(dict.fromkeys(paths))
     with ThreadPoolExecutor() as pool:
         found = tracked(pool.map(attempt, unique), "checking images", len(unique))
-        return dict(zip(unique, found, strict=True))
+        made = dict(zip(unique, found, strict=True))
+    new = {path: facts for path, facts in made.items() if path not in known}
+    kept.add({path: facts for path, facts in new.items() if isinstance(facts, ImageFacts)})
+    return made
 
 
 def _read(path: Path, use: Callable[[BufferedReader, list[str]], T], place: str) -> T:
