@@ -12,14 +12,14 @@ from conftest import GOLDEN, make_rows, only_siglip, write_jsonl
 import vlft
 from vlft.errors import VlftError
 from vlft.training import autotune as autotune_module
-from vlft.training import run
+from vlft.training import longest, run
 from vlft.training.autotune import (
     _fitting_tokens,
     _largest,
-    _longest_row,
     autotune,
     try_longest_row,
 )
+from vlft.training.longest import bounding_row, longest_row
 
 
 @pytest.fixture
@@ -56,8 +56,51 @@ def test_it_is_the_longest_of_the_epoch(before_step_one):
         lengths = [
             len(row) for indices in steps for row in packer.rows([job.train[i] for i in indices])
         ]
-        assert len(_longest_row(job, len(steps), 150)) == max(lengths)
-        assert len(_longest_row(job, len(steps), 4096)) > max(lengths)
+        assert len(longest_row(job, len(steps), 150)) == max(lengths)
+        assert len(longest_row(job, len(steps), 4096)) > max(lengths)
+
+
+@pytest.mark.parametrize("limit", [60, 150, 300, 4096])
+def test_no_row_of_the_run_exceeds_the_bounding_row(before_step_one, monkeypatch, limit):
+    monkeypatch.setattr(longest, "FEW_SAMPLES", 3)
+
+    @before_step_one
+    def _work(job):
+        found = len(bounding_row(job, limit))
+        steps = job.options.total_steps
+        of_run = len(longest_row(job, steps, limit))
+        of_samples = max(len(sample) for sample in job.train)
+        assert of_run <= found or found == len(longest_row(job, steps, 10**9))
+        assert found < max(limit, of_samples) + of_samples
+        monkeypatch.setattr(longest, "MOST_ENCODED", 0)
+        assert limit > 60 or bounding_row(job, limit) is None
+
+
+@only_siglip
+def test_of_many_samples_few_are_encoded(before_step_one, monkeypatch):
+    """The others only if the row of some does not fit."""
+    monkeypatch.setattr(longest, "FEW_SAMPLES", 3)
+    fits = [True]
+    original = autotune_module.row_loss
+
+    def row_loss(job, row):
+        if not fits.pop(0):
+            raise torch.OutOfMemoryError
+        return original(job, row)
+
+    monkeypatch.setattr(autotune_module, "row_loss", row_loss)
+
+    @before_step_one
+    def _work(job):
+        asked = []
+        job.planner.longest_row = lambda steps: (
+            asked.append(steps) or type(job.planner).longest_row(job.planner, steps)
+        )
+        try_longest_row(job)
+        assert (asked, fits) == ([], [])
+        fits[:] = [False, True]
+        try_longest_row(job)
+        assert (asked, fits) == ([job.options.total_steps], [])
 
 
 def test_it_leaves_no_trace(before_step_one):
@@ -100,7 +143,7 @@ def test_auto_takes_the_longest_rows_that_fit(before_step_one, monkeypatch):
     @before_step_one
     def _work(job):
         found = _fitting_tokens(job)
-        assert len(_longest_row(job, job.planner.schedule.steps_per_epoch, found)) <= 200
+        assert len(longest_row(job, job.planner.schedule.steps_per_epoch, found)) <= 200
 
     assert max(tried) > 200
 

@@ -154,6 +154,18 @@ class Store:
         with self._lock:
             return self._outlines.get_or(number, self._outline)
 
+    def most_tokens(self, number: int) -> int | None:
+        """An upper bound of a sample's tokens, without tokenising it; None if there is none."""
+        items, index = self._place(number)
+        start = self.ends[number - 1] if number else 0
+        shown = self.images[start : self.ends[number]].tolist()
+        drawn = len(shown) - 1 if self.draws[number] else None
+        images = [
+            self.encoded_image(image, len(shown), drawn=place == drawn)
+            for place, image in enumerate(shown)
+        ]
+        return self.encoder.most_tokens(items.extent(index), images)
+
     def encoded_image(self, image: int, count: int, *, drawn: bool) -> EncodedImage:
         """An image of a sample with ``count`` images, which is its reply if it is ``drawn``."""
         key = (image, count, drawn)

@@ -13,10 +13,10 @@ import torch
 
 from vlft import console
 from vlft.errors import VlftError
-from vlft.packing.planner import Planner
 from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE
+from vlft.training.longest import bounding_row, longest_row, with_limit
 from vlft.training.model import set_checkpointing
-from vlft.training.rows import explaining_row, pack_row, row_loss
+from vlft.training.rows import explaining_row, row_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,18 +47,22 @@ def autotune(config: SftConfig, job: Job) -> tuple[SftConfig, Job]:
     config = dataclasses.replace(
         config, tokens_per_microbatch=tokens, gradient_checkpointing=checkpointing
     )
-    job = dataclasses.replace(job, planner=_with_limit(job, tokens))
+    job = dataclasses.replace(job, planner=with_limit(job, tokens))
     try_longest_row(job)
     return config, job
 
 
 def try_longest_row(job: Job) -> None:
-    """Runs the longest row of all epochs once.
+    """Runs the longest row of all epochs once, or one that is at least as long.
 
     Raises:
         VlftError: it does not fit into memory.
     """
-    row = _longest_row(job, job.options.total_steps)
+    row = None if job.backend.world.sharded else bounding_row(job)
+    if row is not None and _fits(job, row):
+        console.info(f"a row of {len(row)} tokens fits, and no row of the run is longer")
+        return
+    row = longest_row(job, job.options.total_steps)
     _try_row(job, row)
     console.info(f"the longest row of the run, {len(row)} tokens, fits")
 
@@ -74,16 +78,30 @@ def _needs_checkpointing(job: Job, tokens: int) -> bool:
     """
     if job.backend.world.sharded:
         return True
-    row = _longest_row(job, job.options.total_steps, tokens)
     model = job.backend.model
     set_checkpointing(model, on=False)
-    needed = not all(job.backend.world.all_gather(_fits(job, row)))
+    needed = not all(job.backend.world.all_gather(_all_rows_fit(job, tokens)))
     if needed:
         set_checkpointing(model, on=True)
     rows = f"rows of {tokens} tokens"
     found = f"on, {rows} do not fit without" if needed else f"off, {rows} fit without"
     console.info(f"gradient checkpointing: {found}")
     return needed
+
+
+def _all_rows_fit(job: Job, tokens: int) -> bool:
+    """Whether every row of the run fits, with a limit of a row in tokens."""
+    row = bounding_row(job, tokens)
+    if row is not None:
+        if _fits(job, row):
+            return True
+        if not _fits(job, longest_row(job, _first_steps(job), tokens)):
+            return False
+    return _fits(job, longest_row(job, job.options.total_steps, tokens))
+
+
+def _first_steps(job: Job) -> int:
+    return min(STEPS_TRIED, job.planner.schedule.steps_per_epoch)
 
 
 def _fitting_tokens(job: Job) -> int:
@@ -94,11 +112,11 @@ def _fitting_tokens(job: Job) -> int:
     """
     if job.backend.world.sharded:
         return job.planner.packer.tokens_per_row
-    steps = min(STEPS_TRIED, job.planner.schedule.steps_per_epoch)
-    longest = len(_longest_row(job, steps, MOST_TOKENS))
+    steps = _first_steps(job)
+    longest = len(longest_row(job, steps, MOST_TOKENS))
 
     def fits(tokens: int) -> bool:
-        return _fits(job, _longest_row(job, steps, tokens))
+        return _fits(job, longest_row(job, steps, tokens))
 
     own = _largest(fits, FEWEST_TOKENS, min(longest, MOST_TOKENS))
     found = min(job.backend.world.all_gather(own))
@@ -139,21 +157,6 @@ def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
-
-
-def _longest_row(job: Job, steps: int, tokens: int | None = None) -> Row:
-    """The longest row of the first steps, with another limit of a row if ``tokens`` is given."""
-    planner = job.planner if tokens is None else _with_limit(job, tokens)
-    return pack_row(job, job.train, planner.longest_row(steps))
-
-
-def _with_limit(job: Job, tokens: int) -> Planner:
-    """The run's planner with another limit of a row."""
-    planner = job.planner
-    if planner.packer.tokens_per_row == tokens:
-        return planner
-    packer = dataclasses.replace(planner.packer, tokens_per_row=tokens)
-    return Planner(planner.schedule, packer, planner.outlines, planner.dropout)
 
 
 def _try_row(job: Job, row: Row) -> None:
