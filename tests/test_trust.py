@@ -103,7 +103,7 @@ class TestNumbers:
     ("name", "change", "said"),
     [
         ("siglip", {"model_type": None}, "config.json: not a supported model"),
-        ("hybrid", [], "high_res_cfg.global_attn_indexes: found \\[\\], a list of 1 to 256 values"),
+        ("hybrid", [], "global_attn_indexes: found \\[\\], at least one layer is needed"),
     ],
 )
 def test_a_config_is_named(tmp_path, name, change, said):

@@ -63,6 +63,7 @@ def _native_config(config: Config, image_token_id: int) -> dict[str, Any]:
     else:
         low = siglip.clean_vision_config(config["vision_config"])
         high = sam.clean_vision_config(config["high_res_vision_config"])
+    sam.check_global_layers(high)
     return multi_modality.native_config(
         config, image_token_id, vision_config=low, high_res_vision_config=high
     )

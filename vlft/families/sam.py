@@ -65,6 +65,16 @@ def clean_vision_config(config: Config) -> dict[str, Any]:
     return {"model_type": "sam_vision_model", **known_fields(config, FIELDS)}
 
 
+def check_global_layers(vision: Config) -> None:
+    """Raises CheckpointError for a tower without global attention.
+
+    The class of DeepSeek-VL 7b takes the features of the first such layer besides the last ones.
+    """
+    if not vision["global_attn_indexes"]:
+        found = "global_attn_indexes: found [], at least one layer is needed"
+        raise CheckpointError(found, hint="write or download it again")
+
+
 def tower_params(vision: Config) -> dict[str, Any]:
     """The authors' high_res_cfg, less mean and std, for keyword arguments of SamVisionConfig."""
     usual, neck = SIZES[DEFAULT_NAME], vision["output_channels"]

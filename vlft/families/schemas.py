@@ -78,7 +78,7 @@ CONFIG: Schema = {
     "depth": whole(1, 64),
     "downsample_ratio": whole(1, 64),
     "first_k_dense_replace": whole(0, 256),
-    "global_attn_indexes": many(whole(0, 255), 1, 256),
+    "global_attn_indexes": many(whole(0, 255), 0, 256),
     "image_token_id": whole(0, 2**21),
     "max_position_embeddings": whole(1, 2**24),
     "mlp_ratio": number(1e-3, 64),
