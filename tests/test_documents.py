@@ -18,7 +18,7 @@ from vlft.data.documents import Pages, open_documents
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
 from vlft.files import cache_folder
 from vlft.inference import run as infer_run
-from vlft.inference.generate import Reply
+from vlft.inference.replier import Reply
 from vlft.inference.saved_text import file_names
 
 PHOTOS = GOLDEN / "images"

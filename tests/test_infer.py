@@ -28,7 +28,8 @@ from vlft.inference import chat as infer_chat
 from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
 from vlft.inference.decoding import Draw
-from vlft.inference.generate import Reply, Sampling, generate_replies
+from vlft.inference.generate import Sampling, generate_replies
+from vlft.inference.replier import Reply
 
 TALKING = [case for case in ONE_EACH if not case.image_mode]
 CASE = SIGLIP

@@ -240,7 +240,8 @@ def test_every_family_has_control_tokens_to_guard():
 def test_a_chat_warns_once(monkeypatch, capsys):
     """What a reply holds is text of the next prompt."""
     from vlft.inference import chat as chats
-    from vlft.inference.generate import Reply, Sampling
+    from vlft.inference.generate import Sampling
+    from vlft.inference.replier import Reply
 
     processor, prompts = describe(VL2_NOAUX.folder).processor(), []
 

@@ -29,7 +29,8 @@ from vlft.data.outline import outline
 from vlft.errors import CheckpointError, DataError
 from vlft.families.image_settings import ImageSettings
 from vlft.families.registry import family_of
-from vlft.inference.generate import Sampling, _generate_batch, generate_replies
+from vlft.inference.generate import Sampling, generate_replies
+from vlft.inference.replier import Replier
 from vlft.models.tree_attention import fused_attention, tree_attention
 from vlft.packing import attention
 from vlft.packing.attention import additive_mask, block_mask, row_attention, tree_mask
@@ -228,7 +229,7 @@ class TestAgainstDecoding:
             difference -= decode(model, processor, item)
         assert difference.abs().max() > 1e-2
 
-    def test_infer_decodes_with_that_cache(self, model, processor):
+    def test_infer_decodes_with_that_cache(self, model, processor, monkeypatch):
         """Greedy replies are the tokens that decoding one at a time finds likeliest, in a batch."""
         prompts = [
             processor.encode({k: v for k, v in r.items() if k != "response"}, GOLDEN / "images")
@@ -241,7 +242,8 @@ class TestAgainstDecoding:
             assert likeliest(model, processor, prompt, reply) == reply.token_ids
             assert len(reply.token_ids) > 16
         # Once this fails, prompts of all lengths can be one batch again.
-        *_, padded = _generate_batch(model, processor, prompts, sampling, None, [0] * len(prompts))
+        monkeypatch.setattr(Replier, "_alike", lambda _self, _prompts, batch: [batch])
+        *_, padded = generate_replies(model, processor, prompts, sampling)
         assert likeliest(model, processor, prompts[-1], padded) != padded.token_ids
 
 

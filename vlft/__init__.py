@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vlft.evaluation.run import run_eval as evaluate
     from vlft.families.processor import Processor
     from vlft.inference.draw import Drawing, draw
-    from vlft.inference.generate import Reply, generate, load
+    from vlft.inference.generate import generate, load
+    from vlft.inference.replier import Reply
     from vlft.inference.run import run_infer as infer
     from vlft.training.run import run_sft as sft
 
@@ -50,7 +51,7 @@ _HOMES = {
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
     "Processor": "vlft.families.processor:Processor",
-    "Reply": "vlft.inference.generate:Reply",
+    "Reply": "vlft.inference.replier:Reply",
     "SftConfig": "vlft.config:SftConfig",
     "VlftError": "vlft.errors:VlftError",
     "convert": "vlft.checkpoints.convert:convert",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tokenizers import Tokenizer
+    from torch import Tensor
 
     from vlft.data.conversation import Conversation
     from vlft.families.base import Family, Pixels, Views
@@ -124,8 +125,13 @@ class Processor:
     def collate(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
         """A left-padded batch of B samples, as the model's class takes it.
 
-        It has input_ids, attention_mask, labels: (B, T) int64, and the inputs of all images.
+        It has what ``padded`` returns, and the inputs of all images.
         """
+        images = [image for sample in samples for image in sample.images]
+        return {**self.padded(samples), **self.image_inputs(images)}
+
+    def padded(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels of B samples: (B, T) int64, padded on the left."""
         length = max(len(sample) for sample in samples)
         batch = {
             "input_ids": torch.full((len(samples), length), self.chat.pad_id),
@@ -137,8 +143,7 @@ class Processor:
             batch["input_ids"][row, start:] = sample.input_ids
             batch["attention_mask"][row, start:] = 1
             batch["labels"][row, start:] = sample.labels
-        images = [image for sample in samples for image in sample.images]
-        return {**batch, **self.image_inputs(images)}
+        return batch
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a reply, stripped; special tokens only if the family's replies have some.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,11 +17,9 @@ from vlft.config import InferConfig, SftConfig
 from vlft.console import warn
 from vlft.data.names import DRAWN
 from vlft.data.special_tokens import warn_of_special_tokens
-from vlft.errors import DataError, explaining_memory
 from vlft.families.image_settings import ImageSettings
-from vlft.inference.decoding import Loops, RowLimits, score_changes
+from vlft.inference.replier import Replier, Reply
 from vlft.settings import build
-from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
     from vlft.families.base import Family
     from vlft.families.processor import Processor
-
-SMALLER = "lower --batch-size or --max-new-tokens, use fewer images, or use --quantize nf4"
-
 
 # The fields of a row that are its reply.
 REPLIES = ("response", DRAWN)
@@ -67,23 +62,6 @@ class Sampling:
 
     def __post_init__(self) -> None:
         build(InferConfig, asdict(self))
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model generated.
-
-    Attributes:
-        text: without special tokens and surrounding white space.
-        token_ids: up to and including the end-of-sentence token, if there is one.
-        finish: how it ended: stop, with that token; length, at the most new tokens that were asked
-            for; window, where the model's context was full; loop, where it repeated itself without
-            end.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish: Literal["stop", "length", "window", "loop"]
 
 
 def load(
@@ -167,7 +145,6 @@ def generate(
     return generate_replies(model, processor, prompts, sampling)
 
 
-@explaining_memory("while replies are generated", SMALLER)
 def generate_replies(
     model: Any,
     processor: Processor,
@@ -176,10 +153,7 @@ def generate_replies(
     streamer: Any = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Reply]:
-    """Replies to encoded prompts; none depends on the others.
-
-    They are one batch, but where replies have a window only prompts of one length are: the cache of
-    transformers 5.24 looks for padding in the wrong places once it drops tokens of a reply.
+    """Replies to encoded prompts, in one batch; see ``Replier.replies``.
 
     Args:
         model: of ``load``.
@@ -192,83 +166,8 @@ def generate_replies(
     Raises:
         DataError: a prompt leaves no room for a reply.
     """
+    if not prompts:
+        return []
     seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
-    batches: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        batches.setdefault(len(prompt) if processor.chat.window else 0, []).append(number)
-    replies: dict[int, Reply] = {}
-    for numbers in batches.values():
-        together, drawn = [prompts[i] for i in numbers], [seeds[i] for i in numbers]
-        made = _generate_batch(model, processor, together, sampling, streamer, drawn)
-        replies.update(zip(numbers, made, strict=True))
-    return [replies[number] for number in range(len(prompts))]
-
-
-def _generate_batch(
-    model: Any,
-    processor: Processor,
-    prompts: Sequence[EncodedSample],
-    sampling: Sampling,
-    streamer: Any,
-    seeds: Sequence[int],
-) -> list[Reply]:
-    """Replies to at least one prompt, in one batch; see ``generate_replies``."""
-    sampling = sampling.resolved(processor.family)
-    lengths = list(map(len, prompts))
-    longest = max(lengths)
-    _check_room(longest, processor)
-    inputs = {name: t for name, t in processor.collate(prompts).items() if name != "labels"}
-    embeddings = model.get_input_embeddings().weight
-    asked = sampling.max_new_tokens or 0
-    limits = [min(asked, processor.max_length - length) for length in lengths]
-    loops = Loops(longest, len(prompts), enabled=processor.family.stops_loops)
-    with torch.inference_mode():
-        output = model.generate(
-            **moved(inputs, embeddings),
-            generation_config=_generation_config(processor, max(limits)),
-            # These processors also sample, so transformers only has to take the argmax.
-            logits_processor=score_changes(
-                sampling, lengths, seeds, embeddings.device, processor.chat, model.name_or_path
-            ),
-            stopping_criteria=[RowLimits(longest, torch.tensor(limits)), loops],
-            streamer=streamer,
-        )
-    rows = zip(output[:, longest:].tolist(), limits, loops.ends, strict=True)
-    return [_reply(ids[: end or limit], limit < asked, end, processor) for ids, limit, end in rows]
-
-
-def _check_room(longest: int, processor: Processor) -> None:
-    """Raises DataError if a prompt leaves no room for a reply."""
-    if longest >= processor.max_length:
-        raise DataError(
-            f"a prompt of {longest} tokens, less than {processor.max_length} are allowed",
-            hint="shorten the history (in a chat: /clear), or use fewer images",
-        )
-
-
-def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
-    from transformers import GenerationConfig
-
-    chat = processor.chat
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        bos_token_id=chat.bos_id,
-        eos_token_id=chat.eos_id,
-        pad_token_id=chat.pad_id,
-    )
-
-
-def _reply(
-    ids: list[int], has_full_window: bool, loop_end: int | None, processor: Processor
-) -> Reply:
-    """The reply of generated ids, which end where it was stopped."""
-    eos_id = processor.chat.eos_id
-    finish: Literal["stop", "length", "window", "loop"] = "length"
-    if eos_id in ids:
-        ids, finish = ids[: ids.index(eos_id) + 1], "stop"
-    elif loop_end is not None:
-        finish = "loop"
-    elif has_full_window:
-        finish = "window"
-    return Reply(processor.decode(ids), ids, finish)
+    replier = Replier(model, processor, sampling)
+    return next(replier.replies(prompts, seeds, [range(len(prompts))], streamer))

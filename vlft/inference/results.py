@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.data.conversation import Conversation
-    from vlft.inference.generate import Reply
+    from vlft.inference.replier import Reply
 
 # The start of every result line. It tells a line that a kill cut off from a line of another file.
 START = b'{"query": '

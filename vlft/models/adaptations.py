@@ -3,7 +3,7 @@
     adaptation                    changes                            inference   training
     grouped experts               experts implementation, LoRA class     x           x
     SAM attention head by head    class of the attention modules         x           x
-    tree attention                attention implementation of the LLM                x
+    tree attention                attention implementation of the LLM    prompts     x
     narrowed last layer           forward of the LLM's last layer                    x
 
 Each is idempotent and keeps its state in what it changes, so that ``restore`` works on the model,
@@ -14,6 +14,7 @@ was last seen.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from vlft.models.last_layer import can_narrow, narrowed_attention
 from vlft.models.tree_attention import TREE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vlft.models.tree_attention import BlockAttention
 
@@ -167,6 +168,17 @@ def _attend_by_trees(language: Any) -> None:
     """
     if language.config._attn_implementation == "sdpa":
         language.config._attn_implementation = TREE
+
+
+@contextmanager
+def attending_by_trees(language: Any) -> Iterator[None]:
+    """The LLM takes packed rows while the block runs, whatever its attention is otherwise."""
+    before = language.config._attn_implementation
+    language.config._attn_implementation = TREE
+    try:
+        yield
+    finally:
+        language.config._attn_implementation = before
 
 
 def _narrow_last_layer(language: Any) -> None:

@@ -69,15 +69,25 @@ def pack(
         image_token_id: marks the tokens that are images.
         share: whether equal prefixes are stored once; if not, every sample is a tree of its own.
     """
+    return pack_with_paths(samples, image_token_id, share=share)[0]
+
+
+def pack_with_paths(
+    samples: Sequence[EncodedSample], image_token_id: int, *, share: bool = True
+) -> tuple[PackedBatch, list[list[int]]]:
+    """The row that ``pack`` makes, and the indices in it of each sample's tokens."""
     images = _distinct_images(samples)
     rows = _Rows(images)
     paths = _token_paths(samples, rows, image_token_id)
+    order = list(range(len(paths)))
     if share:
-        paths.sort(key=lambda path: path.keys)
+        order.sort(key=lambda index: paths[index].keys)
     row = _Row()
-    for path in paths:
-        row.add(path, share=share)
-    return row.finish(tuple(images.values()), rows.seen)
+    places: dict[int, list[int]] = {}
+    for index in order:
+        row.add(paths[index], share=share)
+        places[index] = list(row.open)
+    return row.finish(tuple(images.values()), rows.seen), [places[i] for i in range(len(paths))]
 
 
 class _Rows:

@@ -191,9 +191,16 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         return CausalLMOutputWithPast(logits=logits, **{CACHE: output[CACHE]})
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Inputs of the next step; images are given with the prompt only."""
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, cache: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Inputs of the next step; images are given with the prompt only.
+
+        ``generate`` takes a cache only if it finds its name here or in ``forward``, see CACHE.
+        """
+        cache = past_key_values if cache is None else cache
+        kwargs[CACHE] = cache
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if (cache := kwargs.get(CACHE)) is not None and cache.get_seq_length():
+        if cache is not None and cache.get_seq_length():
             inputs["pixel_values"] = inputs["tiles"] = None
         return inputs
