@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import GOLDEN, OCR, SIGLIP
@@ -17,8 +18,9 @@ from vlft.data import pdf
 from vlft.data.documents import Pages, open_documents
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
 from vlft.files import cache_folder
+from vlft.inference import replier
 from vlft.inference import run as infer_run
-from vlft.inference.replier import Reply
+from vlft.inference.replier import Replier, Reply
 from vlft.inference.saved_text import file_names
 
 PHOTOS = GOLDEN / "images"
@@ -76,19 +78,21 @@ def replies(monkeypatch):
     """Replies without a model: ``reply N`` to the Nth question; the list of what was asked."""
     asked = []
 
-    def reply(_model, _processor, prompts, *_args, **_kwargs):
+    def generate(_replier, prompts, _seeds, numbers, *_args):
         made = []
-        for prompt in prompts:
+        for number in numbers:
             if len(asked) == stop_at[0]:
                 raise KeyboardInterrupt
-            asked.append(prompt)
+            asked.append(prompts[number])
             text = f"<|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>\nreply {len(asked)}"
             made.append(Reply(text, [1], "stop"))
         return made
 
     stop_at = [None]
     asked_and_stop = (asked, stop_at)
-    monkeypatch.setattr(infer_run, "generate_replies", reply)
+    monkeypatch.setattr(Replier, "_generate", generate)
+    prepared = SimpleNamespace(inputs=lambda _numbers: {})
+    monkeypatch.setattr(replier, "SharedPrompts", lambda *_: prepared)
     monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
     return asked_and_stop
 
@@ -157,13 +161,13 @@ def test_a_page_is_drawn_when_its_batch_is_answered(here, replies, drawn, monkey
     # Of a size of its own: no page is in the cache.
     size = (150 + batch_size, 72)
     (here / "b.pdf").write_bytes(pdf_bytes("one", "two", "three", "four", size=size))
-    reply, before = infer_run.generate_replies, []
+    generate, before = Replier._generate, []
 
-    def noted(*args, **kwargs):
+    def noted(*args):
         before.append(list(drawn))
-        return reply(*args, **kwargs)
+        return generate(*args)
 
-    monkeypatch.setattr(infer_run, "generate_replies", noted)
+    monkeypatch.setattr(Replier, "_generate", noted)
     read("b.pdf", batch_size=batch_size)
     ends = range(batch_size, 5, batch_size)
     assert before == [list(range(end)) for end in ends]
@@ -218,14 +222,14 @@ def test_a_pdf_file_that_changes_while_it_is_read(here, replies, pdfium, monkeyp
     path = here / "b.pdf"
     data = pdf_bytes("one", "two", "three", size=(162, 72))
     path.write_bytes(data)
-    reply = infer_run.generate_replies
+    generate = Replier._generate
 
     def changing(change):
-        def answer(*args, **kwargs):
+        def generate_after(*args):
             change()
-            return reply(*args, **kwargs)
+            return generate(*args)
 
-        monkeypatch.setattr(infer_run, "generate_replies", answer)
+        monkeypatch.setattr(Replier, "_generate", generate_after)
 
     changing(lambda: path.write_bytes(pdf_bytes("four", size=(162, 72))))
     with pytest.raises(DataError, match=r"b\.pdf: has changed since it was opened"):

@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 
 import pytest
@@ -25,11 +26,10 @@ from vlft.console import out
 from vlft.data.encode import EncodedSample
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.inference import chat as infer_chat
-from vlft.inference import run as infer_run
 from vlft.inference.chat import chat
 from vlft.inference.decoding import Draw
 from vlft.inference.generate import Sampling, generate_replies
-from vlft.inference.replier import Reply
+from vlft.inference.replier import Replier, Reply
 
 TALKING = [case for case in ONE_EACH if not case.image_mode]
 CASE = SIGLIP
@@ -134,17 +134,51 @@ class TestDatasets:
         lines = target.read_text().splitlines(keepends=True)
         target.write_text("".join(lines[:3]) + lines[3][:20])
         asked = []
-        original = infer_run.generate_replies
-        monkeypatch.setattr(
-            infer_run,
-            "generate_replies",
-            lambda model, processor, prompts, *rest, **seeds: (
-                asked.append(len(prompts)) or original(model, processor, prompts, *rest, **seeds)
-            ),
-        )
+        original = Replier._generate
+
+        def spy(self, prompts, seeds, numbers, *rest):
+            asked.append(len(numbers))
+            return original(self, prompts, seeds, numbers, *rest)
+
+        monkeypatch.setattr(Replier, "_generate", spy)
         again = answer(run, load_dataset_config=True, output=target, batch_size=2).rows
         assert again == whole
-        assert sum(asked) == len(whole) - 3
+        # A batch that was answered in part is answered again as a whole.
+        assert len(whole) - 3 <= sum(asked) < len(whole)
+
+    def test_answers_wait_for_those_before(self, run, tmp_path, monkeypatch):
+        """Stopped after any batch, the command goes on to the same file, and nothing else stays."""
+        rows = [
+            {"query": f"<image>{'Is it? ' * number}", "images": [photo]}
+            for number in range(3)
+            for photo in ("photo_a.jpg", "photo_b.jpg")
+        ]
+        given = {
+            "dataset": (str(write_jsonl(tmp_path / "ask.jsonl", rows)),),
+            "image_root": GOLDEN / "images",
+            "batch_size": 2,
+        }
+        whole = answer(run, output=tmp_path / "whole.jsonl", **given)
+        target, kept = tmp_path / "stopped.jsonl", tmp_path / ".stopped.jsonl.waiting"
+        original, lines = Replier._generate, []
+
+        def stopping(self, *given):
+            lines.append(target.read_bytes().count(b"\n") if target.exists() else 0)
+            if len(lines) % 2 == 0:
+                raise KeyboardInterrupt
+            return original(self, *given)
+
+        monkeypatch.setattr(Replier, "_generate", stopping)
+        for _ in range(3):
+            with suppress(KeyboardInterrupt):
+                answer(run, output=target, **given)
+            if kept.exists():
+                with kept.open("ab") as file:
+                    file.write(b'[3, {"query": "cut o')
+        # Longest first: the first record is answered in the second batch.
+        assert lines == [0, 0, 0, 1, 1]
+        assert target.read_bytes() == whole.output.read_bytes()
+        assert not kept.exists()
 
     def test_a_file_of_other_settings_or_data_is_kept(self, run, tmp_path):
         target = tmp_path / "answers.jsonl"

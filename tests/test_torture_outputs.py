@@ -351,6 +351,8 @@ def test_a_full_disk(name, commands, undisturbed, bench, kills):
             check_full_disk(*bench.run(line), "No space left on device")
             found = bench.content()
             if name == "infer":
+                # Answers that wait for earlier ones are kept.
+                found.pop(".a.jsonl.waiting", None)
                 assert expected.new["a.jsonl"].startswith(found.pop("a.jsonl", b""))
                 assert found.pop("a.settings.json", None) in (None, expected.new["a.settings.json"])
             assert not found

@@ -106,6 +106,9 @@ class InferConfig(ReadingSettings):
         "text without these tags; blocks: its parts, with type and boxes in pixels.",
         choices=("text", "markdown", "blocks"))
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
+    prefill_chunk: int | None = _generation(
+        None, "Tokens of prompts that run at once; fewer take less memory, replies are the same.",
+        minimum=1, default_text="2048 on the CPU, 8192 on a GPU")
     seed: int = _generation(42, "Random seed of sampling.", minimum=0)
 
     output: Path | None = _run(None, "Result file (.jsonl).", default_text="beside the checkpoint")
@@ -120,8 +123,8 @@ class InferConfig(ReadingSettings):
         is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")
         answering = given(self, "image_root", "confine_images", "allow_private_urls",
-                            "on_bad_sample", "batch_size", "output", "overwrite", "show_samples",
-                            "format")
+                            "on_bad_sample", "batch_size", "prefill_chunk", "output", "overwrite",
+                            "show_samples", "format")
         return (
             *_document_rules(self),
             (answers_run and self.dataset, "--load-dataset-config",

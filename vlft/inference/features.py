@@ -45,13 +45,14 @@ class Features:
         """The features of distinct images, end to end.
 
         Raises:
-            DataError: a file cannot be decoded, or changed since it was checked.
+            DataError: a file cannot be decoded.
         """
         known = ChainMap(self._last, self._cached)
         found = {image.key: known[image.key] for image in images if image.key in known}
         missing = [image for image in images if image.key not in found]
         for batch in cut_batches(missing, self._processor):
-            made = encode_batch(self._model, self._processor, batch, self._stage)
+            views = self._processor.pixel_values(batch)
+            made = encode_batch(self._model, self._processor, batch, self._stage, views)
             found.update(zip((image.key for image in batch), made, strict=True))
         self._last = found
         tiles = tuple(image.tiles for image in images)

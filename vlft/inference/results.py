@@ -1,7 +1,8 @@
-"""The result file of ``vlft infer``: a JSON line per record, appended batch by batch, continued.
+"""The result file of ``vlft infer``: a JSON line per record, in the order of the data, continued.
 
-answers.jsonl           query, response, finish, label, images, image_keys, ... of each record
-answers.settings.json   once for all: settings, model, adapter, data files, records left out
+answers.jsonl            query, response, finish, label, images, image_keys, ... of each record
+answers.settings.json    once for all: settings, model, adapter, data files, records left out
+.answers.jsonl.waiting   answers to later records, until all earlier ones are there
 
 Lines are data for ``vlft sft`` and ``vlft infer`` again: image paths are absolute.
 """
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import jsonlines
 
+from vlft import console
 from vlft.checkpoints.identity import is_other
 from vlft.data.result_fields import result_lists
 from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.files import json_text, read_own, replacing, same_file
 from vlft.inference.columns import Columns, differences
 from vlft.inference.formats import columns_of
+from vlft.inference.waiting import Waiting
 from vlft.locks import locked
 from vlft.schema import OBJECT, TEXT, Schema, table
 
@@ -43,7 +46,7 @@ _HEADER: Schema = {
 
 
 class ResultFile:
-    """A line per record of a data set, in the order of the records.
+    """A line per record of a data set, in the order of the records, whatever that of the answers.
 
     Args:
         path: the file; its folders are made.
@@ -73,7 +76,17 @@ class ResultFile:
         self._header = {**header, "columns": self._columns.kinds}
         self._conversations = conversations
         self._overwrite = overwrite
+        self._waiting = Waiting(path)
         self.done = 0
+
+    @property
+    def answered(self) -> int:
+        """Number of records that are answered, those included whose lines wait."""
+        return self.done + len(self._waiting.rows)
+
+    def answers(self, number: int) -> bool:
+        """Whether a record is answered."""
+        return number < self.done or number in self._waiting.rows
 
     @contextmanager
     def held(self, inputs: Sequence[Path]) -> Iterator[None]:
@@ -95,7 +108,7 @@ class ResultFile:
 
     def _check_own(self) -> None:
         """Raises CheckpointError if there is something that vlft has not written."""
-        for path in (self.path, self.header_path):
+        for path in (self.path, self.header_path, self._waiting.path):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 hint = "name another --output"
                 raise CheckpointError("not a regular file", place=shown(path), hint=hint)
@@ -115,23 +128,29 @@ class ResultFile:
         Raises:
             CheckpointError: the file answers other records, or its answers come from elsewhere.
         """
-        if self._overwrite or not self.path.exists():
+        if self._overwrite:
             return
-        header = read_own(self.header_path, _HEADER)
+        if self.path.exists():
+            self._read_lines()
+        if self._waiting.path.exists():
+            self._check_header()
+            self._waiting.read(self.done, len(self._conversations))
+            for number, row in self._waiting.rows.items():
+                self._check_row(row, number, "a line that waits")
+            self._append(self._waiting.take(self.done))
+        if self.answered:
+            count = f"{self.answered} of {len(self._conversations)}"
+            console.info(f"{self.path} answers {count} records already")
+
+    def _read_lines(self) -> None:
         size, changed = 0, list[str]()
         for number, (line, length) in enumerate(_whole_lines(self.path), start=1):
             if number == 1:
-                self._check_header(header)
-                changed = differences(self._header["columns"], header.get("columns", {}))
+                columns = self._check_header()
+                changed = differences(self._header["columns"], columns)
             if number > len(self._conversations):
                 raise self._other(f"it has more lines than the data has records, {number - 1}")
-            expected = self._columns.row(self._conversations[number - 1])
-            found = {name: value for name, value in line.items() if name in expected}
-            # The same record in another file, or the same image in another folder, is no change.
-            other = set(differences(expected, found)) - {"images", "file", "line", *changed}
-            if other:
-                names = ", ".join(name for name in expected if name in other)
-                raise self._other(f"line {number} answers another record, see {names}")
+            self._check_row(line, number - 1, f"line {number}", changed)
             size += length
             self.done = number
         if self.done and changed:
@@ -139,27 +158,66 @@ class ResultFile:
         if size < self.path.stat().st_size:
             os.truncate(self.path, size)
 
-    def append(self, replies: Sequence[Reply]) -> None:
-        """Appends and flushes the lines of the next records; with ``overwrite`` it replaces."""
-        if not self.done:
-            # Whole or absent: half a header would stop every later command.
-            with replacing(self.header_path) as part:
-                part.write_text(json.dumps(self._header, indent=2) + "\n", "utf-8")
-                if self._overwrite:
-                    # Not earlier: the disk may have no room even for the header.
-                    self.path.unlink(missing_ok=True)
-                    self._overwrite = False
-        with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
-            for reply in replies:
-                conversation = self._conversations[self.done]
-                row = self._columns.row(conversation)
-                answer = {"response": reply.text, "finish": reply.finish}
-                answer |= columns_of(reply.text, self._form, conversation)
-                file.write({"query": row.pop("query"), **answer, **row})
-                self.done += 1
+    def _check_row(
+        self, row: Mapping[str, Any], number: int, what: str, changed: Sequence[str] = ()
+    ) -> None:
+        """Raises CheckpointError if a line answers another record than that of this number."""
+        expected = self._columns.row(self._conversations[number])
+        found = {name: value for name, value in row.items() if name in expected}
+        # The same record in another file, or the same image in another folder, is no change.
+        other = set(differences(expected, found)) - {"images", "file", "line", *changed}
+        if other or not _is_result(row):
+            names = ", ".join(name for name in expected if name in other)
+            raise self._other(f"{what} answers another record, see {names}")
 
-    def _check_header(self, before: Mapping[str, Any]) -> None:
-        """Raises CheckpointError if the file was made with another model or other settings."""
+    def put(self, numbers: Sequence[int], replies: Sequence[Reply]) -> list[str]:
+        """Adds the replies to records of these numbers; with ``overwrite`` it replaces the file.
+
+        Returns:
+            The replies whose lines were appended to the file, in order. The others wait.
+        """
+        if not self.answered:
+            self._begin()
+        pairs = zip(numbers, replies, strict=True)
+        rows = {n: self._row(n, reply) for n, reply in pairs if not self.answers(n)}
+        self._waiting.rows.update(rows)
+        ready = self._waiting.take(self.done)
+        self._waiting.keep(rows)
+        self._append(ready)
+        return [row["response"] for row in ready]
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with jsonlines.open(self.path, "a", dumps=json_text, flush=True) as file:
+            for row in rows:
+                file.write(row)
+                self.done += 1
+        if self.done == len(self._conversations):
+            self._waiting.remove()
+
+    def _begin(self) -> None:
+        # Whole or absent: half a header would stop every later command.
+        with replacing(self.header_path) as part:
+            part.write_text(json.dumps(self._header, indent=2) + "\n", "utf-8")
+            if self._overwrite:
+                # Not earlier: the disk may have no room even for the header.
+                self.path.unlink(missing_ok=True)
+                self._overwrite = False
+            self._waiting.remove()
+
+    def _row(self, number: int, reply: Reply) -> dict[str, Any]:
+        conversation = self._conversations[number]
+        row = self._columns.row(conversation)
+        answer = {"response": reply.text, "finish": reply.finish}
+        answer |= columns_of(reply.text, self._form, conversation)
+        return {"query": row.pop("query"), **answer, **row}
+
+    def _check_header(self) -> Mapping[str, Any]:
+        """The columns of the file's lines.
+
+        Raises:
+            CheckpointError: it was made with another model or other settings.
+        """
+        before = read_own(self.header_path, _HEADER)
         if not before:
             raise CheckpointError(
                 f"line 1 is no result line that can be continued: without {self.header_path.name} "
@@ -177,6 +235,8 @@ class ResultFile:
             raise self._other(f"made with another {name} of the model")
         if self._header["adapter"] != before.get("adapter"):
             raise self._other("made with another adapter")
+        columns: Mapping[str, Any] = before.get("columns", {})
+        return columns
 
     def _other(self, found: str) -> CheckpointError:
         return CheckpointError(

@@ -18,12 +18,13 @@ from vlft.data.specs import expand, parse_spec
 from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
+from vlft.inference.answer import answer
 from vlft.inference.chat import chat
 from vlft.inference.data import load_records
-from vlft.inference.decoding import record_seed
 from vlft.inference.formats import text_of
-from vlft.inference.generate import Sampling, generate_replies
+from vlft.inference.generate import Sampling
 from vlft.inference.model import find_model, load_for_inference, placement_of
+from vlft.inference.replier import Replier
 from vlft.inference.results import ResultFile, read_results
 from vlft.inference.saved_text import SavedText
 from vlft.settings import check
@@ -93,11 +94,10 @@ def run_infer(config: InferConfig) -> InferResult | None:
     with results.held([*read, *(document.path for document in documents)]):
         results.resume()
         texts = _saved_text(config, documents, data, results)
-        if results.done:
-            console.info(f"{results.path} answers {results.done} of {len(data)} records already")
         if results.done < len(data):
             model = load_for_inference(config, folder, tuned, placement)
-            _answer(model, processor, data, Pages(documents), sampling, results, texts, config)
+            replier = Replier(model, processor, sampling, chunk=config.prefill_chunk)
+            answer(replier, processor, data, Pages(documents), results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
 
@@ -204,29 +204,6 @@ def _show_rows(rows: list[dict[str, Any]], form: str) -> None:
             if value not in (None, ""):
                 console.reply(f"[{title}] {value}\n")
         console.reply("\n")
-
-
-def _answer(
-    model: Any,
-    processor: Processor,
-    data: Dataset,
-    pages: Pages,
-    sampling: Sampling,
-    results: ResultFile,
-    texts: SavedText | None,
-    config: InferConfig,
-) -> None:
-    starts = range(results.done, len(data), config.batch_size)
-    for start in console.tracked(starts, "answering", len(starts)):
-        batch = slice(start, start + config.batch_size)
-        items = data.conversations[batch]
-        pages.draw(image.path for item in items for image in item.images)
-        prompts = [processor.encode_conversation(item.without_reply()) for item in items]
-        seeds = [record_seed(config.seed, position) for position in data.positions[batch]]
-        replies = generate_replies(model, processor, prompts, sampling, seeds=seeds)
-        results.append(replies)
-        if texts is not None:
-            texts.add([text_of(reply.text, config.format) for reply in replies])
 
 
 def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:

@@ -1,0 +1,85 @@
+"""The records of a data set -> their replies in the result file, batch by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlft import console
+from vlft.inference.decoding import record_seed
+from vlft.inference.formats import text_of
+from vlft.inference.order import portions, spans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vlft.config import InferConfig
+    from vlft.data.dataset import Dataset
+    from vlft.data.documents import Pages
+    from vlft.families.processor import Processor
+    from vlft.inference.replier import Replier, Reply
+    from vlft.inference.results import ResultFile
+    from vlft.inference.saved_text import SavedText
+
+
+def answer(
+    replier: Replier,
+    processor: Processor,
+    data: Dataset,
+    pages: Pages,
+    results: ResultFile,
+    texts: SavedText | None,
+    config: InferConfig,
+) -> None:
+    """Answers the records that the result file does not answer yet.
+
+    Args:
+        replier: of the model.
+        processor: of the model.
+        data: all records.
+        pages: of documents, which are drawn once their turn comes.
+        results: the file.
+        texts: of the documents that the records are pages of, if they are asked for.
+        config: of the command.
+
+    Raises:
+        VlftError: an image cannot be read any more, or there is too little memory.
+    """
+    batches = -(-(len(data) - results.answered) // config.batch_size)
+    answers = _answers(replier, processor, data, pages, results, config)
+    for numbers, replies in console.tracked(answers, "answering", batches):
+        written = results.put(numbers, replies)
+        if texts is not None:
+            texts.add([text_of(reply, config.format) for reply in written])
+
+
+def _answers(
+    replier: Replier,
+    processor: Processor,
+    data: Dataset,
+    pages: Pages,
+    results: ResultFile,
+    config: InferConfig,
+) -> Iterator[tuple[list[int], list[Reply]]]:
+    """The replies that are missing, batch by batch, each with the numbers of its records."""
+    groups = data.groups()
+    for portion in portions(groups, data.lengths.tolist(), config.batch_size):
+        if all(map(results.answers, portion)):
+            continue
+        prompts = {
+            number: processor.encode_conversation(data.conversations[number].without_reply())
+            for number in portion
+        }
+        for span in spans(prompts, groups, config.batch_size):
+            missing = [batch for batch in span if not all(map(results.answers, batch))]
+            if not missing:
+                continue
+            # All of the span: the same row as in a command that was not stopped.
+            chosen = [number for batch in span for number in batch]
+            pages.draw(image.path for number in chosen for image in prompts[number].images)
+            places = {number: place for place, number in enumerate(chosen)}
+            made = replier.replies(
+                [prompts[number] for number in chosen],
+                [record_seed(config.seed, data.positions[number]) for number in chosen],
+                [[places[number] for number in batch] for batch in missing],
+            )
+            yield from zip(missing, made, strict=True)
