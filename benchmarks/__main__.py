@@ -15,6 +15,7 @@ BENCHMARKS = {
     "attention": "attention of a packed row: segments, a dense mask, FlexAttention",
     "step": "optimiser steps of the published models at their true sizes",
     "product": "vlft sft and vlft infer themselves: time to step one, GPU busy, images/s",
+    "infer": "answers to questions on images: transformers' generate, against vlft",
     "host": "the main thread's work in a step, apart from the model",
     "fake": "a model folder with the shapes of a published model and random weights",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
