@@ -78,23 +78,27 @@ def replies(monkeypatch):
     """Replies without a model: ``reply N`` to the Nth question; the list of what was asked."""
     asked = []
 
-    def generate(_replier, prompts, _seeds, numbers, *_args):
-        made = []
-        for number in numbers:
-            if len(asked) == stop_at[0]:
-                raise KeyboardInterrupt
-            asked.append(prompts[number])
-            text = f"<|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>\nreply {len(asked)}"
-            made.append(Reply(text, [1], "stop"))
-        return made
+    def text(prompt):
+        if len(asked) == stop_at[0]:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return f"<|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>\nreply {len(asked)}"
 
     stop_at = [None]
-    asked_and_stop = (asked, stop_at)
-    monkeypatch.setattr(Replier, "_generate", generate)
+    reply_without_model(monkeypatch, text)
+    return asked, stop_at
+
+
+def reply_without_model(monkeypatch, text):
+    """Replies are what ``text`` makes of a prompt."""
+
+    def generate(_replier, prompts, _seeds, numbers, *_args):
+        return [Reply(text(prompts[number]), [1], "stop") for number in numbers]
+
     prepared = SimpleNamespace(inputs=lambda _numbers: {})
+    monkeypatch.setattr(Replier, "_generate", generate)
     monkeypatch.setattr(replier, "SharedPrompts", lambda *_: prepared)
     monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
-    return asked_and_stop
 
 
 def read(*image, case=SIGLIP, **settings):
@@ -251,16 +255,12 @@ def by_pages(monkeypatch):
     """Replies to several pages, which Unlimited-OCR marks; the list of what was asked."""
     asked = []
 
-    def reply(_model, _processor, prompts, *_args, **_kwargs):
-        asked.extend(prompts)
-        made = []
-        for prompt in prompts:
-            pages = [f"<|det|>text [0, 0, 999, 999]<|/det|>{n}" for n in range(len(prompt.images))]
-            made.append(Reply(f"<PAGE>{'<PAGE>'.join(pages)}", [1], "stop"))
-        return made
+    def text(prompt):
+        asked.append(prompt)
+        pages = [f"<|det|>text [0, 0, 999, 999]<|/det|>{n}" for n in range(len(prompt.images))]
+        return f"<PAGE>{'<PAGE>'.join(pages)}"
 
-    monkeypatch.setattr(infer_run, "generate_replies", reply)
-    monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
+    reply_without_model(monkeypatch, text)
     return asked
 
 
