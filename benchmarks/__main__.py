@@ -22,6 +22,7 @@ BENCHMARKS = {
     "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",
     "startup": "the time from a command to its first output",
     "first_step": "from the end of imports to step one, on 100,000 records and 10,000 images",
+    "load": "memory and time of loading a model, before the first step",
     "data": "the checks of data before the first step: time and memory, 10^3 to 10^6 records",
     "quality": "what grouping samples by image costs in learning",
 }

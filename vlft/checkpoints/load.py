@@ -98,8 +98,8 @@ def _fill(
             found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             wrong.append(f"{name} {found}, not {tuple(shapes[name])}")
         else:
-            # The sum of most finite weights is finite in float32; it is one pass without a copy.
-            if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            # One pass at the speed of memory; isfinite takes forty times as long in 16 bits.
+            if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
                 broken.append(name)
             kept = keep_dtypes or keeps_dtype(name, folder.family)
             _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
