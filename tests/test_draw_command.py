@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,38 @@ class TestFiles:
         with Image.open(result.images[0]) as image:
             small = image.resize(tile.size, Image.Resampling.BICUBIC)
         assert np.array_equal(np.asarray(tile), np.asarray(small))
+
+
+class TestList:
+    """drawings.jsonl"""
+
+    def test_vlft_eval_scores_drawings(self):
+        """By a metric of one's own, which gets the file of the drawing and its prompt."""
+        Path("bright.py").write_text(
+            "from PIL import Image\n"
+            "def score(reply, reference):\n"
+            "    assert reference.startswith('a ')\n"
+            "    with Image.open(reply) as image:\n"
+            "        return image.convert('L').getpixel((0, 0)) / 255\n"
+        )
+        result = run(*PROMPTS)
+        rows = [json.loads(line) for line in Path("images/drawings.jsonl").read_text().splitlines()]
+        assert [row["response"] for row in rows] == [str(p.absolute()) for p in result.images]
+        assert [row["query"] for row in rows] == ["a red square"] * 3 + ["a blue circle"] * 3
+        scored = vlft.evaluate(
+            vlft.EvalConfig(
+                results=(Path("images/drawings.jsonl"),), metric=("bright.py",), references="query"
+            )
+        )
+        images = [Image.fromarray(pixels(path)) for path in result.images]
+        corner = [image.convert("L").getpixel((0, 0)) / 255 for image in images]
+        (mean,) = scored.summary["metrics"]["bright"]["scores"]
+        assert mean["mean"] == pytest.approx(sum(corner) / 6)
+
+    def test_a_file_of_others_is_refused(self):
+        Path("images").mkdir()
+        Path("images/drawings.jsonl").write_text('{"query": "mine"}\n')
+        assert "drawings.jsonl: is there, and vlft has not drawn it" in message("--prompt", "red")
 
 
 class TestResume:

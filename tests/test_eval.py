@@ -91,6 +91,45 @@ class TestMetrics:
         assert METRICS[name].best("", [label])[0] == wrong
         assert METRICS[name].best(" \n", [label])[0] == wrong
 
+    def test_a_file_of_the_user(self):
+        Path("own.py").write_text(
+            "from __future__ import annotations\n"
+            "from dataclasses import dataclass\n\n\n"
+            "@dataclass\n"
+            "class Letters:\n"
+            "    text: str\n\n\n"
+            "HIGHER_IS_BETTER = False\n\n\n"
+            "def score(reply, reference):\n"
+            "    return abs(len(Letters(reply).text) - len(reference))\n"
+        )
+        found = evaluate([result("abc", "a"), result("a", "a")], metric=("own.py", "contains"))
+        assert list(found.summary["metrics"]) == ["own", "contains"]
+        assert found.summary["metrics"]["own"]["scores"][0]["mean"] == 1.0
+        assert not found.summary["metrics"]["own"]["higher_is_better"]
+        assert json.loads(Path("0.scores.jsonl").read_text().splitlines()[0])["own"] == 2.0
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (None, "own.py: no such file"),
+            ("def score(reply:", "own.py: SyntaxError"),
+            ("1 / 0", "own.py: ZeroDivisionError: division by zero"),
+            ("x = 1", "own.py: has no function score"),
+            ("def score(reply, reference):\n    raise KeyError(reply)", "own.py: KeyError: 'abc'"),
+            ("def score(reply, reference):\n    return float('nan')", "own.py: score returned nan"),
+        ],
+    )
+    def test_mistakes_in_a_file_of_the_user(self, text, expected):
+        if text is not None:
+            Path("own.py").write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            evaluate([result("abc", "a")], metric=("own.py",))
+
+    def test_two_metrics_of_one_name(self):
+        Path("cer.py").write_text("def score(reply, reference):\n    return 1")
+        with pytest.raises(ConfigError, match="two metrics are called cer"):
+            evaluate([result("abc", "a")], metric=("cer", "cer.py"))
+
     @pytest.mark.parametrize("case", FIXED)
     def test_error_rates_are_those_of_jiwer(self, case):
         reply, reference, in_characters, in_words, *_ = case

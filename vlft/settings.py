@@ -62,7 +62,7 @@ class Traits:
 
     help: str  # one line for --help
     panel: str  # the group in --help
-    choices: tuple[str, ...] = ()  # the allowed words; empty if any text is allowed
+    choices: tuple[str, ...] = ()  # the allowed words, FILE.py for paths to such; empty: any text
     minimum: float | None = None  # the smallest allowed number
     above: float | None = None  # the number must be greater than this
     maximum: float | None = None  # the largest allowed number
@@ -284,7 +284,8 @@ def _scalar(value_type: Any, value: Any, place: str) -> Any:
 
 def _check_limits(metadata: Mapping[str, Any], value: Any, place: str) -> None:
     choices = metadata["choices"]
-    if choices and value not in choices:
+    endings = tuple(word[4:] for word in choices if word.startswith("FILE"))
+    if choices and value not in choices and not value.endswith(endings):
         raise ConfigError(f"found {value!r}", place=place, hint=f"allowed: {', '.join(choices)}")
     minimum, above, maximum = (metadata[key] for key in ("minimum", "above", "maximum"))
     if isinstance(value, int) and maximum is None:

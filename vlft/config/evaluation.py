@@ -33,8 +33,10 @@ class EvalConfig(InferConfig):
     results: tuple[Path, ...] = _scoring(
         (), "Result files of vlft infer. Of two the first is the base. One and a data set compare "
         "the model's answers with it.")
-    metric: tuple[str, ...] = _scoring(("exact-match",), "What is scored. Repeatable.",
-                                       choices=METRIC_NAMES, default_text="exact-match")
+    metric: tuple[str, ...] = _scoring(
+        ("exact-match",), "What is scored, or your own Python file with a function "
+        "score(reply, reference). Repeatable.",
+        choices=(*METRIC_NAMES, "FILE.py"), default_text="exact-match")
     references: str = _scoring(
         "label", "Column of the result files with the right text or a list of them, the best of "
         "which counts; meta.answers is a field of meta.")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlft.errors import shown
-from vlft.evaluation.metrics import METRICS
 from vlft.evaluation.scores import scores_path
 from vlft.evaluation.statistics import (
     CONFIDENCE,
@@ -70,7 +69,7 @@ def _metric(
     sums = resample_sums(np.stack(columns, axis=1), seed)
     means = [sums[:, 2 * index] / sums[:, 2 * index + 1] for index in range(len(tables))]
     found: dict[str, Any] = {
-        "higher_is_better": METRICS[name].higher_is_better,
+        "higher_is_better": scores[0].metrics[name].higher_is_better,
         "scores": [
             {"mean": weighted_mean(*table), "interval": interval(mean)}
             for table, mean in zip(tables, means, strict=True)

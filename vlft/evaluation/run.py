@@ -10,7 +10,7 @@ from vlft import console
 from vlft.config import InferConfig
 from vlft.errors import ConfigError, shown
 from vlft.evaluation.answers import pair, read_answers
-from vlft.evaluation.metrics import check_libraries
+from vlft.evaluation.own import find_metrics
 from vlft.evaluation.report import lines_of, summarise
 from vlft.evaluation.scores import check_own, score, scores_path, write_scores
 from vlft.files import same_file
@@ -37,10 +37,9 @@ def run_eval(config: EvalConfig) -> EvalResult:
         VlftError: bad input.
     """
     config = check(config)
-    names = list(dict.fromkeys(config.metric))
     files = list(config.results)
     # Before a model answers, which may take hours.
-    check_libraries(names)
+    metrics = find_metrics(config.metric)
     for path in files:
         read_answers(path, config.references)
         check_own(scores_path(path))
@@ -50,7 +49,7 @@ def run_eval(config: EvalConfig) -> EvalResult:
     if len(files) > 1 and same_file(*files):
         hint = "give the answers of two models"
         raise ConfigError(f"{shown(files[0])} twice", place="--results", hint=hint)
-    scores = [score(read_answers(path, config.references), names) for path in files]
+    scores = [score(read_answers(path, config.references), metrics) for path in files]
     if len(scores) > 1:
         positions = pair(scores[0].of, scores[1].of)
         summary = summarise(scores, positions, config.seed)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlft.errors import CheckpointError, DataError, raise_all, shown
-from vlft.evaluation.metrics import METRICS
 from vlft.files import json_text, open_regular, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vlft.evaluation.answers import Answer, Answers
+    from vlft.evaluation.metrics import Metric
     from vlft.evaluation.statistics import Floats
 
 # The start of every line, by which a file of ours is known.
@@ -32,35 +32,37 @@ class Scores:
 
     Attributes:
         of: the answers, N.
+        metrics: by name.
         values: (N,) of each metric.
         weights: (N,) of each metric, in the mean over records.
     """
 
     of: Answers
+    metrics: Mapping[str, Metric]
     values: dict[str, Floats]
     weights: dict[str, Floats]
 
 
-def score(answers: Answers, names: Sequence[str]) -> Scores:
-    """Scores all answers of a file by the metrics of these names.
+def score(answers: Answers, metrics: Mapping[str, Metric]) -> Scores:
+    """Scores all answers of a file by these metrics.
 
     Raises:
         DataError: references that a metric cannot use.
     """
     values, weights = {}, {}
     problems: list[DataError] = []
-    for name in names:
+    for name, metric in metrics.items():
         table = np.empty((len(answers.answers), 2))
         for index, answer in enumerate(answers.answers):
             try:
-                table[index] = METRICS[name].best(answer.reply, answer.references)
+                table[index] = metric.best(answer.reply, answer.references)
             except ValueError as error:
                 place = f"{shown(answers.path)}:{answer.line}"
                 hint = "name a metric that fits the data, or other --references"
                 problems.append(DataError(f"the reference {error}", place=place, hint=hint))
         values[name], weights[name] = table.T.copy()
     raise_all(problems)
-    return Scores(answers, values, weights)
+    return Scores(answers, metrics, values, weights)
 
 
 def scores_path(path: Path) -> Path:
@@ -95,7 +97,7 @@ def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
         for name, values in scores.values.items():
             column = name.replace("-", "_")
             row[column] = float(values[index])
-            if METRICS[name].weight:
+            if scores.metrics[name].weight:
                 row[f"{column}_weight"] = float(scores.weights[name][index])
         yield row
 

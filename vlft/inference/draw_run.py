@@ -91,6 +91,7 @@ def run_draw(config: DrawConfig) -> DrawResult:
             model = load_for_inference(config, folder, tuned, placement)
             _draw(model, processor, data, files, missing, config)
         sheets = files.write_sheets()
+        files.write_list(lambda prompt: _row_of(data.conversations[prompt]))
     console.info(f"{_images(total)} in {shown(files.folder)}, shown on {sheets[0].name}")
     return DrawResult([files.path(number) for number in range(total)], sheets)
 
@@ -207,6 +208,17 @@ def _facts(
         "merge_lora": config.merge_lora,
         "model": folder.weights_digest,
         "adapter": {path.name: digest(path) for path in files},
+    }
+
+
+def _row_of(conversation: Conversation) -> dict[str, Any]:
+    """What the list of images says of a prompt; the label is the image that a record has."""
+    prompt = conversation.without_reply()
+    target = conversation.drawn
+    return {
+        "query": flat_text(prompt.turns[-1], COMMON_TAG),
+        "images": [str(image.path) for image in prompt.images],
+        "label": None if target is None else str(target.path),
     }
 
 

@@ -2,6 +2,7 @@
 
 00001-01.png, 00001-02.png, ..., 00002-01.png    prompt and image, counted from 1
 sheet-01.png, ...                                all of them, small
+drawings.jsonl                                   a line per image, for vlft eval
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from vlft.errors import ConfigError, raise_all, shown
-from vlft.files import json_text, replacing
+from vlft.files import json_text, open_regular, replacing, write_whole
 from vlft.locks import locked
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # The entry of a PNG file that holds what it was drawn from, as JSON.
 ENTRY = "vlft"
+# The list of all images, and the start of each of its lines, by which a list of ours is known.
+LIST, START = "drawings.jsonl", b'{"drawing": '
 # Images of a sheet, the side of each in pixels, and the height of its name.
 PER_SHEET, SIDE, CAPTION = 100, 128, 14
 # Facts of an image that another release may state otherwise: the image counts as drawn already.
@@ -85,9 +88,10 @@ class ImageFiles:
             missing.add(number)
             if found is not None:
                 problems.append(_other(path, found, self.facts(number)))
-        for path in self._sheets():
-            if path.exists() and not read_facts(path):
-                problems.append(_other(path, {}, {}))
+        others = [path for path in self._sheets() if path.exists() and not read_facts(path)]
+        if (listed := self.folder / LIST).exists() and not _is_list(listed):
+            others.append(listed)
+        problems += [_other(path, {}, {}) for path in others]
         raise_all([] if self._overwrite else problems)
         return missing
 
@@ -112,6 +116,18 @@ class ImageFiles:
             files = [self.path(number) for number in numbers]
             _save(path, _sheet(files, self._num_images), {"sheet": [p.name for p in files]})
         return sheets
+
+    def write_list(self, row_of: Callable[[int], Mapping[str, Any]]) -> None:
+        """Writes a line per image: its file as the response, and what ``row_of`` its prompt says.
+
+        That is a result file, as ``vlft infer`` writes them.
+        """
+        lines = []
+        for number in range(self._count):
+            path = self.path(number)
+            row = {"drawing": path.name, **row_of(number // self._num_images)}
+            lines.append(json_text({**row, "response": str(path.absolute())}) + "\n")
+        write_whole(self.folder / LIST, "".join(lines))
 
     def _sheets(self) -> list[Path]:
         pages = -(-self._count // PER_SHEET)
@@ -147,6 +163,13 @@ def _other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> C
     name = _differences(found, wanted)[0]
     text = f"was drawn with another {name}, {found.get(name)}"
     return ConfigError(text, place=shown(path), hint=hint)
+
+
+def _is_list(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        return file.read(len(START)) in (START, b"")
 
 
 def _save(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
