@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> None:
             note(f"{dtype}, {workload}: done")
             speedups[workload] = found["results"][-1]["speedup"]
         told = ", ".join(f"{name} {speedups[name]:.2f}" for name in TOLD if name in speedups)
-        lines.append(f"{options.epochs} epochs against strong, {dtype}: {told}")
+        count = {1: "one epoch", 3: "three epochs"}.get(options.epochs, f"{options.epochs} epochs")
+        lines.append(f"{count} against strong: {told} ({dtype})")
     table = "\n".join([table_of(content), "", *lines])
     write(options.output, content, table)
     print(table)

@@ -2,7 +2,7 @@
 
 Picture and rows are those of docs/performance.md.
 
-    python -m benchmarks plot benchmarks/results/peers-*-cpu.json docs/images/peers.svg
+    python -m benchmarks plot benchmarks/results/peers-cpu.json docs/images/peers.svg
 """
 
 from __future__ import annotations

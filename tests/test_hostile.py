@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import hostile
 import odd_targets
 import pytest
-from conftest import GOLDEN, HYBRID, JANUS_PRO, MATRIX, SIGLIP, VL2_MLA, VL2_NOAUX, write_jsonl
+from conftest import GOLDEN, HYBRID, JANUS_PRO, MATRIX, OCR, SIGLIP, VL2_NOAUX, write_jsonl
 from damage import damage, write_image
 from PIL import Image
 
@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc):
         rows = MATRIX if many else SHORT
         metafunc.parametrize("checkpoint", rows, ids=str, scope="module", indirect=True)
     if "layout" in metafunc.fixturenames:
-        rows = [SIGLIP, HYBRID, JANUS_PRO, VL2_MLA] if many else [SIGLIP]
+        rows = [SIGLIP, HYBRID, JANUS_PRO, OCR] if many else [SIGLIP]
         metafunc.parametrize("layout", rows, ids=str)
 
 

@@ -38,7 +38,6 @@ def keep_records(rows: Sequence[Mapping[str, Any]]) -> str:
     text, here = "".join(lines), str(Path.cwd())
     name = hashlib.sha256(f"{here}\n{text}".encode()).hexdigest()
     path = cache_folder("datasets") / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path.with_suffix(FOLDER), here)
     write_whole(path, text)
     return str(path)

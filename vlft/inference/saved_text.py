@@ -100,7 +100,6 @@ class SavedText:
     def _write(self, texts: dict[str, str]) -> None:
         for name, text in texts.items():
             path = self._folder / self._files[name]
-            path.parent.mkdir(parents=True, exist_ok=True)
             # The result file's lock keeps others away.
             with replacing(path) as part:
                 part.write_bytes(_bytes(text))
