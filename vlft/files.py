@@ -169,7 +169,8 @@ def is_disk_full(error: OSError) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of the path once it is whole and on the disk.
 
-    Folders that it lacks are made. After an error nothing is left of it; after a kill the next call removes it.
+    Folders that it lacks are made. After an error nothing is left of it; after a kill the next call
+    removes it.
     """
     # Names are 255 bytes at most.
     name = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
