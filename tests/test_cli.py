@@ -62,7 +62,7 @@ FLAGS = {
     """,
     "draw": """
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --prompt --load-dataset-config --dataset
+        --accept-changes --prompt --load-dataset-config --dataset --reconstruct
         --image-root --confine-images --allow-private-urls
         --on-bad-sample --num-images --cfg-weight --temperature --batch-size --seed
         --output-dir --overwrite

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN, JANUS_PRO, SIGLIP, write_jsonl
 from PIL import Image
 
@@ -16,6 +19,7 @@ from vlft.cli.options import read_settings
 from vlft.errors import UsageError
 from vlft.inference import draw_run, image_files
 from vlft.inference.image_files import ImageFiles, read_facts
+from vlft.inference.reconstruct import psnr, reconstruct, ssim
 
 MODEL = ["--model", str(JANUS_PRO.folder)]
 PROMPTS = ["--prompt", "a red square", "a blue circle", "--num-images", "3", "--batch-size", "4"]
@@ -119,6 +123,46 @@ class TestList:
         Path("images").mkdir()
         Path("images/drawings.jsonl").write_text('{"query": "mine"}\n')
         assert "drawings.jsonl: is there, and vlft has not drawn it" in message("--prompt", "red")
+
+
+class TestReconstruction:
+    def test_figures_of_each_image_and_their_mean(self, capfd):
+        names = [str(GOLDEN / "images" / name) for name in ("photo_a.jpg", "chart.png")]
+        run("--reconstruct", *names)
+        found = re.findall(r"PSNR +([\d.]+) dB +SSIM ([\d.-]+)", capfd.readouterr().out)
+        figures = np.array(found, float)
+        assert figures[:2].mean(0) == pytest.approx(figures[2], abs=0.006)
+        model, processor = vlft.load(JANUS_PRO.folder)
+        one = reconstruct(model, processor, names[0])
+        assert figures[0] == pytest.approx(one, abs=0.006)
+        assert not Path("images").exists()
+
+    def test_equal_images(self):
+        image = torch.rand(1, 3, 20, 20) * 255
+        assert psnr(image, image) == np.inf
+        assert ssim(image, image) == pytest.approx(1)
+
+    def test_the_definitions(self):
+        """Window by window, in numpy."""
+        rng = np.random.default_rng(0)
+        x, y = rng.uniform(0, 255, (2, 3, 13, 12))
+        line = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+        window = np.outer(line, line) / line.sum() ** 2
+        values = []
+        for channel, top, left in itertools.product(range(3), range(3), range(2)):
+            a, b = (side[channel, top : top + 11, left : left + 11] for side in (x, y))
+            (mean_a, mean_b) = ((window * part).sum() for part in (a, b))
+            var_a, var_b = ((window * (p - m) ** 2).sum() for p, m in ((a, mean_a), (b, mean_b)))
+            both = (window * (a - mean_a) * (b - mean_b)).sum()
+            luminance = (2 * mean_a * mean_b + 2.55**2) / (mean_a**2 + mean_b**2 + 2.55**2)
+            values.append(luminance * (2 * both + 7.65**2) / (var_a + var_b + 7.65**2))
+        one, other = (torch.from_numpy(side)[None] for side in (x, y))
+        assert ssim(one, other) == pytest.approx(np.mean(values), rel=1e-9)
+        error = ((x - y) ** 2).mean()
+        assert psnr(one, other) == pytest.approx(20 * np.log10(255) - 10 * np.log10(error))
+
+    def test_a_missing_image(self):
+        assert "nowhere.png" in message("--reconstruct", "nowhere.png")
 
 
 class TestResume:
@@ -226,6 +270,8 @@ class TestMistakes:
             (["--load-dataset-config"], "--load-dataset-config: needs the run whose validation"),
             (["--load-dataset-config", "--prompt", "a"], "found together with --prompt or --dat"),
             (["--load-dataset-config", "--on-bad-sample", "skip"], "which reads the data as the"),
+            (["--reconstruct", "a.png", "--prompt", "a"], "--prompt: found --reconstruct, which"),
+            (["--reconstruct", "a.png", "--seed", "1"], "--seed: found --reconstruct, which"),
             (["--prompt", " "], "--prompt: found ' '\n hint: write what to draw"),
             (["--prompt", "<image>a"], "1 <image>"),
             (["--prompt", "a", "--merge-lora"], "--merge-lora: needs an adapter"),

@@ -42,6 +42,9 @@ class DrawConfig(Settings):
     dataset: tuple[str, ...] = _data(
         (), "Draw the records of these files: their query, with the images that it shows. "
         "Repeatable.", path=True, records=True)
+    reconstruct: tuple[str, ...] = _data(
+        (), "Encode and decode these images instead, and tell how much their codes keep. "
+        "Repeatable.", path=True)
     image_root: Path | None = _data(None, "Folder that image paths are relative to.",
                                     default_text="the data file's folder")
     confine_images: Path | None = _data(None, "The only folder that images are read from.",
@@ -67,8 +70,9 @@ class DrawConfig(Settings):
         records = given(self, "image_root", "confine_images", "allow_private_urls", "on_bad_sample")
         of_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
         return (
-            (not (self.prompt or self.dataset or of_run), "vlft draw", "nothing to draw",
-             "add e.g. --prompt 'a red square', or --dataset prompts.jsonl"),
+            *_reconstruction_rules(self),
+            (not (self.prompt or self.dataset or of_run or self.reconstruct), "vlft draw",
+             "nothing to draw", "add e.g. --prompt 'a red square', or --dataset prompts.jsonl"),
             (self.prompt and self.dataset, "--prompt",
              "found together with --dataset; one of the two is allowed", "leave one of them out"),
             (of_run and (self.prompt or self.dataset), "--load-dataset-config",
@@ -87,3 +91,14 @@ class DrawConfig(Settings):
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *hub_rules(self, self.model),
         )
+
+
+def _reconstruction_rules(config: DrawConfig) -> Sequence[Rule]:
+    """Nothing is drawn."""
+    drawing = given(config, "prompt", "load_dataset_config", "dataset", "image_root",
+                    "confine_images", "allow_private_urls", "on_bad_sample", "num_images",
+                    "cfg_weight", "temperature", "batch_size", "seed", "output_dir", "overwrite")
+    return (
+        (config.reconstruct and drawing, drawing, "found --reconstruct, which draws nothing",
+         "leave one of them out"),
+    )

@@ -35,6 +35,7 @@ from vlft.inference.draw import (
 from vlft.inference.guided import Guidance
 from vlft.inference.image_files import ImageFiles
 from vlft.inference.model import find_model, load_for_inference, placement_of
+from vlft.inference.reconstruct import report
 from vlft.settings import check
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class DrawResult:
 def run_draw(config: DrawConfig) -> DrawResult:
     """Draws images of prompts into files; those that are there already are kept.
 
+    Or, with ``reconstruct``, tells how much the codes of images keep, and draws none.
+
     Raises:
         VlftError: bad input.
     """
@@ -72,8 +75,12 @@ def run_draw(config: DrawConfig) -> DrawResult:
     if tuned is not None:
         processor = ImageSettings.of(tuned.settings).apply(processor, tuned.settings_file)
         processor = processor.with_special_tokens(tuned.settings.special_tokens)
-    data = _read_prompts(config, tuned, processor)
     placement = placement_of(config, tuned)
+    if config.reconstruct:
+        model = load_for_inference(config, folder, tuned, placement)
+        report(model, processor, config.reconstruct)
+        return DrawResult([], [])
+    data = _read_prompts(config, tuned, processor)
     shared = _facts(config, folder, tuned, placement)
     files = ImageFiles(
         config.output_dir,
