@@ -248,7 +248,7 @@ class TestResume:
         "change",
         [
             {},
-            {"tuner": "full", "learning_rate": 1e-3, "train_vision": True, "lora_dropout": 0.0},
+            {"tuner": "full", "learning_rate": 1e-3, "lora_dropout": 0.0},
             {"quantize": "nf4", "lora_target_modules": "ALL", "lora_dropout": 0.0},
         ],
         ids=["lora", "full", "nf4-ALL"],
@@ -263,8 +263,9 @@ class TestResume:
             {"dtype": "bfloat16"},
             {"use_dora": True, "lora_target_modules": "ALL", "train_aligner": True},
             {"init_lora_weights": "pissa"},
+            {"tuner": "full", "learning_rate": 1e-3, "train_vision": True, "lora_dropout": 0.0},
         ],
-        ids=["bfloat16", "dora-aligner", "pissa"],
+        ids=["bfloat16", "dora-aligner", "pissa", "full-vision"],
     )
     def test_same_bits_in_other_ways(self, config, monkeypatch, change):
         self.compare(config, monkeypatch, change)
