@@ -39,7 +39,7 @@ def answers(name: str) -> list[str]:
 
 
 def main() -> None:
-    """Tunes, answers, merges, and prints the exact match of all three models."""
+    """Tunes, answers, merges, prints the exact match of all three models, and writes a report."""
     started = time.perf_counter()
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)
     vlft("infer", "--model", "sample_data/tiny-vl", *answers("base"))
@@ -62,6 +62,8 @@ def main() -> None:
         f"tuned {figures['tuned'][0]:.1f}% -> merged {figures['merged'][0]:.1f}% "
         f"({count} held-out images)"
     )
+    results = [str(OUTPUT / f"{name}.jsonl") for name in ("base", "tuned")]
+    vlft("eval", "--results", *results, "--metric", "exact-match")
 
 
 if __name__ == "__main__":

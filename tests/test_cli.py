@@ -78,6 +78,7 @@ FLAGS = {
     "models": "",
     "cache": "ACTION",
     "env": "--json",
+    "report": "RUNS --output",
 }
 # The same, so that a run is planned, and answers are made, with their own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"

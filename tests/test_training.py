@@ -134,6 +134,7 @@ class TestRunFolder:
         assert (run / "last").resolve() == run / "checkpoint-4"
         assert (run / "best").resolve().parent == run
         assert (run / "images" / "train_loss.png").read_bytes()[1:4] == b"PNG"
+        assert "<svg" in (run / "report.html").read_text("utf-8")
         assert not list(run.glob(".*"))
         saved = json.loads((run / "run_config.json").read_text())
         assert saved["dtype"] == "float32"

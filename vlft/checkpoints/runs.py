@@ -2,7 +2,7 @@
 
 output/<model name>/v<k>-<time>/
   run_config.json  provenance.json  image_digests.txt  split.json  mix.json  metrics.jsonl
-  images/*.png
+  images/*.png  report.html
   checkpoint-<step>/  weights or adapter, run_config.json, state/
   best -> checkpoint-<step>, last -> checkpoint-<step>    symbolic links, or text files with a name
 """

@@ -69,6 +69,8 @@ COMMANDS = {
                      "Answer a data set, or chat, with a tuned or a base model."),
     "eval": Command("vlft.config.evaluation:EvalConfig", "vlft.evaluation.run:run_eval",
                     "Score answers to a data set, or compare two models' answers."),
+    "report": Command("vlft.config.models:ReportConfig", "vlft.report.runs:run_report",
+                      "Write a run, or several beside each other, as one HTML file."),
     "draw": Command("vlft.config.drawing:DrawConfig", "vlft.inference.draw_run:run_draw",
                     "Draw images of prompts, with a tuned or a base Janus."),
     "merge-lora": Command("vlft.config.models:MergeLoraConfig", "vlft.checkpoints.merge:merge_lora",

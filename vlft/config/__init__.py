@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EnvConfig,
         MergeLoraConfig,
         ModelsConfig,
+        ReportConfig,
     )
     from vlft.config.shared import PANELS, ReadingSettings
     from vlft.config.training import (
@@ -53,6 +54,7 @@ __all__ = [
     "ModelsConfig",
     "PlanConfig",
     "ReadingSettings",
+    "ReportConfig",
     "SftConfig",
 ]
 
@@ -61,7 +63,14 @@ _HOMES = {
     "drawing": ("DrawConfig",),
     "evaluation": ("METRIC_NAMES", "EvalConfig"),
     "inference": ("InferConfig",),
-    "models": ("CacheConfig", "ConvertConfig", "EnvConfig", "MergeLoraConfig", "ModelsConfig"),
+    "models": (
+        "CacheConfig",
+        "ConvertConfig",
+        "EnvConfig",
+        "MergeLoraConfig",
+        "ModelsConfig",
+        "ReportConfig",
+    ),
     "shared": ("PANELS", "ReadingSettings"),
 }
 

@@ -1,4 +1,4 @@
-"""Settings of the commands on model folders, merge-lora, convert, models, and of cache and env."""
+"""Settings of merge-lora, convert, models, cache, env and report."""
 
 from __future__ import annotations
 
@@ -108,6 +108,20 @@ class EnvConfig(Settings):
     """Settings of ``vlft env``."""
 
     json: bool = _output(False, "Print it as JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """Settings of ``vlft report``."""
+
+    runs: tuple[Path, ...] = _model((), "Run folders of vlft sft.", argument=True)
+    output: Path | None = _output(
+        None, "File (.html).", default_text="report.html in the run, of several here")
+
+    def rules(self) -> Sequence[Rule]:
+        """It reports on something."""
+        return ((not self.runs, "vlft report", "found no run folder",
+                 "write e.g. vlft report output/MODEL/v0-..."),)
 # fmt: on
 
 

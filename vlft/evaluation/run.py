@@ -14,9 +14,12 @@ from vlft.evaluation.own import find_metrics
 from vlft.evaluation.report import lines_of, summarise
 from vlft.evaluation.scores import check_own, score, scores_path, write_scores
 from vlft.files import same_file
+from vlft.report.evaluations import report_path, write_eval_report
+from vlft.report.page import check_own_page
 from vlft.settings import check, given_names
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vlft.config import EvalConfig
@@ -43,25 +46,29 @@ def run_eval(config: EvalConfig) -> EvalResult:
     for path in files:
         read_answers(path, config.references)
         check_own(scores_path(path))
+        check_own_page(report_path(path))
     if config.answers_data:
         files.append(_answer(config))
         check_own(scores_path(files[-1]))
+        check_own_page(report_path(files[-1]))
     if len(files) > 1 and same_file(*files):
         hint = "give the answers of two models"
         raise ConfigError(f"{shown(files[0])} twice", place="--results", hint=hint)
     scores = [score(read_answers(path, config.references), metrics) for path in files]
+    positions: Sequence[Sequence[int]] = [range(len(scores[0].of.answers))]
     if len(scores) > 1:
         positions = pair(scores[0].of, scores[1].of)
-        summary = summarise(scores, positions, config.seed)
-    else:
-        summary = summarise(scores, [range(len(scores[0].of.answers))], config.seed)
+    summary = summarise(scores, positions, config.seed)
     for one in scores:
         write_scores(one, scores_path(one.of.path))
+    report = report_path(files[-1])
+    write_eval_report(scores, positions, summary, report)
     if config.json:
         console.out.print(json.dumps(summary, indent=1), markup=False)
     else:
         for line in lines_of(summary):
             console.out.print(line, markup=False)
+        console.info(f"report: {shown(report)}")
     return EvalResult(summary, [scores_path(path) for path in files])
 
 

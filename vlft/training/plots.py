@@ -32,6 +32,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "learning_rate": {"color": "C0"},
     "grad_norm": {"color": "C0"},
 }
+# Curves that reports have too.
+RATES = {"packed_tokens_per_second": "tokens per second", "memory_gib": "peak memory, GiB"}
 
 
 def parse_metrics(line: bytes) -> dict[str, float] | None:
@@ -47,7 +49,7 @@ def parse_metrics(line: bytes) -> dict[str, float] | None:
 
 def plot_run(run: Path) -> list[Path]:
     """Writes images/<figure>.png for every figure that has points; returns the files."""
-    curves = _read_curves(run / METRICS)
+    curves = read_curves(run / METRICS)
     (run / "images").mkdir(exist_ok=True)
     figures = _figures(run)
     return [path for name in FIGURES if (path := figures[name].save(curves)) is not None]
@@ -101,9 +103,9 @@ def _figures(run: Path) -> dict[str, _Figure]:
     }
 
 
-def _read_curves(metrics: Path) -> dict[str, Points]:
+def read_curves(metrics: Path) -> dict[str, Points]:
     """At most POINTS points (step, value) per curve; only a sample of a long file is parsed."""
-    curves: dict[str, Points] = {name: [] for name in STYLES}
+    curves: dict[str, Points] = {name: [] for name in (*STYLES, *RATES)}
     # A run that is stopped early saves before it has logged a step.
     if not metrics.exists():
         return curves

@@ -28,6 +28,7 @@ from vlft.data.split import write_split
 from vlft.errors import raise_all, shown
 from vlft.locks import locked
 from vlft.models.adaptations import restore
+from vlft.report.runs import write_run_report
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
 from vlft.training.autotune import autotune
@@ -157,7 +158,7 @@ def _train(
     started = time.perf_counter()
     with removed_if_idle(run, writes=backend.world.is_rank_zero), failing(run):
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
-        backend.world.on_rank_zero(lambda: plot_run(run))
+        backend.world.on_rank_zero(lambda: _show_run(run))
     # What is left of the model is transformers' own.
     restore(model.module)
     draws = all(part.is_drawn.all() for part in data)
@@ -241,6 +242,12 @@ def _open_log(job: Job, run: Path, position: Position) -> RunLog:
     trackers = accelerator if accelerator.trackers else None
     writes = job.backend.world.is_rank_zero
     return RunLog(run, job.options.total_steps, position.step, trackers, writes=writes)
+
+
+def _show_run(run: Path) -> None:
+    """Writes the curves and the report of a run."""
+    plot_run(run)
+    write_run_report(run)
 
 
 def _close(run: Path, position: Position, seconds: float, *, draws: bool) -> SftResult:
