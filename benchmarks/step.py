@@ -32,6 +32,7 @@ from vlft.checkpoints.locate import describe
 from vlft.checkpoints.placement import Placement
 from vlft.config import TOKENS_PER_ROW
 from vlft.errors import VlftError, is_out_of_memory
+from vlft.models.compiled import compile_layers
 from vlft.planning.sizes import language_weights, lm_head_params, text_sizes
 from vlft.training.loop import take_step
 from vlft.training.model import set_checkpointing
@@ -51,17 +52,21 @@ TESTED = {
     "1.3b": "deepseek-vl-1.3b-chat", "7b": "deepseek-vl-7b-chat",
     "vl2-tiny": "deepseek-vl2-tiny", "vl2-small": "deepseek-vl2-small",
 }  # fmt: skip
-USUAL = {"targets": "qkv", "quantize": "none", "checkpointing": False, "attn": "auto"}
+USUAL = {
+    "targets": "qkv", "quantize": "none", "checkpointing": False, "attn": "auto", "compile": "off",
+}  # fmt: skip
 # What differs from the usual settings, one after the other.
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {}, {"checkpointing": True}, {"attn": "flex"}, {"quantize": "nf4"}, {"targets": "ALL"},
-    {"attn": "eager"}, {"targets": "ALL", "quantize": "nf4", "checkpointing": True},
+    {}, {"compile": "on"}, {"checkpointing": True}, {"attn": "flex"}, {"quantize": "nf4"},
+    {"targets": "ALL"}, {"attn": "eager"},
+    {"targets": "ALL", "quantize": "nf4", "checkpointing": True},
 )  # fmt: skip
 SHORTEST_ROW = 1024
 COLUMNS = {
     "model": "{model}", "data": "{workload}", "LoRA": "{targets}", "weights": "{quantize}",
-    "checkpointing": "{checkpointing}", "attention": "{attn}", "tokens of a row": "{row_tokens}",
-    "s a step": "{seconds:.3f}", "tokens/s": "{rate:.0f}", "peak, GiB": "{peak_gib:.2f}",
+    "checkpointing": "{checkpointing}", "attention": "{attn}", "compiled": "{compile}",
+    "tokens of a row": "{row_tokens}", "s a step": "{seconds:.3f}", "tokens/s": "{rate:.0f}",
+    "peak, GiB": "{peak_gib:.2f}",
     "TFLOP/s": "{teraflops:.2f}", "of the matrix rate": "{share:.3f}", "loss": "{loss:.4f}",
     "note": "{note}",
 }  # fmt: skip
@@ -149,6 +154,8 @@ def run(path: Path, case: argparse.Namespace, rate: float, limit: int | None) ->
     set_checkpointing(built.model, on=case.checkpointing)
     encode_images(job, samples)
     release_towers(built.model, samples.processor)
+    if case.compile == "on":
+        compile_layers(built.model.get_submodule(family.parts.language))
     plans = rows_of(job)
     first, _ = take_step(job, plans)
 

@@ -119,7 +119,9 @@ def test_a_side_that_fails_is_told_and_the_others_run(tmp_path):
     assert results[2]["seconds"] is None
 
 
-def test_a_step_of_a_tiny_model(tmp_path, capsys):
+def test_a_step_of_a_tiny_model(tmp_path, capsys, monkeypatch):
+    # tests/test_cuda.py compiles; here it would take most of the time.
+    monkeypatch.setattr(step, "compile_layers", lambda _language: None)
     options = ["--models", "1.3b", "--scale", "tiny", "--samples", "2", "--repeats", "1"]
     step.main([*options, "--device", "cpu", "--workloads", "q1", "--output", str(tmp_path / "o")])
     results = json.loads((tmp_path / "o.json").read_text())["results"]

@@ -34,7 +34,7 @@ FLAGS = {
         --train-gen-head
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
-        --cfg-dropout --share-prefix --vision-cache --seed
+        --compile --cfg-dropout --share-prefix --vision-cache --seed
         --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
         --report-to --resume --overwrite --accept-changes --show-sample
     """,

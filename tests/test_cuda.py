@@ -6,6 +6,7 @@ code runs on the CPU, so that no mistake of writing waits for the first GPU.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -18,6 +19,7 @@ from test_experts import HIDDEN, run, sparse_mlp, tuned
 from test_golden import cases_of, in_mode, row_of, rows_of
 from test_golden import load_file as load_case
 from tolerances import difference
+from torch._dynamo.testing import CompileCounter
 
 import vlft
 from vlft.checkpoints.load import load_model
@@ -25,13 +27,17 @@ from vlft.checkpoints.placement import resolve_placement
 from vlft.checkpoints.quantize import quantized_weight
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.errors import VlftError
+from vlft.models.compiled import compile_layers
 from vlft.packing.prefix_tree import pack
 from vlft.training import loop
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import PackedLoss
+from vlft.training.model import set_checkpointing
 from vlft.vision.encode import moved, pixels_of
 
 pytestmark = pytest.mark.cuda
+# Those of torch's compiler.
+OF_TRACING = pytest.mark.filterwarnings("ignore")
 # Largest relative difference: float32 with another order of sums, and bfloat16.
 FLOAT32, BFLOAT16 = 1e-4, 2e-2
 
@@ -45,8 +51,8 @@ def device(request) -> torch.device:
 def on(device):
     """A function that loads a golden checkpoint on the device, as the commands do."""
 
-    def load(folder, dtype: str = "float32", attn: str = "auto"):
-        options = {"dtype": dtype, "device": device.type, "quantize": "none"}
+    def load(folder, dtype: str = "float32", attn: str = "auto", quantize: str = "none"):
+        options = {"dtype": dtype, "device": device.type, "quantize": quantize}
         return load_model(folder, resolve_placement(attn=attn, **options))
 
     return load
@@ -169,6 +175,78 @@ def test_packed_is_single(case, folder, processor, on, device, attn):
     assert_near(loss, total, FLOAT32)
     alone = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
     assert_near(gradients, alone, 3 * FLOAT32)
+
+
+@pytest.fixture
+def compile_strictly(folder, monkeypatch):
+    """A function that compiles a model's layers, after which an error of the compiler is one."""
+
+    def compile_it(model, backend="inductor"):
+        torch._dynamo.reset()
+        compile_layers(model.get_submodule(folder.family.parts.language), backend)
+        monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+
+    yield compile_it
+    torch._dynamo.reset()
+
+
+@OF_TRACING
+@pytest.mark.parametrize(
+    ("case", "quantize"),
+    [(SIGLIP, "none"), (VL2_MLA, "none"), (SIGLIP, "nf4")],
+    indirect=["case"],
+    ids=str,
+)
+def test_compiled_layers_compute_the_same(
+    case, folder, processor, on, device, quantize, compile_strictly
+):
+    """Without and with gradient checkpointing, on rows of two lengths; the last layer narrowed."""
+    samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
+    rows = [pack(part, processor.chat.image_token_id) for part in (samples, samples[:2])]
+    model = tuned_model(on(folder, quantize=quantize), folder)
+    objective = PackedLoss(model, folder.family).train()
+
+    def found(row):
+        model.zero_grad()
+        loss = objective(row.to(device), pixels_of(row.images, processor).to(device))
+        loss.backward()
+        trained = model.named_parameters()
+        return loss.item(), {n: p.grad.cpu() for n, p in trained if p.grad is not None}
+
+    expected = [found(row) for row in rows]
+    compile_strictly(model)
+    for checkpointing in (False, True):
+        set_checkpointing(model, on=checkpointing)
+        for row, (loss, gradients) in zip(rows, expected, strict=True):
+            compiled = found(row)
+            assert_near(compiled[0], loss, FLOAT32)
+            assert_near(compiled[1], gradients, 3 * FLOAT32)
+
+
+@OF_TRACING
+@pytest.mark.parametrize("case", [SIGLIP], indirect=True, ids=str)
+def test_compiled_layers_share_their_code(case, folder, processor, on, device, compile_strictly):
+    """More layers than torch keeps versions of one code, on rows of other lengths and blocks."""
+    samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
+    rows = [pack(part, processor.chat.image_token_id) for part in (samples, samples[:2])]
+    counts = []
+    # The first layer's input has no gradient, so that there are two versions.
+    for layers in (2, torch._dynamo.config.recompile_limit + 2):
+        model = on(folder)
+        language = model.get_submodule(folder.family.parts.language)
+        copies = [copy.deepcopy(language.layers[0]) for _ in range(layers)]
+        for module in (module for made in copies for module in made.modules()):
+            if hasattr(module, "config"):
+                module.config = language.config
+        language.layers = torch.nn.ModuleList([*copies, language.layers[-1]])
+        language.config.num_hidden_layers = layers + 1
+        objective, counter = PackedLoss(tuned_model(model, folder), folder.family), CompileCounter()
+        compile_strictly(model, counter)
+        for row in rows:
+            objective(row.to(device), pixels_of(row.images, processor).to(device))
+            counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+    assert counts[0] > 0
 
 
 @pytest.mark.parametrize("rank", [3, 8])

@@ -23,6 +23,8 @@ def quiet() -> None:
     logging.getLogger("transformers.generation").setLevel(logging.ERROR)
     # peft reads a deprecated attribute of transformers' models.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # torch's compiler looks at inputs that are no leaves.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     # Pillow advises RGBA, but transparency is dropped, as the authors' code does.
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
     # Accelerate passes a deprecated argument to DDP.

@@ -138,6 +138,9 @@ class SftConfig(ReadingSettings):
     gradient_checkpointing: bool | None = _optim(
         None, "Recompute activations in the backward pass to save memory.",
         default_text="auto: on a GPU, where rows do not fit without", resumable=True)
+    compile: str = _optim(
+        "auto", "Compile the LLM's layers, for speed. auto: on one GPU, for 1,000 steps or more.",
+        choices=("auto", "off"), resumable=True)
     cfg_dropout: float = _optim(
         0.1, "Share of the prompts of drawn images that each epoch leaves out, for guidance.",
         minimum=0, maximum=1)

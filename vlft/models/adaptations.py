@@ -5,6 +5,7 @@
     SAM attention head by head    class of the attention modules         x           x
     tree attention                attention implementation of the LLM    prompts     x
     narrowed last layer           forward of the LLM's last layer                    x
+    compiled layers               forward of the LLM's other layers, see compiled.py x
 
 Each is idempotent and keeps its state in what it changes, so that ``restore`` works on the model,
 on a copy of it and on peft's model around it. tests/test_adaptations.py has a test for each that
@@ -33,6 +34,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     UnlimitedOcrSamVisionSdpaAttention,
 )
 
+from vlft.models.compiled import compiled_forward
 from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
 from vlft.models.last_layer import can_narrow, narrowed_attention
 from vlft.models.tree_attention import TREE
@@ -77,7 +79,7 @@ def restore(model: nn.Module) -> None:
             module.__class__ = peft_layers.ParamWrapper
         elif isinstance(module, HeadByHead):
             module.__class__ = type(module).plain
-        elif _replaces(module, "forward", (_narrowed_forward, _gated_forward)):
+        elif _replaces(module, "forward", (_narrowed_forward, _gated_forward, compiled_forward)):
             del module.forward
         elif _replaces(module, "_cast_input_dtype", (_cast_unless_autocast,)):
             del module._cast_input_dtype

@@ -30,6 +30,8 @@ from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextExperts
 
+from vlft.models.uncompiled import uncompiled
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -73,6 +75,7 @@ class Groups:
         return Groups(slots, rows, ends.to(torch.int32))
 
 
+@uncompiled
 def grouped_forward(
     experts: Any,
     hidden: Tensor,

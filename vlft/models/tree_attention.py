@@ -29,6 +29,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vlft.models.uncompiled import uncompiled
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -149,13 +151,21 @@ class BlockAttention:
         return torch.unflatten(padded, -2, (len(self.block.lengths), -1))
 
 
+@dataclass(frozen=True)
+class WholeRow:
+    """The blocks of a row as one object: of a tuple the compiler makes code for each length."""
+
+    blocks: tuple[BlockAttention, ...]
+
+
+@uncompiled
 def tree_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row: tuple[BlockAttention, ...] | None = None,
+    row: tuple[BlockAttention, ...] | WholeRow | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -170,15 +180,16 @@ def tree_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return found
+    blocks = row.blocks if isinstance(row, WholeRow) else row
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if has_fused_attention(query.device):
-        return fused_attention(row, query, key, value, scaling), None
+        return fused_attention(blocks, query, key, value, scaling), None
     if torch.is_autocast_enabled("cpu"):
         # Autocast casts the inputs of SDPA too, and is not active in the backward pass.
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = (part.to(dtype) for part in (query, key, value))
     grouped = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
-    output: Tensor = _Products.apply(row, grouped, key[0], value[0])
+    output: Tensor = _Products.apply(blocks, grouped, key[0], value[0])
     return output.unsqueeze(0), None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._triton import has_triton
 
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.load import load_model
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.checkpoints.placement import Placement
     from vlft.config import SftConfig
+    from vlft.distributed import World
+
+# A run of fewer steps ends before compiled layers have made up for the time that it takes.
+COMPILED_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,15 @@ def uses_checkpointing(config: SftConfig, device: torch.device) -> bool:
     if config.gradient_checkpointing is None:
         return device.type == "cuda"
     return config.gradient_checkpointing
+
+
+def uses_compiler(config: SftConfig, placement: Placement, world: World, steps: int) -> bool:
+    """Whether the LLM's layers are compiled, which takes about a minute on a GPU.
+
+    On several GPUs layers are wrapped; FlexAttention is compiled by itself.
+    """
+    on_gpu = placement.device.type == "cuda" and placement.attn == "sdpa" and world.size == 1
+    return config.compile == "auto" and on_gpu and steps >= COMPILED_STEPS and has_triton()
 
 
 def set_checkpointing(model: PreTrainedModel, *, on: bool) -> None:

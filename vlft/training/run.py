@@ -28,6 +28,7 @@ from vlft.data.split import write_split
 from vlft.errors import raise_all, shown
 from vlft.locks import locked
 from vlft.models.adaptations import restore
+from vlft.models.compiled import compile_layers
 from vlft.report.runs import write_run_report
 from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
@@ -39,7 +40,7 @@ from vlft.training.job import Job
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.mixing import mix_rows, write_mix
-from vlft.training.model import prepare_model
+from vlft.training.model import prepare_model, uses_compiler
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.plots import plot_run
 from vlft.training.preview import introduce
@@ -153,6 +154,9 @@ def _train(
         release_towers(model.module, setup.processor)
     if setup.placement.device.type == "cuda":
         config, job = autotune(config, job)
+    if uses_compiler(config, setup.placement, backend.world, job.options.total_steps):
+        console.info("the LLM's layers are compiled in step one (--compile off leaves it out)")
+        compile_layers(model.module.get_submodule(setup.folder.family.parts.language))
     run = _open_run(setup, config, data, position, backend, held)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
     started = time.perf_counter()
