@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo demo-ocr test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
-.PHONY: check fix clean
+.PHONY: check fix clean dist test-newest test-oldest
 
 demo: $(VENV)/ready
-	$(BIN)/python sample_data/demo.py
+	$(BIN)/vlft demo
 
 demo-ocr: $(VENV)/ready
 	$(BIN)/python sample_data/ocr/demo.py
@@ -78,8 +78,41 @@ fix: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# sdist and wheel; the wheel is installed away from the repository, and its demo runs there.
+DIST := .venv-dist
+dist: $(VENV)/ready
+	rm -rf dist $(DIST)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(DIST)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $$(mktemp -d) && $(CURDIR)/$(DIST)/bin/vlft demo --quick
+
+# The suite with the newest versions of all but torch, whose build constraints.txt chooses.
+NEWEST := .venv-newest
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet --constraint $(NEWEST)/torch.txt torch
+	$(NEWEST)/bin/python -m pip install --quiet --constraint $(NEWEST)/torch.txt --upgrade --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest --numprocesses logical --dist worksteal
+
+# The lowest versions that pyproject.toml allows, again but for torch: the tests of every family.
+OLDEST := .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	grep '^torch==' constraints.txt > $(OLDEST)/torch.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(OLDEST) $(OLDEST)/bin/uv pip install --quiet --resolution lowest-direct \
+		--override $(OLDEST)/torch.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest --numprocesses logical \
+		tests/test_golden.py tests/test_merge.py tests/test_lora.py tests/test_infer.py tests/test_cli.py
+
 clean:
-	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DIST) $(NEWEST) $(OLDEST) dist output .pytest_cache .mypy_cache .ruff_cache
 
 # torch first: on its own line, so that no other package chooses its build.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -77,6 +77,7 @@ FLAGS = {
     """,
     "models": "",
     "cache": "ACTION",
+    "demo": "--output-dir --quick",
     "env": "--json",
     "report": "RUNS --output",
 }

@@ -19,10 +19,18 @@ from vlft.files import expand_home, read_object
 if TYPE_CHECKING:
     from vlft.families.base import Family
 
-# A wheel carries the tiny model in the package; an editable installation uses the repository's.
-_PACKAGE = Path(__file__).resolve().parents[1]
-_IN_REPOSITORY = _PACKAGE.parent / "sample_data" / "tiny-vl"
-TINY_MODEL = _IN_REPOSITORY if _IN_REPOSITORY.is_dir() else _PACKAGE / "tiny-vl"
+
+def sample_folder(name: str) -> Path:
+    """A folder of the sample data, which a wheel carries in the package.
+
+    An editable installation uses the repository's.
+    """
+    package = Path(__file__).resolve().parents[1]
+    in_repository = package.parent / "sample_data" / name
+    return in_repository if in_repository.is_dir() else package / name
+
+
+TINY_MODEL = sample_folder("tiny-vl")
 
 # No .py: nothing executable is downloaded.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "LICENSE*")

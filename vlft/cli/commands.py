@@ -81,6 +81,8 @@ COMMANDS = {
                       "List the models that can be tuned."),
     "cache": Command("vlft.config.models:CacheConfig", "vlft.cli.cache:run_cache",
                      "Show or clear what is kept on disk, e.g. image features."),
+    "demo": Command("vlft.config.models:DemoConfig", "vlft.cli.demo:run_demo",
+                    "Tune, answer and merge on sample data: see it work."),
     "env": Command("vlft.config.models:EnvConfig", "vlft.cli.environment:run_env",
                    "Show versions, machine and GPU, to paste into a report."),
 }  # fmt: skip

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlft.config.models import (
         CacheConfig,
         ConvertConfig,
+        DemoConfig,
         EnvConfig,
         MergeLoraConfig,
         ModelsConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "CheckConfig",
     "ConvertConfig",
     "DataConfig",
+    "DemoConfig",
     "DrawConfig",
     "EnvConfig",
     "EvalConfig",
@@ -66,6 +68,7 @@ _HOMES = {
     "models": (
         "CacheConfig",
         "ConvertConfig",
+        "DemoConfig",
         "EnvConfig",
         "MergeLoraConfig",
         "ModelsConfig",

@@ -1,4 +1,4 @@
-"""Settings of merge-lora, convert, models, cache, env and report."""
+"""Settings of merge-lora, convert, models, cache, demo, env and report."""
 
 from __future__ import annotations
 
@@ -101,6 +101,14 @@ class CacheConfig(Settings):
 
     action: str = setting("info", "info lists what is kept, clear removes all of it.",
                           panel="Action", argument=True, choices=("info", "clear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Settings):
+    """Settings of ``vlft demo``."""
+
+    output_dir: Path = _output(Path("output/demo"), "Folder of its results.")
+    quick: bool = _output(False, "An epoch of 200 records, to see that it works.")
 
 
 @dataclass(frozen=True, kw_only=True)
