@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import shutil
@@ -13,12 +15,30 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.plot import rows_of
+from vlft.cli.commands import COMMANDS
+from vlft.settings import flag
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+DOCS = ROOT / "docs"
+START = (DOCS / "start.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of the console blocks."""
+    return [
+        line.removeprefix("$ ")
+        for block in blocks("console", text)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("$ ")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +92,76 @@ def test_the_two_commands_come_first():
 
 
 def test_the_commands_run_in_order(clone, environment):
-    """Every line of the README's console blocks; training is cut short, the demo does all of it."""
-    lines = [
-        line.removeprefix("$ ")
-        for block in blocks("console")
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("$ ")
-    ]
+    """Every command of the first page; training is cut short, the demo does all of it."""
+    lines = commands(START)
     assert len(lines) >= 3
+    assert set(commands(README)) <= set(lines)
     for line in lines:
         short = f"{line} --max-steps 40" if line.startswith("vlft sft") else line
         run(["bash", "-c", short], clone, environment)
 
 
 def test_the_python_block_runs(clone, environment):
-    code = "\n".join(blocks("python"))
+    code = "\n".join(blocks("python", START + (DOCS / "python.md").read_text("utf-8")))
     assert run([sys.executable, "-c", code], clone, environment).strip()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.glob("*.md")], ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+# Of programs that are not vlft, of every command, and words about flags.
+OTHERS = {
+    "--config",
+    "--config_file",
+    "--debug",
+    "--help",
+    "--index-url",
+    "--no-x",
+    "--version",
+    "--x",
+}
+
+
+# errors.md shows what is wrong.
+@pytest.mark.parametrize(
+    "document",
+    [ROOT / "README.md", *(path for path in DOCS.glob("*.md") if path.name != "errors.md")],
+    ids=lambda path: path.name,
+)
+def test_flags_that_documents_name_exist(document):
+    """Lines of other programs, which name them, are left out."""
+    known = {
+        name
+        for command in COMMANDS.values()
+        for field in dataclasses.fields(command.config)
+        for name in (flag(field.name), flag(field.name).replace("--", "--no-", 1))
+    }
+    named = {
+        name
+        for line in document.read_text("utf-8").splitlines()
+        if not re.search(r"benchmarks|pip |pytest|accelerate|torchrun|swift|llama|vllm|http", line)
+        for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", line)
+    }
+    assert named <= known | OTHERS
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+
+
+def test_figures_are_those_of_the_result_file():
+    """The rows of docs/performance.md, and of them the README's columns."""
+    measured = json.loads((ROOT / "benchmarks/results/peers-cpu.json").read_text("utf-8"))
+    rows = rows_of(measured["comparisons"]).splitlines()[2:]
+    text = (DOCS / "performance.md").read_text("utf-8")
+    assert len(rows) == 6
+    for row in rows:
+        assert row in text
+        cells = row.strip("| ").split(" | ")
+        assert f" | {cells[1]} | {cells[4]} | {cells[6]} |" in README
 
 
 def test_files_that_documents_name_exist():
