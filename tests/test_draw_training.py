@@ -154,7 +154,7 @@ class TestSamples:
             vlft.sft(config)
 
 
-@ONE
+@BOTH
 @pytest.mark.parametrize("share", [True, False])
 def test_packed_as_one_at_a_time(processor, model, share):
     """Loss and every gradient of mixed rows, in float32."""
@@ -327,6 +327,30 @@ class TestRuns:
         assert all(torch.equal(after[name], before[name].float()) for name in kept)
         assert not torch.equal(after["gen_head.vision_head.weight"],
                                before["gen_head.vision_head.weight"].float())  # fmt: skip
+        drawn = []
+        for path, adapter in ((case.folder, find_checkpoint(run.run)), (merged, None)):
+            model, processor = vlft.load(path, adapter)
+            drawn += vlft.draw(model, processor, "a red square", temperature=0)
+        assert torch.equal(drawn[0].codes, drawn[1].codes)
+
+    def test_merged_in_transformers_layout(self, run, case, folder, tmp_path):
+        """transformers opens it, it draws the same, and what was not trained has the same bits."""
+        from transformers import JanusForConditionalGeneration
+
+        merged = tmp_path / "merged"
+        vlft.merge_lora(
+            vlft.MergeLoraConfig(
+                ckpt_dir=run.run, output_dir=merged, dtype="float32", format="transformers"
+            )
+        )
+        found = JanusForConditionalGeneration.from_pretrained(merged).state_dict()
+        whole = Placement(torch.device("cpu"), torch.float32)
+        before = load_model(folder, whole).state_dict()
+        kept = [name for name in before if "vqmodel" in name or "generation_embeddings" in name]
+        assert len(kept) > 50
+        assert all(torch.equal(found[name], before[name]) for name in kept)
+        name = "model.generation_head.vision_head.weight"
+        assert not torch.equal(found[name], before[name])
         drawn = []
         for path, adapter in ((case.folder, find_checkpoint(run.run)), (merged, None)):
             model, processor = vlft.load(path, adapter)
