@@ -148,8 +148,26 @@ def test_flags_that_documents_name_exist(document):
     assert named <= known | OTHERS
 
 
+CHINESE = (ROOT / "README.zh-CN.md").read_text("utf-8")
+
+
 def test_the_readme_is_short():
     assert README.count("\n") <= 150
+    assert CHINESE.count("\n") <= 150
+
+
+def test_the_chinese_readme_says_the_same():
+    """Blocks, commands, flags, model ids, figures and links."""
+    for language in ("sh", "text", "json", "console"):
+        assert blocks(language, CHINESE) == blocks(language)
+    for pattern in (r"`[^`]+`", r"\d+\.\d+ / \d+\.\d+", r"^## ", r"\]\((?!README)[^)]+\)"):
+        assert outside_of_blocks(pattern, README) == outside_of_blocks(pattern, CHINESE)
+
+
+def outside_of_blocks(pattern: str, text: str) -> list[str]:
+    """What matches outside of fenced blocks, sorted, in one line each."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    return sorted(" ".join(found.split()) for found in re.findall(pattern, prose, re.M))
 
 
 def test_figures_are_those_of_the_result_file():
