@@ -98,6 +98,8 @@ def _opened() -> Iterator[sqlite3.Connection]:
     """
     path = cache_folder(NAME) / "images.db"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the rights of the user's umask, which sqlite leaves out for the group.
+    path.touch()
     try:
         with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
             database.execute(_TABLE)
