@@ -12,6 +12,7 @@ import pytest
 
 import vlft
 from vlft.checkpoints.locate import describe
+from vlft.checkpoints.weights import read_tensors
 
 FOLDER = Path(__file__).parents[1] / "sample_data" / "ocr"
 
@@ -52,7 +53,7 @@ def test_a_page_depends_on_its_number_alone(tmp_path, monkeypatch):
 def test_what_is_printed_fits_on_the_page():
     for index in range(40):
         rng = random.Random(index)
-        page = pages.document(rng) if index % 2 else pages.plain_page(rng, rows=5)
+        page = pages.document(rng) if index % 2 else pages.plain_page(rng, rows=(1, 5))
         glyphs = pages.draw(page, rng)[1]
         assert all(0 <= glyph.x <= 1 and 0 <= glyph.y <= 1 for glyph in glyphs)
         text = "".join(page.plain.split())
@@ -64,6 +65,31 @@ def test_what_is_printed_fits_on_the_page():
 )
 def test_distance(one, other, errors):
     assert demo.distance(one, other) == demo.distance(other, one) == errors
+
+
+def test_the_recipe_makes_such_a_base(tmp_path, monkeypatch, capsys):
+    """From random weights, with a few of its images; a second start goes on."""
+    monkeypatch.syspath_prepend(FOLDER)
+    recipe, out = script("base"), tmp_path / "out"
+    words = ["base.py", str(tmp_path / "work"), "--out", str(out), "--reading", "8", "--pages", "8"]
+    lines = []
+    for count in ("8", "16"):
+        monkeypatch.setattr(sys, "argv", [*words, "--writing", count])
+        recipe.main()
+        lines.append([line.split()[:2] for line in capsys.readouterr().out.splitlines()])
+    assert [line[:2] for line in lines] == [
+        [["reading", "8"], ["writing", "8"]],
+        [["writing", "16"], [f"{out}:", lines[1][1][1]]],
+    ]
+    made, base = describe(out), describe(FOLDER / "tiny-ocr")
+    assert made.config == base.config
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (made.path / name).read_bytes() == (base.path / name).read_bytes()
+    weights = [
+        {name: (tensor.shape, tensor.dtype) for name, tensor in read_tensors(folder.path)}
+        for folder in (made, base)
+    ]
+    assert weights[0] == weights[1]
 
 
 def test_the_base_reads_some_but_not_well(tmp_path):

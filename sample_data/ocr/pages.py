@@ -90,11 +90,14 @@ class Page:
         return "\n".join(lines)
 
 
-def plain_page(rng: random.Random, rows: int) -> Page:
-    """A page for the base: lines and columns of words, numbers and letters without a meaning."""
+def plain_page(rng: random.Random, rows: tuple[int, int]) -> Page:
+    """A page for the base: lines and columns of words, numbers and letters without a meaning.
+
+    ``rows`` are the fewest and the most of them.
+    """
     columns = rng.choice((0, 0, 2))
     made = []
-    for _ in range(rng.randint(1, rows)):
+    for _ in range(rng.randint(*rows)):
         if columns and rng.random() < 0.8:
             width = COLUMN // columns - 1
             made.append(tuple(_cell(rng, width) for _ in range(columns)))
