@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo demo-ocr test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
-.PHONY: check fix clean dist test-newest test-oldest
+.PHONY: check fix clean docs dist test-newest test-oldest
 
 demo: $(VENV)/ready
 	$(BIN)/vlft demo
@@ -77,6 +77,11 @@ check: $(VENV)/ready
 fix: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/ as a site, in output/site; a warning is an error.
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # sdist and wheel; the wheel is installed away from the repository, and its demo runs there.
 DIST := .venv-dist

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -180,6 +181,12 @@ def test_figures_are_those_of_the_result_file():
         assert row in text
         cells = row.strip("| ").split(" | ")
         assert f" | {cells[1]} | {cells[4]} | {cells[6]} |" in README
+
+
+def test_every_page_is_in_the_site():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    pages = [page for entry in site["nav"] for page in entry.values()]
+    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
 
 
 def test_files_that_documents_name_exist():
