@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from vlft.data.encode import IGNORE
 from vlft.models.adaptations import attending_by_trees
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # Tokens that run through the LLM at once: what a layer computes of them is held at one time.
 CHUNK = {"cpu": 2048, "cuda": 8192}
+# Tokens of replies for which memory is taken at one time.
+ROOM = 64
 
 
 def can_share(prompts: Sequence[EncodedSample], processor: Processor) -> bool:
@@ -94,10 +97,50 @@ class SharedPrompts:
             places[row, length - len(path) :] = torch.tensor(path)
         places = places.to(self._device)
         cache = DynamicCache()
+        cache.layers = [_RoomyLayer() for _ in self._states]
         for layer, states in enumerate(self._states):
             cache.update(*(_taken(state, places) for state in states), layer)
         del padded["labels"]
         return {**padded, CACHE: cache}
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values in larger tensors, so that a new token does not copy those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
+        self._rooms: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See DynamicLayer: (B, K, n, d) new states -> all (B, K, T, d) of keys and of values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._rooms = [self.keys, self.values]
+        pairs = ((self.keys, key_states), (self.values, value_states))
+        made = [_appended(room, *pair) for room, pair in zip(self._rooms, pairs, strict=True)]
+        self._rooms = [room for room, _ in made]
+        self.keys, self.values = (states for _, states in made)
+        return self.keys, self.values
+
+
+def _appended(room: Tensor, states: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """States with new ones behind them, in a room that is new if they are not in it or it is full.
+
+    Returns:
+        The room, (B, K, R, d), and the states in it, (B, K, T, d).
+    """
+    length = states.shape[-2] if states.numel() else 0
+    end = length + new.shape[-2]
+    if not length or states.data_ptr() != room.data_ptr() or end > room.shape[-2]:
+        room = new.new_empty((*new.shape[:2], end + ROOM, new.shape[3]))
+        if length:
+            room[:, :, :length] = states
+    room[:, :, length:end] = new
+    return room, room[:, :, :end]
 
 
 def _without_last(prompt: EncodedSample) -> EncodedSample:
