@@ -92,18 +92,33 @@ class _Axes:
         return f"{x:.1f},{y:.1f}"
 
     def grid(self) -> str:
-        """Lines and numbers of both axes."""
+        """Lines and numbers of both axes, at round values."""
+        from matplotlib.ticker import MaxNLocator
+
+        across, up = (
+            [
+                float(value)
+                for value in MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+                if low <= value <= high
+            ]
+            for low, high in zip(self._low, self._high, strict=True)
+        )
         made = []
-        for number in range(TICKS + 1):
-            x, y = (
-                low + (high - low) * number / TICKS
-                for low, high in zip(self._low, self._high, strict=True)
-            )
-            column, row = self.place((x, y)).split(",")
+        for y in up:
+            row = self.place((self._low[0], y)).split(",")[1]
             made.append(
                 f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{row}" y2="{row}" '
                 'style="stroke:var(--line)"/>'
-                f'<text x="{LEFT - 5}" y="{row}" dy="4" text-anchor="end">{y:.3g}</text>'
-                f'<text x="{column}" y="{HEIGHT - 6}" text-anchor="middle">{x:,.0f}</text>'
+                f'<text x="{LEFT - 5}" y="{row}" dy="4" text-anchor="end">{_number(y)}</text>'
+            )
+        for x in across:
+            column = self.place((x, self._low[1])).split(",")[0]
+            made.append(
+                f'<text x="{column}" y="{HEIGHT - 6}" text-anchor="middle">{_number(x)}</text>'
             )
         return "".join(made)
+
+
+def _number(value: float) -> str:
+    """A round value of an axis, without an exponent where it has few digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
