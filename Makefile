@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-ocr test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
+.PHONY: demo demo-ocr demo-draw test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
 .PHONY: check fix clean docs dist test-newest test-oldest
 
 demo: $(VENV)/ready
@@ -11,6 +11,9 @@ demo: $(VENV)/ready
 
 demo-ocr: $(VENV)/ready
 	$(BIN)/python sample_data/ocr/demo.py
+
+demo-draw: $(VENV)/ready
+	$(BIN)/python sample_data/draw/demo.py
 
 # A process per core, a thread each.
 test: $(VENV)/ready

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "product": "vlft sft and vlft infer themselves: time to step one, GPU busy, images/s",
     "infer": "answers to questions on images: transformers' generate, against vlft",
     "host": "the main thread's work in a step, apart from the model",
+    "draw": "drawings: transformers' own generate, against vlft",
     "fake": "a model folder with the shapes of a published model and random weights",
     "experts": "a mixture-of-experts layer: grouped products against a loop over experts",
     "loss": "the loss: vlft's chunks against torch's linear_cross_entropy",

@@ -20,7 +20,7 @@ from vlft.checkpoints.placement import resolve_placement
 def main() -> None:
     """Replaces the folder."""
     source, target = describe(Path(sys.argv[1])), Path(sys.argv[2])
-    placement = resolve_placement(source, dtype="float32", device="cpu", quantize="none")
+    placement = resolve_placement(dtype="float32", device="cpu", quantize="none")
     model = load_model(source, placement)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

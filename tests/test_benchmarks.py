@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tolerances import assert_close
 
 import vlft
-from benchmarks import arithmetic, attention, fake, host, step
+from benchmarks import arithmetic, attention, draw, fake, host, step
 from benchmarks.attention import random_row, varlen_plan
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
@@ -129,6 +129,13 @@ def test_a_step_of_a_tiny_model(tmp_path, capsys, monkeypatch):
     assert all(result["note"] == "" and 0 < result["share"] < 1 for result in results)
     dense = next(result for result in results if result["attn"] == "eager")
     assert dense["loss"] == pytest.approx(results[0]["loss"], rel=2e-2)
+
+
+def test_both_sides_of_drawing_draw_the_same(tmp_path):
+    options = ["--scale", "tiny", "--batches", "1", "3", "--repeats", "1", "--device", "cpu"]
+    draw.main([*options, "--output", str(tmp_path / "o")])
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert [(result["batch"], result["equal"]) for result in results] == [(1, 1.0), (3, 1.0)]
 
 
 def test_the_host_of_a_small_step():
