@@ -16,7 +16,7 @@ from PIL import Image
 import vlft
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
-from vlft.errors import UsageError
+from vlft.errors import UsageError, VlftError
 from vlft.inference import draw_run, image_files
 from vlft.inference.image_files import ImageFiles, read_facts
 from vlft.inference.reconstruct import psnr, reconstruct, ssim
@@ -50,6 +50,27 @@ def message(*words: str) -> str:
         run(*words)
     assert error.value.exit_code == 2
     return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "said"),
+    [
+        (["--prompt", "a"], "draw_batch", "while images are drawn\n hint: lower --batch-size"),
+        (
+            ["--reconstruct", str(GOLDEN / "images" / "chart.png")],
+            "report",
+            "while images are encoded and decoded\n hint: use --dtype bfloat16",
+        ),
+    ],
+)
+def test_out_of_memory_is_told(monkeypatch, words, name, said):
+    def full(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(draw_run, name, full)
+    with pytest.raises(VlftError) as error:
+        run(*words)
+    assert f"out of memory {said}" in str(error.value)
 
 
 class TestFiles:

@@ -20,7 +20,7 @@ from vlft.data.in_memory import keep_records
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.options import DataOptions
 from vlft.data.special_tokens import warn_of_special_tokens
-from vlft.errors import ConfigError, shown
+from vlft.errors import ConfigError, explaining_memory, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
 from vlft.inference.data import validation_set
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from vlft.data.encode import EncodedSample
     from vlft.families.processor import Processor
 
+# What makes drawing take less memory.
+SMALLER = "lower --batch-size, or use --quantize nf4 or --dtype bfloat16"
+
 
 @dataclass(frozen=True)
 class DrawResult:
@@ -78,7 +81,9 @@ def run_draw(config: DrawConfig) -> DrawResult:
     placement = placement_of(config, tuned)
     if config.reconstruct:
         model = load_for_inference(config, folder, tuned, placement)
-        report(model, processor, config.reconstruct)
+        smaller = "use --dtype bfloat16, or --device cpu"
+        with explaining_memory("while images are encoded and decoded", smaller):
+            report(model, processor, config.reconstruct)
         return DrawResult([], [])
     data = _read_prompts(config, tuned, processor)
     shared = _facts(config, folder, tuned, placement)
@@ -148,6 +153,7 @@ def _drawings(data: Dataset) -> Dataset:
     return drawings
 
 
+@explaining_memory("while images are drawn", SMALLER)
 def _draw(
     model: Any,
     processor: Processor,
