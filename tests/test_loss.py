@@ -28,7 +28,7 @@ def problem():
 @pytest.mark.parametrize("at_once", [1, 150, 2**20])
 @pytest.mark.parametrize("chunk", [1, 10, 37, 512])
 def test_same_value_and_gradients(problem, chunk, at_once, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", at_once)
     hidden, target, weight, head = problem
     plain = (F.cross_entropy(head(hidden), target, reduction="none") * weight).sum()
@@ -60,7 +60,7 @@ def test_in_16_bit_few_logits_have_a_copy_in_float32(problem, monkeypatch):
 
 def test_no_tensor_of_all_logits(problem, monkeypatch):
     """The head never sees more positions than a chunk."""
-    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setitem(module.CHUNK, "cpu", 8)
     hidden, target, weight, head = problem
     seen = []
     forward = head.forward
@@ -73,7 +73,7 @@ def test_no_tensor_of_all_logits(problem, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [10, 512])
 def test_a_frozen_head_gets_no_gradient(problem, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     hidden, target, weight, head = problem
     head.requires_grad_(False)
     token_loss_sum(hidden, target, weight, head).backward()

@@ -47,7 +47,7 @@ def with_deepspeed() -> None:
     from vlft.training import loss
 
     # Small, so that ranks have different numbers of chunks.
-    loss.CHUNK = 8
+    loss.CHUNK["cpu"] = 8
     # Communicate by Gloo: DeepSpeed's own kernel is compiled for a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     make = seam.make_plugin

@@ -28,7 +28,7 @@ _QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # A trained parameter in float32: value, gradient, and two AdamW moments.
 _TRAINED_BYTES = 16
 # Positions whose logits exist at once, training.loss.CHUNK.
-LOSS_POSITIONS = 128
+LOSS_POSITIONS = {"cpu": 128, "cuda": 1024}
 # Bytes of a logit by those of a weight: in 16 bit it has a copy in float32.
 _LOGIT_BYTES = {2: 6, 4: 4}
 # The CUDA context and the libraries' workspaces.
@@ -212,7 +212,8 @@ def _transient_bytes(text: TextSizes, spec: MemorySpec) -> float:
     gradients = spec.weight_bytes * spec.tokens * (2 * widest + 2 * text.hidden_size)
     largest = max(prod(shape) for shape in language_weights(text, "").values())
     dequantized = spec.weight_bytes * largest if spec.quantize != "none" else 0.0
-    logits = LOSS_POSITIONS * _LOGIT_BYTES[spec.weight_bytes] * text.vocab_size
+    positions = LOSS_POSITIONS["cuda" if spec.cuda else "cpu"]
+    logits = positions * _LOGIT_BYTES[spec.weight_bytes] * text.vocab_size
     # With gradient checkpointing no layer is recomputed before the loss is done.
     before_layers = max(_layer_bytes(text, spec)) if spec.checkpointing else 0.0
     return max(logits - before_layers, gradients + dequantized)

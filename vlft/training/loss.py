@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from vlft.packing.batch import PackedBatch
     from vlft.vision.encode import RowImages
 
-# Positions whose logits exist at once: 128 x 102400 x 2 bytes = 26 MB in 16 bit.
-CHUNK = 128
+# Positions whose logits exist at once: 128 x 102400 x 2 bytes = 26 MB in 16 bit. A GPU needs larger
+# products to be busy.
+CHUNK = {"cpu": 128, "cuda": 1024}
 # Logits that become gradients at once; in 16 bit they have copies in float32.
 LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 # Of the gradients of logits in float16.
@@ -51,7 +52,7 @@ def token_loss_sum(hidden: Tensor, target: Tensor, weight: Tensor, head: nn.Modu
         total: Tensor = _EagerGradients.apply(hidden, target, weight, head, *trained)  # type: ignore[no-untyped-call]
         return total
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for part in _chunks(len(target)):
+    for part in _chunks(hidden):
         logits = _logits(head, hidden[part]).float()
         total += (weight[part] * F.cross_entropy(logits, target[part], reduction="none")).sum()
     return total
@@ -74,7 +75,7 @@ class _EagerGradients(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         by_hidden = torch.zeros_like(hidden)
         by_trained = [torch.zeros_like(parameter) for parameter in trained]
-        for part in _chunks(len(target)):
+        for part in _chunks(hidden):
             loss, found = _chunk_gradients(
                 hidden[part], target[part], weight[part], scale, head, trained
             )
@@ -105,8 +106,10 @@ def _inner_scale(dtype: torch.dtype, weight: Tensor) -> Tensor:
     return torch.ones((), device=weight.device)
 
 
-def _chunks(positions: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, positions, CHUNK)]
+def _chunks(hidden: Tensor) -> list[slice]:
+    """The positions of (S, D) that are computed at once."""
+    size = CHUNK[hidden.device.type]
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
