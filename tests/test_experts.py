@@ -26,8 +26,8 @@ from vlft.models.experts import (
     Groups,
     ParamWrapper,
     Product4bit,
-    dequantized,
 )
+from vlft.models.four_bit import dequantized, dequantized_parts
 from vlft.training.lora import LoraOptions, add_lora, resolve_targets
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 64, 32, 3
@@ -350,6 +350,45 @@ class TestExpertsIn4bit:
         else:
             assert_close(quantised(hidden), twin(hidden), "layer")
             assert_close(quantised(hidden), sparse_mlp()(hidden), "nf4")
+
+    @pytest.fixture
+    def _wide(self, monkeypatch):
+        """Experts whose rows are whole blocks of equal scale, as those of published models."""
+        monkeypatch.setitem(globals(), "INTERMEDIATE", 64)
+
+    @pytest.mark.usefixtures("_wide")
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_a_decoding_step_dequantises_the_experts_it_chose(self, lora, monkeypatch):
+        import bitsandbytes as bnb
+
+        hidden, counted = torch.randn(1, HIDDEN), []
+        model = in_4bit(sparse_mlp())
+        if lora:
+            model = tuned(model, grouped=True).base_model.model["mlp"]
+        expected = model(hidden).detach()
+        original = bnb.functional.dequantize_4bit
+
+        def counting(*args, **options):
+            made = original(*args, **options)
+            counted.append(made.numel())
+            return made
+
+        monkeypatch.setattr(bnb.functional, "dequantize_4bit", counting)
+        with torch.no_grad():
+            found = model(hidden)
+            chosen = sum(counted)
+            counted.clear()
+            model(torch.randn(40, HIDDEN))
+        assert_close(found, expected, "layer")
+        assert counted[0] == 2 * counted[1] == EXPERTS * 2 * INTERMEDIATE * HIDDEN
+        assert chosen == TOP_K * sum(counted) / EXPERTS
+
+    @pytest.mark.usefixtures("_wide")
+    @pytest.mark.parametrize("name", ["gate_up_proj", "down_proj"])
+    def test_the_values_of_chosen_experts_are_the_same(self, name):
+        weight = getattr(in_4bit(sparse_mlp()).experts, name)
+        chosen = torch.tensor([5, 0, 5])
+        assert torch.equal(dequantized_parts(weight, chosen), dequantized(weight)[chosen])
 
     def test_dequantised_weights_are_not_kept_for_the_backward_pass(self):
         model = tuned(in_4bit(sparse_mlp()), grouped=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vlft import console
-from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit, dequantized
+from vlft.models.experts import PLAIN_EXPERTS, PROJECTIONS, Experts4bit
+from vlft.models.four_bit import dequantized
 
 if TYPE_CHECKING:
     from vlft.families.base import Family

@@ -30,6 +30,7 @@ from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextExperts
 
+from vlft.models.four_bit import dequantized, dequantized_parts
 from vlft.models.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Groups:
     slots: Tensor  # (S,) int64, the slot of each row
     rows: Tensor  # (S,) int64, the row of each slot: the inverse permutation
     ends: Tensor  # (E,) int32, one past the last row of each expert
+    experts: Tensor  # (S,) int64, the expert of each row
 
     @staticmethod
     def of(top_k_index: Tensor, num_experts: int) -> Groups:
@@ -69,10 +71,11 @@ class Groups:
         rows = torch.empty_like(slots)
         rows[slots] = torch.arange(len(slots), device=slots.device)
         # Counting the rows of each expert would make the CPU wait for the GPU.
+        of_rows = experts[slots]
         ends = torch.searchsorted(
-            experts[slots], torch.arange(num_experts, device=experts.device), right=True
+            of_rows, torch.arange(num_experts, device=experts.device), right=True
         )
-        return Groups(slots, rows, ends.to(torch.int32))
+        return Groups(slots, rows, ends.to(torch.int32), of_rows)
 
 
 @uncompiled
@@ -158,7 +161,11 @@ def _project(
     weight = getattr(experts, name)
     if isinstance(experts, Experts4bit):
         inputs = inputs.to(experts.dtype)
-        product: Tensor = Product4bit.apply(inputs, groups.ends, weight)
+        if _is_decoding(experts, name, inputs):
+            chosen = dequantized_parts(weight, groups.experts).to(inputs.dtype)
+            product: Tensor = (chosen @ inputs.unsqueeze(2)).squeeze(2)
+        else:
+            product = Product4bit.apply(inputs, groups.ends, weight)
     else:
         # As autocast treats linear layers: trained weights are float32, products may be 16 bit.
         device = inputs.device.type
@@ -172,6 +179,16 @@ def _project(
         added = F.grouped_mm(low_rank, factors.b, offs=groups.ends)
         product = product + factors.scaling * added
     return product
+
+
+def _is_decoding(experts: Experts4bit, name: str, inputs: Tensor) -> bool:
+    """Whether rows are so few that only their experts are worth dequantising.
+
+    That of all experts would take most of the time of a decoding step. Rows of weights must be made
+    of whole blocks of equal scale, else bitsandbytes 0.50 takes other scales on the CPU.
+    """
+    few = not torch.is_grad_enabled() and 2 * len(inputs) <= experts.num_experts
+    return few and experts.shapes[name][-1] % getattr(experts, name).quant_state.blocksize == 0
 
 
 def _padded(factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
@@ -217,14 +234,6 @@ class Experts4bit(nn.Module):
         self.down_proj = plain.down_proj
 
     forward = grouped_forward
-
-
-def dequantized(weight: Any) -> Tensor:
-    """(E, out, in), or (out, in): the values of a 4 bit parameter."""
-    import bitsandbytes as bnb
-
-    value: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return value
 
 
 class ParamWrapper(peft_layers.ParamWrapper):
