@@ -41,7 +41,7 @@ FLAGS = {
     "infer": """
         --layout --columns --prompt --answers --preference --objects --qa
         --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --merge-lora
-        --accept-changes --load-dataset-config --dataset --image --query --pdf-dpi
+        --vision-cache --accept-changes --load-dataset-config --dataset --image --query --pdf-dpi
         --pages-per-prompt
         --image-root --confine-images
         --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens

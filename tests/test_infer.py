@@ -26,6 +26,7 @@ from vlft.console import out
 from vlft.data.encode import EncodedSample
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, VlftError
 from vlft.inference import chat as infer_chat
+from vlft.inference import features
 from vlft.inference.chat import chat
 from vlft.inference.decoding import Draw
 from vlft.inference.generate import Sampling, generate_replies
@@ -179,6 +180,23 @@ class TestDatasets:
         assert lines == [0, 0, 0, 1, 1]
         assert target.read_bytes() == whole.output.read_bytes()
         assert not kept.exists()
+
+    def test_features_that_the_run_has_left(self, run, tmp_path, monkeypatch):
+        encoded = []
+        original = features.encode_batch
+
+        def spy(model, processor, images, *rest):
+            encoded.extend(images)
+            return original(model, processor, images, *rest)
+
+        monkeypatch.setattr(features, "encode_batch", spy)
+        rows = {}
+        for cache in ("auto", "off"):
+            output = tmp_path / f"{cache}.jsonl"
+            given = {"load_dataset_config": True, "vision_cache": cache, "output": output}
+            rows[cache] = answer(run, **given).rows
+            assert bool(encoded) == (cache == "off")
+        assert rows["auto"] == rows["off"]
 
     def test_a_file_of_other_settings_or_data_is_kept(self, run, tmp_path):
         target = tmp_path / "answers.jsonl"

@@ -50,6 +50,8 @@ class InferConfig(ReadingSettings):
         None, "Store the LLM in 4 or 8 bit.", choices=QUANTIZE, default_text="as in training")
     attn: str = _model("auto", "Attention implementation.", choices=ATTENTION)
     merge_lora: bool = _model(False, "Merge the adapter into the weights before the first reply.")
+    vision_cache: str = _model("auto", "Features of images that vlft sft has left on disk. auto: "
+                               "use them.", choices=("auto", "off"))
     accept_changes: bool = _model(False, "Use the adapter although the model has other weights "
                                   "than its base.")
 
@@ -123,8 +125,8 @@ class InferConfig(ReadingSettings):
         is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")
         answering = given(self, "image_root", "confine_images", "allow_private_urls",
-                            "on_bad_sample", "batch_size", "prefill_chunk", "output", "overwrite",
-                            "show_samples", "format")
+                            "on_bad_sample", "batch_size", "prefill_chunk", "vision_cache",
+                            "output", "overwrite", "show_samples", "format")
         return (
             *_document_rules(self),
             (answers_run and self.dataset, "--load-dataset-config",

@@ -21,6 +21,7 @@ from vlft.files import digest
 from vlft.inference.answer import answer
 from vlft.inference.chat import chat
 from vlft.inference.data import load_records
+from vlft.inference.features import find_features
 from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling
 from vlft.inference.model import find_model, load_for_inference, placement_of
@@ -96,7 +97,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
         texts = _saved_text(config, documents, data, results)
         if results.done < len(data):
             model = load_for_inference(config, folder, tuned, placement)
-            replier = Replier(model, processor, sampling, chunk=config.prefill_chunk)
+            whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+            features = find_features(config.vision_cache, whole, processor, data.images())
+            replier = Replier(model, processor, sampling, features, config.prefill_chunk)
             answer(replier, processor, data, Pages(documents), results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
