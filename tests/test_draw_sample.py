@@ -22,8 +22,8 @@ FOLDER = Path(__file__).parents[1] / "sample_data" / "draw"
 MODEL = FOLDER / "tiny-janus"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def script(name, folder=FOLDER):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # demo.py imports shapes.py, which stands beside it.
     sys.modules[name] = module
@@ -111,6 +111,15 @@ def test_a_vq_model_of_one_block_survives_both_layouts(tmp_path):
     before, after = (
         load_file(path / "model.safetensors") for path in (MODEL, tmp_path / "original")
     )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_last_step_of_the_recipe_stores_what_it_is_given(tmp_path, monkeypatch):
+    store = script("store_base", FOLDER.parent)
+    monkeypatch.setattr(sys, "argv", ["store_base.py", str(MODEL), str(tmp_path / "stored")])
+    store.main()
+    before, after = (load_file(path / "model.safetensors") for path in (MODEL, tmp_path / "stored"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 

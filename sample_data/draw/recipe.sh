@@ -16,7 +16,7 @@ $bin/python sample_data/draw/base.py "$work/base"
 $bin/python sample_data/draw/shapes.py "$work/data" --train 8000 --val 64 --base
 $bin/vlft sft --model "$work/base/untrained" --dataset "$work/data/train.jsonl" \
   --val-dataset "$work/data/val.jsonl" --tuner full --train-gen-aligner --train-gen-head \
-  --batch-size 32 --learning-rate 2e-3 --num-train-epochs 8 --logging-steps 20 --save-steps 200 \
+  --batch-size 32 --learning-rate 2e-3 --num-train-epochs 5 --logging-steps 25 --save-steps 250 \
   --output-dir "$work/llm"
 
 $bin/python sample_data/store_base.py "$work/llm/untrained/"*/last sample_data/draw/tiny-janus
