@@ -21,7 +21,7 @@ OUTPUT = Path("output/demo-draw")
 DATA, BASE = OUTPUT / "data", "sample_data/draw/tiny-janus"
 DRAW = [
     *["--dataset", str(DATA / "val.jsonl"), "--batch-size", "64"],
-    *["--temperature", "0", "--cfg-weight", "1.25"],
+    *["--temperature", "0", "--cfg-weight", "1.5"],
 ]
 
 
@@ -58,7 +58,7 @@ def main() -> None:
         *["--dataset", str(DATA / "train.jsonl"), "--val-dataset", str(DATA / "val.jsonl")],
         *["--lora-target-modules", "ALL", "--lora-rank", "16"],
         *["--train-gen-aligner", "--train-gen-head"],
-        *["--learning-rate", "4e-3", "--num-train-epochs", "3", "--logging-steps", "25"],
+        *["--learning-rate", "4e-3", "--num-train-epochs", "4", "--logging-steps", "25"],
     )
     checkpoint = next((ROOT / OUTPUT).glob("tiny-janus/v*/last")).resolve().relative_to(ROOT)
     tuned = ["--ckpt-dir", str(checkpoint)]
