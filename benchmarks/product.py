@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> None:
     add("--scale", default="true", choices=("true", "tiny"), help="tiny: golden checkpoints")
     add("--images", type=int, default=64, help="distinct ones; default: 64")
     add("--steps", type=int, default=40, help="of a run, 16 samples each; default: 40")
+    add("--quantize", default="none", choices=("none", "nf4", "int8"), help="default: none")
     options = parser.parse_args(arguments)
     _, content = prepare(options)
     for model in options.models:
@@ -90,6 +91,7 @@ def run_commands(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The figures of training, then those of answering, each as soon as they are there."""
     shared = ["--model", str(model), "--dataset", str(data), "--device", options.device]
+    shared += ["--quantize", options.quantize]
     output = work / f"{data.parent.name}-output"
     steps = ["--max-steps", str(options.steps), "--batch-size", "16", "--logging-steps", "1"]
     training = watch(["sft", *shared, *steps, "--output-dir", str(output)], work, options.device)
