@@ -434,13 +434,13 @@ class TestWhatOnlyTheFilesSay:
         run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
         seen = []
 
-        original = infer_run._answer
+        original = infer_run.Replier
 
-        def answer(model, *rest):
+        def replier(model, *rest):
             seen.append(model.config._attn_implementation)
-            original(model, *rest)
+            return original(model, *rest)
 
-        monkeypatch.setattr(infer_run, "_answer", answer)
+        monkeypatch.setattr(infer_run, "Replier", replier)
         for attn in ("eager", "auto"):
             settings = {"attn": attn, "merge_lora": True, "image_root": config.image_root}
             output = tmp_path / f"{attn}.jsonl"

@@ -386,7 +386,7 @@ def test_two_at_once(name, commands, undisturbed, bench, kills):
         second = bench.start(line, 2)
         ends = sorted([bench.end(first, 1), bench.end(second, 2)])
         assert ends[0][0] == 0, ends
-        code, errors = ends[1]
+        code, errors = ends[1][0], ends[0][1] + ends[1][1]
         told = f"another vlft writes to it (process {first} on" in errors
         told |= f"another vlft writes to it (process {second} on" in errors
         there = "in use" in errors if code else "6 of 6 records already" in errors

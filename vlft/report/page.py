@@ -47,8 +47,9 @@ svg text { fill: var(--dim); font: 11px system-ui, sans-serif; }
 
 
 def text(value: Any) -> str:
-    """A value as HTML text; control characters as Python writes them in a string."""
-    return escape(printable(str(value), keep="\n\t"))
+    """A value as HTML text; what is no character of UTF-8 text as Python writes it in a string."""
+    whole = printable(str(value), keep="\n\t").encode("utf-8", "backslashreplace")
+    return escape(whole.decode("utf-8"))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

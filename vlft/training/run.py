@@ -159,10 +159,10 @@ def _train(
         compile_layers(model.module.get_submodule(setup.folder.family.parts.language))
     run = _open_run(setup, config, data, position, backend, held)
     checkpointer = Checkpointer(run, config, setup.folder, model, backend)
-    started = time.perf_counter()
+    started, first = time.perf_counter(), position.step
     with removed_if_idle(run, writes=backend.world.is_rank_zero), failing(run):
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
-        backend.world.on_rank_zero(lambda: _show_run(run))
+        backend.world.on_rank_zero(lambda: _show_run(run, trained=position.step > first))
     # What is left of the model is transformers' own.
     restore(model.module)
     draws = all(part.is_drawn.all() for part in data)
@@ -248,10 +248,11 @@ def _open_log(job: Job, run: Path, position: Position) -> RunLog:
     return RunLog(run, job.options.total_steps, position.step, trackers, writes=writes)
 
 
-def _show_run(run: Path) -> None:
-    """Writes the curves and the report of a run."""
+def _show_run(run: Path, *, trained: bool) -> None:
+    """Writes the curves of a run, and its report if there is something new to tell."""
     plot_run(run)
-    write_run_report(run)
+    if trained:
+        write_run_report(run)
 
 
 def _close(run: Path, position: Position, seconds: float, *, draws: bool) -> SftResult:
