@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, JANUS_PRO, SIGLIP, write_jsonl
+from conftest import GOLDEN, SIGLIP, write_jsonl
 from PIL import Image
 
 import vlft
@@ -21,7 +21,9 @@ from vlft.inference import draw_run, image_files
 from vlft.inference.image_files import ImageFiles, read_facts
 from vlft.inference.reconstruct import psnr, reconstruct, ssim
 
-MODEL = ["--model", str(JANUS_PRO.folder)]
+# Its images have a tenth of the codes of the golden checkpoints'.
+TINY = Path(__file__).parent.parent / "sample_data" / "draw" / "tiny-janus"
+MODEL = ["--model", str(TINY)]
 PROMPTS = ["--prompt", "a red square", "a blue circle", "--num-images", "3", "--batch-size", "4"]
 
 
@@ -80,7 +82,7 @@ class TestFiles:
             "00001-01.png", "00001-02.png", "00001-03.png",
             "00002-01.png", "00002-02.png", "00002-03.png",
         ]  # fmt: skip
-        model, processor = vlft.load(JANUS_PRO.folder)
+        model, processor = vlft.load(TINY)
         drawn = vlft.draw(
             model, processor, ["a red square", "a blue circle"], num_images=3, batch_size=4
         )
@@ -153,7 +155,7 @@ class TestReconstruction:
         found = re.findall(r"PSNR +([\d.]+) dB +SSIM ([\d.-]+)", capfd.readouterr().out)
         figures = np.array(found, float)
         assert figures[:2].mean(0) == pytest.approx(figures[2], abs=0.006)
-        model, processor = vlft.load(JANUS_PRO.folder)
+        model, processor = vlft.load(TINY)
         one = reconstruct(model, processor, names[0])
         assert figures[0] == pytest.approx(one, abs=0.006)
         assert not Path("images").exists()

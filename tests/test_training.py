@@ -404,6 +404,19 @@ class TestResume:
             vlft.sft(vlft.SftConfig(resume=run))
 
     @only_siglip
+    def test_a_damaged_file_costs_the_report_alone(self, config, monkeypatch, capfd):
+        """A checkpoint has the settings too."""
+        stop_after(monkeypatch, 2)
+        run = vlft.sft(config).run
+        fields = json.loads((run / "run_config.json").read_text())
+        (run / "run_config.json").write_text(json.dumps({**fields, "attn": ""}))
+        row = {"step": 2, "loss": 10**30, "val_loss": 10**400}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        assert vlft.sft(vlft.SftConfig(resume=run)).finished
+        assert "no report of the run: " in capfd.readouterr().err
+
+    @only_siglip
     @pytest.mark.parametrize("name", ["provenance.json", "split.json"])
     def test_a_field_that_is_null(self, config, monkeypatch, name):
         stop_after(monkeypatch, 2)

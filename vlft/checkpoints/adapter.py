@@ -87,10 +87,10 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
             # count patterns of stacked weights as matched, though it uses them.
             warnings.simplefilter("ignore")
             peft_model = PeftModel(model, adapted.config)
-        state = _state(peft_model, adapted.lora)
-        expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
-        refuse(state.keys() - expected, expected - state.keys())
-        _load(peft_model, state)
+            state = _state(peft_model, adapted.lora)
+            expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
+            refuse(state.keys() - expected, expected - state.keys())
+            _load(peft_model, state)
     except CheckpointError as error:
         place, hint = error.place or str(folder / ADAPTER_WEIGHTS), error.hint or _OTHER_BASE
         raise CheckpointError(error.message, place=place, hint=hint) from None

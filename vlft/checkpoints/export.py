@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import load_file
 
 from vlft.checkpoints.small_files import write_json, write_small_files
-from vlft.checkpoints.weights import MERGED, merged_adapters, read_tensors
+from vlft.checkpoints.weights import MERGED, merged_adapters, read_safetensors, read_tensors
 from vlft.config import MergeLoraConfig
 from vlft.errors import ConfigError
 from vlft.families.base import keeps_dtype
@@ -134,4 +133,4 @@ def _unused_tensors(base: ModelFolder) -> dict[str, Tensor]:
     if base.layout == "original":
         return dict(read_tensors(base.path, base.family.keys.is_unused))
     path = base.path / _UNUSED_FILE
-    return load_file(path) if path.is_file() else {}
+    return dict(read_safetensors(path, lambda _: True)) if path.is_file() else {}

@@ -103,7 +103,7 @@ def read_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor, of the wanted names, in a model's files' order; one in memory at a time."""
     for path in _weight_files(folder):
-        read = _read_bin if path.suffix == ".bin" else _read_safetensors
+        read = _read_bin if path.suffix == ".bin" else read_safetensors
         yield from read(path, wanted)
 
 
@@ -136,7 +136,12 @@ def count_numbers(folder: Path) -> int:
     return total
 
 
-def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+def read_safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of a file, of those names that are wanted.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             if wanted(name):

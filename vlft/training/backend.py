@@ -104,15 +104,15 @@ class Backend:
     def step(self) -> float:
         """Clips, updates the weights and the learning rate; returns the norm before clipping.
 
-        With a norm that is not finite the weights stay as they are. A gradient scaler then lowers
-        its scale.
+        With a norm that is not finite weights and rate stay as they are, unless a gradient scaler
+        is there, which then lowers its scale.
         """
         limit = self.max_grad_norm or math.inf
         # All parameters of the objective: Accelerate finds out by them which model is meant.
         norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), limit))
         if math.isfinite(norm) or self.scales_gradients:
             self.optimizer.step()
-        self.scheduler.step()
+            self.scheduler.step()
         return norm
 
     def try_gradients(self, loss: Callable[[], Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def read_curves(metrics: Path) -> dict[str, Points]:
                 continue
             row = parse_metrics(line) or {}
             for name in curves.keys() & row.keys():
-                curves[name].append((row["step"], row[name]))
+                # A damaged file may hold whole numbers of any length.
+                with suppress(OverflowError):
+                    curves[name].append((float(row["step"]), float(row[name])))
     finite = [point for point in curves["val_loss"] if math.isfinite(point[1])]
     curves["best"] = [min(finite, key=lambda point: point[1])] if finite else []
     curves["val_loss"] = curves["val_loss"][:: len(curves["val_loss"]) // POINTS + 1]

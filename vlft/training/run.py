@@ -25,7 +25,7 @@ from vlft.checkpoints.runs import (
     write_run_config,
 )
 from vlft.data.split import write_split
-from vlft.errors import raise_all, shown
+from vlft.errors import VlftError, raise_all, shown
 from vlft.locks import locked
 from vlft.models.adaptations import restore
 from vlft.models.compiled import compile_layers
@@ -249,10 +249,16 @@ def _open_log(job: Job, run: Path, position: Position) -> RunLog:
 
 
 def _show_run(run: Path, *, trained: bool) -> None:
-    """Writes the curves of a run, and its report if there is something new to tell."""
+    """Writes the curves of a run, and its report if there is something new to tell.
+
+    A file that is damaged costs the report, not the run: its checkpoints are whole.
+    """
     plot_run(run)
     if trained:
-        write_run_report(run)
+        try:
+            write_run_report(run)
+        except VlftError as error:
+            console.warn(f"no report of the run: {error.place}: {error.message}")
 
 
 def _close(run: Path, position: Position, seconds: float, *, draws: bool) -> SftResult:
