@@ -22,6 +22,7 @@ from vlft.errors import CheckpointError, DataError, UsageError, VlftError, shown
 from vlft.files import read_object
 from vlft.inference.generate import Sampling, generate_replies
 from vlft.schema import ANY
+from vlft.training.failures import removed_if_idle
 from vlft.training.lora import LoraOptions, add_lora
 
 
@@ -211,6 +212,17 @@ def test_a_loss_of_the_base_that_is_no_number_names_the_base(copy, tmp_path, mon
     with pytest.raises(VlftError, match="the base model") as error:
         vlft.sft(config)
     assert "--learning-rate" not in str(error.value)
+
+
+@pytest.mark.parametrize(("steps", "stays"), [([], False), ([0], False), ([0, 1], True)])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path, steps, stays):
+    run = tmp_path / "model" / "v0-x"
+    run.mkdir(parents=True)
+    rows = [{"step": step, "val_loss": 1.0} for step in steps]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(VlftError), removed_if_idle(run, writes=True):
+        raise VlftError("the gradient norm is nan")
+    assert (tmp_path / "model").exists() == stays
 
 
 class TestNames:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vlft.checkpoints.runs import checkpoints_in
 from vlft.errors import VlftError
 from vlft.files import is_disk_full
-from vlft.training.plots import METRICS
+from vlft.training.plots import METRICS, parse_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def failing(run: Path) -> Iterator[None]:
 
 @contextmanager
 def removed_if_idle(run: Path, *, writes: bool) -> Iterator[None]:
-    """Removes a run folder in which the block has left neither a checkpoint nor a loss.
+    """Removes a run folder in which the block has left neither a checkpoint nor a step's loss.
 
     Args:
         run: the folder.
@@ -43,8 +43,16 @@ def removed_if_idle(run: Path, *, writes: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if writes and not (run / METRICS).exists() and not checkpoints_in(run):
+        if writes and not _has_stepped(run / METRICS) and not checkpoints_in(run):
             remove_run(run)
+
+
+def _has_stepped(metrics: Path) -> bool:
+    """Whether a run has logged a step; the validation before the first one is none."""
+    if not metrics.exists():
+        return False
+    with metrics.open("rb") as file:
+        return any((parse_metrics(line) or {}).get("step") for line in file)
 
 
 def remove_run(run: Path) -> None:
