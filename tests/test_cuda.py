@@ -226,7 +226,7 @@ def test_compiled_layers_compute_the_same(
 @OF_TRACING
 @pytest.mark.parametrize("case", [SIGLIP], indirect=True, ids=str)
 def test_compiled_layers_share_their_code(case, folder, processor, on, device, compile_strictly):
-    """More layers than torch keeps versions of one code, on rows of other lengths and blocks."""
+    """torch stops compiling at a limit of versions; more layers than that must share theirs."""
     samples = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
     rows = [pack(part, processor.chat.image_token_id) for part in (samples, samples[:2])]
     counts = []

@@ -282,7 +282,7 @@ def test_several_pages_in_one_prompt(here, by_pages, pdfium):
     text = "0\n\n<!-- page 2 -->\n\n1\n\n<!-- page 3 -->\n\n0\n"
     assert (here / "text" / "b.md").read_text() == text
     assert len(by_pages) == 3
-    # Continued, nothing is left to do; with other pages together, it is another run.
+    # The same command again finds every page answered. Other pages in a prompt are other records.
     read("b.pdf", "a.jpg", **given)
     assert len(by_pages) == 3
     with pytest.raises(CheckpointError, match="line 1 answers another record"):

@@ -166,7 +166,7 @@ class TestReconstruction:
         assert ssim(image, image) == pytest.approx(1)
 
     def test_the_definitions(self):
-        """Window by window, in numpy."""
+        """The figures equal a plain computation in numpy that goes from window to window."""
         rng = np.random.default_rng(0)
         x, y = rng.uniform(0, 255, (2, 3, 13, 12))
         line = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)

@@ -1,4 +1,4 @@
-"""The shapes of ``sample_data/draw``, their classifier, and the tiny Janus that draws them."""
+"""The drawing sample: its classifier names every shape, and the tiny Janus draws some of them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ TARGETS = {
 }
 
 
-# The size of the images makes no difference to names.
+# FULLRES is left out: it differs from HYBRID in the size of images, and names are tested here.
 @pytest.mark.parametrize(
     "case", [c for c in MATRIX if c is not FULLRES], indirect=True, ids=str, scope="session"
 )

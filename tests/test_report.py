@@ -31,7 +31,7 @@ PHOTO = GOLDEN / "images" / "photo_a.jpg"
 
 
 class Tags(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
+    """Parses a page: its tags with their attributes in ``found``, and all its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -83,8 +83,8 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = False) -> 
         _replace(model, adapted.full, folder, trainable=trainable)
         register_experts_layer(adapted.config)
         with warnings.catch_warnings():
-            # Advice of peft on settings of training, which holds text of the file. It does not
-            # count patterns of stacked weights as matched, though it uses them.
+            # peft warns of settings that matter in training alone, in words that quote the file,
+            # and of patterns for stacked weights as if it did not use them.
             warnings.simplefilter("ignore")
             peft_model = PeftModel(model, adapted.config)
             state = _state(peft_model, adapted.lora)

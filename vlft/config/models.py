@@ -1,4 +1,4 @@
-"""Settings of merge-lora, convert, models, cache, demo, env and report."""
+"""Settings of the commands merge-lora, convert, models, cache, demo, env and report."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ def _original_config(native: Config, dtype: str, images: Config) -> dict[str, An
     return config
 
 
-# More tiles than DeepSeek-OCR: as the class of transformers, which Baidu's weights came to. Several
-# pages in one prompt have none, as the authors ask for them.
+# Up to 32 tiles, where DeepSeek-OCR has 9: the limit of the transformers class that Baidu's weights
+# were released with. If a prompt holds several pages, none is cut into tiles, as the authors do it.
 PAGES = Pages(
     deepseek_ocr.MODES, "gundam", max_tiles=32, tokens=deepseek_ocr.tokens, grids=True,
     native="UnlimitedOcr", tiles_one=True,

@@ -93,5 +93,6 @@ def ssim(one: Tensor, other: Tensor) -> float:
 
 def _as_bytes(pixels: Tensor) -> Tensor:
     """Values from 0 to 255 of pixels from -1 to 1, truncated as those of a drawing."""
-    # Without the small addition, bytes of the original would be truncated to those before.
+    # Rounding leaves some bytes of the original a little below their value; without the small
+    # addition they would be truncated to the next lower one.
     return ((pixels.float() + 1) / 2 * 255 + 1e-3).clamp(0, 255).floor()

@@ -120,5 +120,5 @@ class _Axes:
 
 
 def _number(value: float) -> str:
-    """A round value of an axis, without an exponent where it has few digits."""
+    """The label of a tick: ``6,500`` rather than ``6.5e+03``, which is wider than the margin."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

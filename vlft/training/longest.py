@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from vlft.training.job import Job
     from vlft.training.rows import Row
 
-# Of so many samples the longest row is found; it takes seconds.
+# With at most so many samples all are encoded to find the longest row, which takes seconds.
 FEW_SAMPLES = 10_000
-# Samples that may be longer than a row and are encoded to know.
+# At most so many samples, which might exceed a row, are encoded to know their length.
 MOST_ENCODED = 2_000
 
 
@@ -63,7 +63,7 @@ def bounding_row(job: Job, tokens: int | None = None) -> Row | None:
 
 
 def with_limit(job: Job, tokens: int) -> Planner:
-    """The run's planner with another limit of a row."""
+    """The planner of the run, but with at most so many tokens in a row."""
     planner = job.planner
     if planner.packer.tokens_per_row == tokens:
         return planner

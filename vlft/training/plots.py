@@ -33,7 +33,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "learning_rate": {"color": "C0"},
     "grad_norm": {"color": "C0"},
 }
-# Curves that reports have too.
+# Curves that only the HTML report shows; no PNG file is drawn of them.
 RATES = {"packed_tokens_per_second": "tokens per second", "memory_gib": "peak memory, GiB"}
 
 
