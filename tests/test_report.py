@@ -169,6 +169,25 @@ def test_an_evaluation(tmp_path):
     assert not (tmp_path / "base.report.html").exists()
 
 
+def test_drawings_are_shown(tmp_path):
+    """Target, base and tuned beside each other; a name that is no drawing's stays text."""
+    target, files = tmp_path / "target.png", []
+    Image.new("RGB", (32, 32), "lime").save(target)
+    for name, colour in (("base", "red"), ("tuned", "blue")):
+        image = tmp_path / name / "00001-01.png"
+        image.parent.mkdir()
+        Image.new("RGB", (32, 32), colour).save(image)
+        row = {"query": "a blue square", "label": str(target), "response": str(image)}
+        rows = [{**row, "id": 1, "drawing": image.name}, {**row, "id": 2, "drawing": "other.png"}]
+        files.append(write_jsonl(image.parent / "drawings.jsonl", rows))
+    vlft.evaluate(vlft.EvalConfig(results=tuple(files)))
+    tags = read(tmp_path / "tuned" / "drawings.report.html")
+    shown = [image["src"].partition(",")[2] for image in tags.of("img")]
+    colours = [Image.open(io.BytesIO(base64.b64decode(data))).getpixel((9, 9)) for data in shown]
+    assert [max(range(3), key=colour.__getitem__) for colour in colours] == [1, 0, 2]
+    assert tags.text.count("00001-01.png") == 2
+
+
 def test_a_file_of_others_is_kept(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [line("A cat.")])
     other = tmp_path / "a.report.html"

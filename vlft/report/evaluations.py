@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.evaluation.report import ROLES, lines_of
 from vlft.files import read_object_if_there
-from vlft.report.gallery import Card, gallery, images_of
+from vlft.report.gallery import Card, drawing_of, gallery, images_of
 from vlft.report.page import section, table, text, write_page
 from vlft.schema import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from vlft.evaluation.scores import Scores
 
@@ -76,15 +76,23 @@ def _cards(
 def _card(scores: Sequence[Scores], places: Sequence[int]) -> Card:
     answers = [one.of.answers[place] for one, place in zip(scores, places, strict=True)]
     roles = ROLES if len(scores) > 1 else ("reply",)
+    replies = list(zip(roles, answers, strict=True))
+    drawn = {role: drawing_of(answer.fields, answer.reply) for role, answer in replies}
     texts = [
         ("prompt", str(answers[-1].fields.get("query", ""))),
         ("label", "\n".join(answers[-1].references)),
-        *((role, answer.reply) for role, answer in zip(roles, answers, strict=True)),
+        *((role, answer.reply) for role, answer in replies if drawn[role] is None),
     ]
+    drawings = [(role, path) for role, path in drawn.items() if path is not None]
+    target = answers[-1].fields.get("label")
+    if drawings and isinstance(target, str):
+        # The image that the record has, see ``vlft draw``.
+        drawings = [("target", Path(target)), *drawings]
     words = [
         f"{name} " + " -> ".join(
             f"{one.values[name][place]:.2f}" for one, place in zip(scores, places, strict=True)
         )
         for name in scores[0].values
     ]  # fmt: skip
-    return Card(images_of(answers[-1].fields), texts, ", ".join(words), answers[-1].reply)
+    images, boxed = images_of(answers[-1].fields), answers[-1].reply
+    return Card(images, texts, ", ".join(words), boxed, drawings)

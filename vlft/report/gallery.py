@@ -36,12 +36,14 @@ class Card:
         texts: (name, text) of prompt, label, replies.
         scores: one line.
         boxed: the reply whose boxes are drawn.
+        drawings: (name, file) of replies that are images.
     """
 
     images: Sequence[Path]
     texts: Sequence[tuple[str, str]]
     scores: str
     boxed: str = ""
+    drawings: Sequence[tuple[str, Path]] = ()
 
 
 def gallery(cards: Sequence[Card]) -> str:
@@ -65,11 +67,21 @@ def images_of(row: Mapping[str, Any]) -> list[Path]:
     return [Path(image) for image in images if isinstance(image, str)] if images else []
 
 
+def drawing_of(row: Mapping[str, Any], reply: str) -> Path | None:
+    """The image file that a reply names, if the line is one of ``vlft draw``."""
+    path = Path(reply)
+    return path if path.name and row.get("drawing") == path.name else None
+
+
 def _card(card: Card) -> str:
     # Boxes say nothing of which image they are on.
     boxes = _boxes(card.boxed) if len(card.images) == 1 else ""
     images = "".join(
         f'<span class="image">{_thumbnail(path)}{boxes}</span>' for path in card.images[:IMAGES]
+    )
+    images += "".join(
+        f'<span class="image">{_thumbnail(path)}<span class="dim">{text(name)}</span></span>'
+        for name, path in card.drawings
     )
     lines = "".join(
         f'<p><span class="dim">{text(name)}</span> {text(value[:LONGEST])}</p>'
