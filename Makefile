@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo demo-ocr demo-draw test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
-.PHONY: check fix clean docs dist test-newest test-oldest
+.PHONY: check fix clean options docs dist test-newest test-oldest
 
 demo: $(VENV)/ready
 	$(BIN)/vlft demo
@@ -80,6 +80,10 @@ check: $(VENV)/ready
 fix: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/options.md, from the settings' dataclasses; a test compares them.
+options: $(VENV)/ready
+	$(BIN)/python docs/make_options.py
 
 # The pages of docs/ as a site, in output/site; a warning is an error.
 docs: $(VENV)/ready

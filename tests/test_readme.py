@@ -189,6 +189,14 @@ def test_every_page_is_in_the_site():
     assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
 
 
+def test_the_options_are_those_of_the_code(monkeypatch):
+    """If not: python docs/make_options.py."""
+    monkeypatch.syspath_prepend(DOCS)
+    import make_options
+
+    assert make_options.PAGE.read_text("utf-8") == make_options.page()
+
+
 def test_files_that_documents_name_exist():
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     named = {

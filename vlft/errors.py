@@ -28,6 +28,8 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Most characters of a message, and of its place or hint.
 LONGEST = 1500
+# The hint of a fault that is not the user's.
+REPORT = "please report it with the output of vlft env"
 
 
 class VlftError(Exception):

@@ -14,7 +14,7 @@ from vlft.checkpoints.locate import describe, locate_model
 from vlft.checkpoints.outputs import output_folder
 from vlft.checkpoints.placement import DTYPES, Placement
 from vlft.checkpoints.stock import check_stock_ids
-from vlft.errors import ConfigError, VerificationError, shown
+from vlft.errors import REPORT, ConfigError, VerificationError, shown
 from vlft.families.base import keeps_dtype
 from vlft.files import real_path
 from vlft.settings import check
@@ -75,7 +75,7 @@ def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | 
             raise VerificationError(
                 "the file does not hold what was read",
                 place=f"{shown(written.path)}: {name}",
-                hint="please report this",
+                hint=REPORT,
             )
     if model.config.tie_word_embeddings:
         expected.pop(f"{written.family.parts.head}.weight", None)
@@ -83,5 +83,5 @@ def _compare(model: PreTrainedModel, written: ModelFolder, dtype: torch.dtype | 
         raise VerificationError(
             f"{len(expected)} tensors were not written: {', '.join(list(expected)[:3])}",
             place=shown(written.path),
-            hint="please report this",
+            hint=REPORT,
         )

@@ -23,6 +23,7 @@ from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.stock import check_stock_ids, sample_image
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.errors import (
+    REPORT,
     CheckpointError,
     ConfigError,
     VerificationError,
@@ -247,5 +248,5 @@ def _compare(found: Tensor, expected: Tensor, what: str) -> None:
         raise VerificationError(
             f"their logits differ by {difference:.1e}, at most {_TOLERANCE:.0e} is allowed",
             place=what,
-            hint="please report this with the run_config.json",
+            hint=f"{REPORT} and the run_config.json",
         )

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.errors import VerificationError, shown
+from vlft.errors import REPORT, VerificationError, shown
 
 if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
@@ -59,5 +59,5 @@ def check_stock_ids(folder: ModelFolder) -> None:
                 raise VerificationError(
                     "transformers' AutoProcessor gives other token ids than vlft",
                     place=shown(folder.path),
-                    hint="please report this; --format original writes the authors' layout",
+                    hint=f"{REPORT}; --format original writes the authors' layout",
                 )

@@ -18,10 +18,12 @@ from typer.core import TyperGroup
 
 from vlft import __version__
 from vlft.cli.commands import COMMANDS
+from vlft.cli.completion import CompletedCommand
 from vlft.cli.help import print_command, print_overview
 from vlft.cli.options import read_settings
 from vlft.console import err, show_error, warn
 from vlft.errors import (
+    REPORT,
     ConfigError,
     StoppedError,
     UsageError,
@@ -57,10 +59,12 @@ class _Group(TyperGroup):
             ConfigError: there is none.
         """
         name = cmd_name.replace("_", "-")
-        if name == "export":
+        if name == "export" and not ctx.resilient_parsing:
             hint = "vlft merge-lora writes a merged model, vlft convert another layout"
             raise ConfigError("unknown command 'export'", place="vlft", hint=hint)
         if name not in COMMANDS:
+            if ctx.resilient_parsing:  # a shell asks what may follow
+                return None
             raise unknown_name(cmd_name, list(COMMANDS), place="vlft", what="command")
         return super().get_command(ctx, name)
 
@@ -76,9 +80,9 @@ def _run(ctx: typer.Context) -> None:
 
 # Typer finds the command; cli/options.py reads its words, in all the spellings that are allowed.
 UNREAD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False)
-for _name in COMMANDS:
-    app.command(_name, context_settings=UNREAD)(_run)
+app = typer.Typer(cls=_Group, pretty_exceptions_enable=False)
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=CompletedCommand, help=_command.help, context_settings=UNREAD)(_run)
 
 
 @app.callback(
@@ -111,7 +115,7 @@ def _as_ours(error: BaseException) -> VlftError:
     frames = [f for f in extract_tb(error.__traceback__) if f.filename.startswith(here)]
     place = f"vlft{frames[-1].filename.removeprefix(here)}:{frames[-1].lineno}" if frames else ""
     found = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    hint = "a fault of vlft: please report it with what --debug shows and the output of vlft env"
+    hint = f"a fault of vlft: {REPORT}, and what --debug shows"
     return VlftError(found, place=place, hint=hint)
 
 

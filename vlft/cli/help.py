@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlft.cli.completion import COMMON
 from vlft.config import PANELS
 from vlft.settings import field_type, flag, is_repeatable
 
@@ -27,7 +28,9 @@ def print_overview(purpose: str, commands: Mapping[str, Command]) -> None:
     rows: list[Row] = [(name, command.help) for name, command in commands.items()]
     other: list[Row] = [("--version", "Show the version."), ("--help", "Show this page.")]
     _print_page("vlft COMMAND", purpose, {"Commands": rows, "Other": other})
-    Console(highlight=False).print("\nvlft COMMAND --help shows what a command takes.")
+    console = Console(highlight=False)
+    console.print("\nvlft COMMAND --help shows what a command takes.")
+    console.print("vlft --install-completion has the shell complete commands, flags and words.")
 
 
 def print_command(name: str, command: Command) -> None:
@@ -43,9 +46,7 @@ def print_command(name: str, command: Command) -> None:
     order = [*PANELS, *panels]
     panels = {panel: panels[panel] for panel in sorted(panels, key=order.index)}
     panels["Other"] = [
-        ("--config PATH", "JSON or YAML file of settings; flags win."),
-        ("--debug", "Show the traceback of an error."),
-        ("--help", "Show this page."),
+        (f"{name} PATH" if name == "--config" else name, text) for name, text in COMMON.items()
     ]
     _print_page(" ".join(usage), command.help, panels)
 
