@@ -66,7 +66,7 @@ class Traits:
     minimum: float | None = None  # the smallest allowed number
     above: float | None = None  # the number must be greater than this
     maximum: float | None = None  # the largest allowed number
-    resumable: bool = False  # whether a resumed run may change it: no result depends on it
+    on_resume: Literal["kept", "free", "extends"] = "kept"  # see vlft/training/resume.py
     default_text: str = ""  # the default in --help, where the value itself says too little
     argument: bool = False  # whether its place on the command line gives it, not a flag
     auto: bool = False  # whether the word auto, read as None, is allowed for a number

@@ -119,35 +119,38 @@ class SftConfig(ReadingSettings):
     train_gen_aligner: bool = _tuning(False, "Train the aligner of drawn codes too, for Janus.")
     train_gen_head: bool = _tuning(False, "Train the head that draws too, for Janus.")
 
-    num_train_epochs: int = _optim(3, "Passes over the training data.", minimum=1)
+    num_train_epochs: int = _optim(3, "Passes over the training data; more of them extend a run "
+                                   "with --resume.", minimum=1, on_resume="extends")
     max_steps: int | None = _optim(None, "Optimiser steps in all, in as many epochs as it takes.",
-                                   minimum=1, default_text="by epochs")
+                                   minimum=1, default_text="by epochs", on_resume="extends")
     batch_size: int = _optim(16, "Samples per optimiser step, on all GPUs together.", minimum=1)
     tokens_per_microbatch: int | None = _optim(
         None, "Most tokens in a packed row; bounds the memory. With dropout results depend on it.",
         minimum=1, auto=True, default_text=f"auto: {TOKENS_PER_ROW['cpu']}, on a GPU what fits")
     learning_rate: float | None = _optim(
-        None, "Peak learning rate.", above=0, default_text="1e-4; 1e-5 for full")
+        None, "Peak learning rate.", above=0, default_text="1e-4; 1e-5 for full",
+        on_resume="extends")
     lr_scheduler: str = _optim("cosine", "Course of the learning rate after the warm-up.",
-                               choices=("cosine", "linear", "constant"))
+                               choices=("cosine", "linear", "constant"), on_resume="extends")
     warmup_ratio: float = _optim(
-        0.05, "Share of the steps with a linear warm-up.", minimum=0, maximum=1)
+        0.05, "Share of the steps with a linear warm-up.", minimum=0, maximum=1,
+        on_resume="extends")
     weight_decay: float = _optim(0.1, "AdamW weight decay.", minimum=0)
     max_grad_norm: float = _optim(
         1.0, "Clip gradients to this norm; 0 disables clipping.", minimum=0)
     gradient_checkpointing: bool | None = _optim(
         None, "Recompute activations in the backward pass to save memory.",
-        default_text="auto: on a GPU, where rows do not fit without", resumable=True)
+        default_text="auto: on a GPU, where rows do not fit without", on_resume="free")
     compile: str = _optim(
         "auto", "Compile the LLM's layers, for speed. auto: on one GPU, for 1,000 steps or more.",
-        choices=("auto", "off"), resumable=True)
+        choices=("auto", "off"), on_resume="free")
     cfg_dropout: float = _optim(
         0.1, "Share of the prompts of drawn images that each epoch leaves out, for guidance.",
         minimum=0, maximum=1)
     share_prefix: bool = _optim(True, "Compute each shared prompt prefix once per row.")
     vision_cache: str = _optim(
         "auto", "Where image features are kept while the vision towers are frozen.",
-        choices=("auto", "disk", "memory", "off"), resumable=True)
+        choices=("auto", "disk", "memory", "off"), on_resume="free")
     seed: int = _optim(42, "Random seed of sampling, shuffling and initialisation.", minimum=0)
 
     output_dir: Path = _run(Path("output"), "Folder that run folders are written to.")
@@ -156,13 +159,13 @@ class SftConfig(ReadingSettings):
     eval_steps: int | None = _run(None, "Optimiser steps between evaluations.", minimum=1,
                                   default_text="as save-steps")
     save_total_limit: int | None = _run(3, "Newest checkpoints to keep, besides the best.",
-                                        minimum=1, resumable=True)
-    logging_steps: int = _run(1, "Optimiser steps between log lines.", minimum=1, resumable=True)
+                                        minimum=1, on_resume="free")
+    logging_steps: int = _run(1, "Optimiser steps between log lines.", minimum=1, on_resume="free")
     early_stop: int | None = _run(
         None, "Stop after this many evaluations without a lower validation loss.", minimum=1,
-        default_text="never")
+        default_text="never", on_resume="extends")
     report_to: str = _run("none", "Tracker to log to as well.",
-                          choices=("none", "tensorboard", "wandb"), resumable=True)
+                          choices=("none", "tensorboard", "wandb"), on_resume="free")
     resume: Path | None = _run(None, "Run or checkpoint folder to continue.", scope="flag")
     overwrite: bool = _run(False, "With --resume: remove the run's checkpoints after the resumed "
                            "one.", scope="flag")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
+    from vlft.training.resume import Resumed
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "pillow")
 # A file with 16 hex digits of the SHA-256 of every image, one line each, in the order of the data.
@@ -108,12 +109,25 @@ def changes(
 
 
 def record_changes(
-    run: Path, found: Sequence[CheckpointError], folder: ModelFolder, data: tuple[Dataset, Dataset]
+    run: Path,
+    found: Sequence[CheckpointError],
+    resumed: Resumed,
+    folder: ModelFolder,
+    data: tuple[Dataset, Dataset],
 ) -> None:
-    """Adds accepted changes to a run's record; the next resume compares with what is there now."""
+    """Adds accepted changes and extensions to a run's record.
+
+    The next resume compares base and images with what is there now.
+    """
     record = read_provenance(run)
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    change = {"resumed": when, "command": sys.argv, "changed": [error.place for error in found]}
+    change = {
+        "resumed": when,
+        "step": resumed.step,
+        "command": sys.argv,
+        "changed": [error.place for error in found],
+        "settings": {name: list(values) for name, values in resumed.asked.items()},
+    }
     _write(run, {**record, "changes": [*record.get("changes", []), change]}, folder, data)
 
 

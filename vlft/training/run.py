@@ -34,6 +34,7 @@ from vlft.settings import to_json
 from vlft.training.accelerator import start_backend
 from vlft.training.autotune import autotune
 from vlft.training.checkpointer import Checkpointer
+from vlft.training.course import check_course, go_on
 from vlft.training.failures import failing, remove_run, removed_if_idle
 from vlft.training.images import prepare_images
 from vlft.training.job import Job
@@ -52,9 +53,9 @@ from vlft.training.provenance import (
     write_provenance,
 )
 from vlft.training.resume import drop_later_checkpoints
-from vlft.training.samples import load_data, loop_options, make_planner
+from vlft.training.samples import load_data, loop_options, make_planner, make_schedule
 from vlft.training.setup import check_settings
-from vlft.training.state import Position, cut_metrics, read_state
+from vlft.training.state import Position, cut_metrics
 from vlft.training.trackers import start_trackers
 from vlft.vision.cache import Images, release_towers
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
     from vlft.data.dataset import Dataset
     from vlft.training.backend import Backend
+    from vlft.training.resume import Resumed
     from vlft.training.setup import Setup
 
 
@@ -103,7 +105,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
         VlftError: see errors.py; bad input is a UsageError, raised before the model is loaded.
     """
     setup = check_settings(config, explicit)
-    resumed = None if setup.resumed is None else setup.resumed.parent
+    resumed = None if setup.resumed is None else setup.resumed.run
     data = load_data(setup.config, setup.processor, resumed)
     setup = _checked_unchanged(setup, data)
     backend = start_backend(setup.config, setup.placement)
@@ -129,13 +131,16 @@ def _checked_unchanged(setup: Setup, data: tuple[Dataset, Dataset]) -> Setup:
     """
     if setup.resumed is None:
         return setup
-    run, config = setup.resumed.parent, setup.config
+    run, config = setup.resumed.run, setup.config
     check_same_data(run, [*config.dataset, *config.val_dataset])
     changed = changes(run, config, setup.folder, data)
     if not config.accept_changes:
         raise_all(changed)
     for change in changed:
         console.warn(f"{change.place}: {change.message}; going on, as asked")
+    if setup.resumed.asked:
+        steps = make_schedule(config, data[0]).steps_per_epoch
+        check_course(config, setup.resumed, steps)
     return dataclasses.replace(setup, changed=tuple(changed))
 
 
@@ -145,7 +150,7 @@ def _train(
     """Model, images, job, autotune, loop; ``held`` takes the lock on the run folder."""
     config = setup.config
     torch.manual_seed(config.seed)
-    model = prepare_model(config, setup.folder, setup.placement, setup.resumed)
+    model = prepare_model(config, setup.folder, setup.placement, setup.checkpoint)
     introduce(config, model.module, setup.folder, setup.processor, data)
     images = prepare_images(config, setup.processor, model.module, data, backend)
     job, position = _prepare_job(setup, model.module, data, images, backend)
@@ -190,7 +195,9 @@ def _prepare_job(
         torch.manual_seed(config.seed + 1009 * world.rank)
     backend.prepare(PackedLoss(model, setup.folder.family), optimizer, scheduler)
     # Not earlier: of sharded weights each rank takes its shard of the moments.
-    position = Position() if setup.resumed is None else read_state(setup.resumed, backend)
+    position = Position()
+    if setup.resumed is not None:
+        position = go_on(config, setup.resumed, backend, options)
     base = shown(setup.folder.path)
     return Job(backend, images, data[0], data[1], planner, options, base=base), position
 
@@ -214,21 +221,22 @@ def _open_run(
             write_mix(run, mix_rows(config, data[0]))
             write_run_config(run, to_json(config))
 
-    def go_on(run: Path) -> None:
+    def reopen(resumed: Resumed) -> None:
+        run = resumed.run
         with failing(run):
             held.enter_context(locked(run / LOCK, run))
             sweep(run)
             drop_later_checkpoints(run, position.step, overwrite=config.overwrite)
             cut_metrics(run, position.step)
-            if setup.changed:
-                record_changes(run, setup.changed, setup.folder, data)
-            if config != setup.config:
+            if setup.changed or resumed.asked:
+                record_changes(run, setup.changed, resumed, setup.folder, data)
+            if config != setup.config or resumed.asked:
                 write_run_config(run, to_json(config))
 
     def prepare() -> Path:
         if setup.resumed is not None:
-            go_on(setup.resumed.parent)
-            return setup.resumed.parent
+            reopen(setup.resumed)
+            return setup.resumed.run
         run = new_run_folder(config.output_dir, setup.model_name)
         with ExitStack() as undo:
             undo.callback(remove_run, run)

@@ -21,7 +21,7 @@ from vlft.data.specs import expand
 from vlft.errors import ConfigError, shown
 from vlft.families.image_settings import ImageSettings
 from vlft.settings import check
-from vlft.training.resume import resumed_config
+from vlft.training.resume import Resumed, resumed_config
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,7 +40,7 @@ class Setup:
         folder: of the base model.
         processor: of the base model.
         placement: where and how the model is held.
-        resumed: the checkpoint to go on from, if any.
+        resumed: the checkpoint to go on from, if any, and what changes in the run's course.
         changed: what has changed since that run was started, and is accepted.
     """
 
@@ -48,8 +48,13 @@ class Setup:
     folder: ModelFolder
     processor: Processor
     placement: Placement
-    resumed: Path | None
+    resumed: Resumed | None
     changed: tuple[CheckpointError, ...] = ()
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from; None for a new run."""
+        return None if self.resumed is None else self.resumed.checkpoint
 
     @property
     def model_name(self) -> str:
@@ -69,7 +74,7 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     Raises:
         UsageError: a setting is not allowed, or does not fit the resumed run or this machine.
     """
-    resumed: Path | None = None
+    resumed: Resumed | None = None
     config = check(config)
     if config.resume is not None:
         config, resumed = resumed_config(config, explicit)
@@ -88,7 +93,7 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
     )
     processor = (
         ImageSettings.of(config)
-        .apply(folder.processor(), resumed / RUN_CONFIG if resumed else None)
+        .apply(folder.processor(), resumed.checkpoint / RUN_CONFIG if resumed else None)
         .with_special_tokens(config.special_tokens)
     )
     return Setup(_resolved(config, placement), folder, processor, placement, resumed)

@@ -103,10 +103,16 @@ def write_state(folder: Path, state: State) -> None:
     (target / FILE).write_text(json.dumps(asdict(state.position)), "utf-8")
 
 
-def read_state(folder: Path, backend: Backend) -> Position:
+def read_state(folder: Path, backend: Backend, *, new_course: bool = False) -> Position:
     """Restores optimiser, scheduler, scaler and random numbers; returns the position.
 
     A rank that the saved run did not have draws random numbers of its own.
+
+    Args:
+        folder: of the checkpoint.
+        backend: with a new scheduler.
+        new_course: whether the learning rate is that of the new scheduler after as many steps, and
+            not the saved one.
 
     Raises:
         CheckpointError: the state is missing, damaged, or belongs to other parameters.
@@ -125,6 +131,8 @@ def read_state(folder: Path, backend: Backend) -> Position:
         raise _unusable(path / TENSORS, str(error)) from None
     moments = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items()}
     backend.load_moments(moments, shown(path / TENSORS))
+    if new_course:
+        position.scheduler.update(_rates_after(position.scheduler["last_epoch"], backend.scheduler))
     backend.scheduler.load_state_dict(position.scheduler)
     # The scheduler hands the rate to the optimiser only at its next step.
     rates = backend.scheduler.get_last_lr()
@@ -133,6 +141,14 @@ def read_state(folder: Path, backend: Backend) -> Position:
     if backend.accelerator.scaler is not None:
         backend.accelerator.scaler.load_state_dict(position.scaler)
     return position
+
+
+def _rates_after(steps: int, scheduler: Any) -> dict[str, Any]:
+    """What a new scheduler's state says of learning rates after this many steps."""
+    schedule = getattr(scheduler, "scheduler", scheduler)  # Accelerate's wrapper has torch's.
+    bases = list(schedule.base_lrs)
+    rates = [base * share(steps) for base, share in zip(bases, schedule.lr_lambdas, strict=True)]
+    return {"base_lrs": bases, "_last_lr": rates}
 
 
 def _unusable(path: Path, found: str) -> CheckpointError:
