@@ -51,6 +51,14 @@ FLAGS = {
         --format --batch-size --prefill-chunk --seed
         --output --save-text --overwrite --show-samples
     """,
+    "serve": """
+        --ckpt-dir --model --revision --hub --dtype --device --quantize --attn --accept-changes
+        --allow-private-urls --exif --image-mode --max-tiles --max-image-tokens --special-tokens
+        --max-new-tokens --temperature --repetition-penalty --no-repeat-ngram --ngram-window
+        --batch-size --prefill-chunk
+        --host --port --api-key --max-request-mb --max-images --max-image-pixels --max-queue
+        --stop-timeout
+    """,
     "check": """
         --layout --columns --prompt --answers --preference --objects --qa
         DATASET --val-dataset --model --max-length --image-root --confine-images

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vlft"
 # From the top; a module may import from its own line and from those below.
 LAYERS = [
     {"cli", "__main__"},
+    {"serving"},
     {"training", "inference", "evaluation", "planning", "report"},
     {"checkpoints", "vision", "packing"},
     {"families"},

@@ -152,6 +152,7 @@ class TestBooleans:
             "merge-lora": "--ckpt-dir x ",
             "data": "a --output b.jsonl ",
             "draw": "--ckpt-dir x --dataset a ",
+            "serve": "--ckpt-dir x ",
         }
         needed |= {"sft": "--dataset a ", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):

@@ -67,6 +67,8 @@ COMMANDS = {
                     "Convert COCO, RefCOCO, PAGE, ALTO or OmniDocBench to data."),
     "infer": Command("vlft.config.inference:InferConfig", "vlft.inference.run:run_infer",
                      "Answer a data set, or chat, with a tuned or a base model."),
+    "serve": Command("vlft.config.serving:ServeConfig", "vlft.serving.run:run_serve",
+                     "Answer requests of OpenAI's API, with adapters of one base."),
     "eval": Command("vlft.config.evaluation:EvalConfig", "vlft.evaluation.run:run_eval",
                     "Score answers to a data set, or compare two models' answers."),
     "report": Command("vlft.config.models:ReportConfig", "vlft.report.runs:run_report",

@@ -29,7 +29,7 @@ PACKAGES = (
 )  # fmt: skip
 EXTRAS = (
     "datasets", "pyarrow", "modelscope", "pillow-heif", "pypdfium2", "deepspeed", "tensorboard",
-    "wandb", "triton",
+    "wandb", "triton", "fastapi", "uvicorn",
 )  # fmt: skip
 # Variables that change what vlft does, and hold no secrets.
 VARIABLES = (

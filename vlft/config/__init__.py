@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelsConfig,
         ReportConfig,
     )
+    from vlft.config.serving import ServeConfig
     from vlft.config.shared import PANELS, ReadingSettings
     from vlft.config.training import (
         INIT_LORA,
@@ -57,6 +58,7 @@ __all__ = [
     "PlanConfig",
     "ReadingSettings",
     "ReportConfig",
+    "ServeConfig",
     "SftConfig",
 ]
 
@@ -74,6 +76,7 @@ _HOMES = {
         "ModelsConfig",
         "ReportConfig",
     ),
+    "serving": ("ServeConfig",),
     "shared": ("PANELS", "ReadingSettings"),
 }
 

@@ -23,7 +23,8 @@ EXIF = ("auto", "rotate")
 
 # The panels of --help, in order.
 PANELS = (
-    "Model", "Scoring", "Data", "Reading", "Tuning", "Optimisation", "Run", "Generation", "Output",
+    "Model", "Serving", "Scoring", "Data", "Reading", "Tuning", "Optimisation", "Run",
+    "Generation", "Output",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from vlft.data.image_kinds import HEAD, other_kind
 from vlft.errors import DataError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import BinaryIO
 
     import httpx2
@@ -110,17 +111,39 @@ def download_images(
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         tries = pool.map(
-            lambda path: _attempt(client, path, wanted[path], limits),
+            lambda path: _attempt(
+                partial(_download, client, path, wanted[path], limits), path, limits
+            ),
             wanted,
         )
         found = tracked(tries, "downloading images", len(wanted))
         return {path: error for path, error in zip(wanted, found, strict=True) if error}
 
 
-def _attempt(client: httpx2.Client, path: Path, address: str, limits: Limits) -> DataError | None:
+def fetch_image(address: str, path: Path, *, allow_private: bool, limits: Limits) -> None:
+    """Downloads an image to a path, beside the cache.
+
+    Raises:
+        DataError: it cannot be downloaded.
+    """
+    from vlft.data.web import make_client
+
+    with make_client(
+        allow_private=allow_private, silence=limits.silence, redirects=limits.redirects
+    ) as client:
+
+        def fetch() -> None:
+            with path.open("wb") as file:
+                _fetch(client, address, file, limits)
+
+        if error := _attempt(fetch, path, limits):
+            raise error
+
+
+def _attempt(download: Callable[[], None], path: Path, limits: Limits) -> DataError | None:
     for attempt in range(limits.attempts):
         try:
-            _download(client, path, address, limits)
+            download()
         except DataError as error:
             return error
         except OSError as error:
@@ -145,20 +168,29 @@ def _download(client: httpx2.Client, path: Path, address: str, limits: Limits) -
         _PassingError: it may be there in a moment.
         OSError: it cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            digest = _fetch(client, address, file, limits)
+        keep(part, digest, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fetch(client: httpx2.Client, address: str, file: BinaryIO, limits: Limits) -> str:
+    """Writes the image of an address into a file; returns its SHA-256. See ``_download``."""
     import httpcore2
     import httpx2
 
     from vlft.data.web import deadline
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    part = Path(name)
     deadline.set(time.monotonic() + limits.total)
     try:
-        with os.fdopen(descriptor, "wb") as file, client.stream("GET", address) as response:
+        with client.stream("GET", address) as response:
             _check_status(response)
-            digest = _write(response, file, limits.size)
-        keep(part, digest, path)
+            return _write(response, file, limits.size)
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol):
         raise DataError("leads to what is no web address", hint=HINT) from None
     except httpx2.TooManyRedirects:
@@ -169,8 +201,6 @@ def _download(client: httpx2.Client, path: Path, address: str, limits: Limits) -
         raise _PassingError("the server is too slow") from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
         raise _PassingError(str(error) or type(error).__name__) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_status(response: httpx2.Response) -> None:

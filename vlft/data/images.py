@@ -101,7 +101,12 @@ def check_unchanged(path: Path, digest: str) -> None:
 
 
 def inspect_image(
-    path: Path, *, place: str = "", rotate: bool = False, looks: bool = False
+    path: Path,
+    *,
+    place: str = "",
+    rotate: bool = False,
+    looks: bool = False,
+    most_pixels: int = MOST_PIXELS,
 ) -> ImageFacts:
     """The facts about an image file, which is opened once and decoded whole.
 
@@ -110,11 +115,12 @@ def inspect_image(
         place: of its record, for messages.
         rotate: whether the image is going to be turned by its EXIF orientation.
         looks: whether the facts hold what it looks like.
+        most_pixels: an image of more is refused before it is decoded.
 
     Raises:
-        DataError: the file is missing or is not a whole image.
+        DataError: the file is missing, is not a whole image, or is too large.
     """
-    return _read(path, lambda file, lines: _facts(file, lines, rotate, looks), place)
+    return _read(path, lambda file, lines: _facts(file, lines, rotate, looks, most_pixels), place)
 
 
 def inspect_images(
@@ -191,12 +197,14 @@ def _digest(file: BufferedReader) -> str:
     return digest
 
 
-def _facts(file: BufferedReader, lines: list[str], rotate: bool, looks: bool) -> ImageFacts:
+def _facts(
+    file: BufferedReader, lines: list[str], rotate: bool, looks: bool, most_pixels: int
+) -> ImageFacts:
     """The facts about an image that can be decoded whole and converted to RGB."""
     _check_bytes(os.fstat(file.fileno()).st_size)
     digest = _digest(file)
     with Image.open(file, formats=_formats()) as image:
-        _check_sides(image.size)
+        _check_sides(image.size, most_pixels)
         with _budget.share(image.width * image.height):
             image.load()
             # One pixel tells whether the mode can be converted, without a copy of the image.
@@ -229,7 +237,10 @@ def _check_bytes(size: int) -> None:
         raise DataError(gib, hint="make the image smaller")
 
 
-def _check_sides(size: tuple[int, int]) -> None:
+def _check_sides(size: tuple[int, int], most_pixels: int) -> None:
+    if size[0] * size[1] > most_pixels:
+        found = f"{size[0]:,} x {size[1]:,} pixels, at most {most_pixels:,} are read"
+        raise DataError(found, hint="make the image smaller")
     if max(size) > LONGEST_SIDE:
         raise DataError(
             f"{size[0]:,} x {size[1]:,} pixels, at most {LONGEST_SIDE:,} on a side are read",

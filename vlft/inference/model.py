@@ -14,9 +14,11 @@ from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision, put_into
 from vlft.checkpoints.placement import Placement, resolve_placement
 from vlft.checkpoints.tuned import Tuned, open_tuned
+from vlft.families.image_settings import ImageSettings
 
 if TYPE_CHECKING:
-    from vlft.config import DrawConfig, InferConfig
+    from vlft.config import DrawConfig, InferConfig, ServeConfig
+    from vlft.families.processor import Processor
 
 
 def find_model(config: InferConfig | DrawConfig) -> tuple[Tuned | None, ModelFolder]:
@@ -37,6 +39,19 @@ def placement_of(config: InferConfig | DrawConfig, tuned: Tuned | None) -> Place
         quantize = quantize or tuned.settings.quantize
     device, quantize = config.device, quantize or "none"
     return resolve_placement(dtype=dtype, device=device, quantize=quantize, attn=config.attn)
+
+
+def treat_images(
+    config: InferConfig | ServeConfig, tuned: Tuned | None, folder: ModelFolder
+) -> tuple[ImageSettings, Processor]:
+    """How images are treated, and the processor that does it."""
+    if tuned is None:
+        settings, source = ImageSettings.of(config), None
+    else:
+        settings = ImageSettings.of(config, tuned.settings)
+        source = None if ImageSettings.of(config).changed else tuned.settings_file
+    tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
+    return settings, settings.apply(folder.processor(), source).with_special_tokens(tokens)
 
 
 @console.working("loading the model")

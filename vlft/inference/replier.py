@@ -10,6 +10,7 @@ import torch
 from vlft.errors import DataError, explaining_memory
 from vlft.inference.decoding import Loops, RowLimits, score_changes
 from vlft.inference.features import Features
+from vlft.inference.following import Following
 from vlft.inference.prefill import SharedPrompts, can_share
 from vlft.vision.encode import moved
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from vlft.data.encode import EncodedSample
     from vlft.families.processor import Processor
+    from vlft.inference.following import Reader
     from vlft.inference.generate import Sampling
 
 SMALLER = "lower --batch-size or --max-new-tokens, use fewer images, or use --quantize nf4"
@@ -88,6 +90,7 @@ class Replier:
         seeds: Sequence[int],
         batches: Sequence[Sequence[int]],
         streamer: Any = None,
+        readers: Sequence[Reader] | None = None,
     ) -> Iterator[list[Reply]]:
         """The replies of each batch; none depends on the other prompts.
 
@@ -96,6 +99,7 @@ class Replier:
             seeds: of each prompt's draws.
             batches: numbers of the prompts that are answered together.
             streamer: of transformers, for a single prompt.
+            readers: of each prompt's reply, while it is generated.
 
         Raises:
             DataError: a prompt leaves no room for a reply.
@@ -110,7 +114,9 @@ class Replier:
             for batch in batches:
                 made: dict[int, Reply] = {}
                 for numbers in self._alike(prompts, batch):
-                    found = self._generate(prompts, seeds, numbers, ready.inputs(numbers), streamer)
+                    heard = None if readers is None else [readers[number] for number in numbers]
+                    inputs = ready.inputs(numbers)
+                    found = self._generate(prompts, seeds, numbers, inputs, streamer, heard)
                     made.update(zip(numbers, found, strict=True))
                 yield [made[number] for number in batch]
 
@@ -135,13 +141,22 @@ class Replier:
         numbers: Sequence[int],
         inputs: dict[str, Any],
         streamer: Any,
+        readers: Sequence[Reader] | None,
     ) -> list[Reply]:
         """The replies of one batch."""
         model, processor, sampling = self._model, self._processor, self._sampling
         lengths = [len(prompts[number]) for number in numbers]
-        longest, asked = max(lengths), sampling.max_new_tokens or 0
-        limits = [min(asked, processor.max_length - length) for length in lengths]
+        longest = max(lengths)
+        asked = [reader.most for reader in readers or ()]
+        asked = asked or [sampling.max_new_tokens or 0] * len(numbers)
+        limits = [
+            min(most, processor.max_length - length)
+            for most, length in zip(asked, lengths, strict=True)
+        ]
         loops = Loops(longest, len(numbers), enabled=processor.family.stops_loops)
+        stops = [RowLimits(longest, torch.tensor(limits)), loops]
+        if readers is not None:
+            stops.append(Following(longest, readers, limits, processor.chat.eos_id))
         embeddings, drawn = model.get_input_embeddings().weight, [seeds[n] for n in numbers]
         with torch.inference_mode():
             output = model.generate(
@@ -151,12 +166,13 @@ class Replier:
                 logits_processor=score_changes(
                     sampling, lengths, drawn, embeddings.device, processor.chat, model.name_or_path
                 ),
-                stopping_criteria=[RowLimits(longest, torch.tensor(limits)), loops],
+                stopping_criteria=stops,
                 streamer=streamer,
             )
-        rows = zip(output[:, longest:].tolist(), limits, loops.ends, strict=True)
+        rows = zip(output[:, longest:].tolist(), limits, asked, loops.ends, strict=True)
         return [
-            _reply(ids[: end or limit], limit < asked, end, processor) for ids, limit, end in rows
+            _reply(ids[: end or limit], limit < most, end, processor)
+            for ids, limit, most, end in rows
         ]
 
 

@@ -16,7 +16,6 @@ from vlft.data.image_notes import list_notes
 from vlft.data.skipped import as_row
 from vlft.data.specs import expand, parse_spec
 from vlft.errors import ConfigError, shown
-from vlft.families.image_settings import ImageSettings
 from vlft.files import digest
 from vlft.inference.answer import answer
 from vlft.inference.chat import chat
@@ -24,7 +23,7 @@ from vlft.inference.data import load_records
 from vlft.inference.features import find_features
 from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling
-from vlft.inference.model import find_model, load_for_inference, placement_of
+from vlft.inference.model import find_model, load_for_inference, placement_of, treat_images
 from vlft.inference.replier import Replier
 from vlft.inference.results import ResultFile, read_results
 from vlft.inference.saved_text import SavedText
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from vlft.config import InferConfig
     from vlft.data.dataset import Dataset
     from vlft.data.documents import Document
+    from vlft.families.image_settings import ImageSettings
     from vlft.families.processor import Processor
 
 # Settings that older result files do not name; without them replies are as before.
@@ -67,7 +67,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     config = check(config)
     sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     tuned, folder = find_model(config)
-    treatment, processor = _treated(config, tuned, folder)
+    treatment, processor = treat_images(config, tuned, folder)
     sampling = sampling.resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
     strict = config.on_bad_sample == "error"
@@ -129,19 +129,6 @@ def _report(
     if texts is not None:
         texts.finish()
     console.info(f"{results.done} replies in {results.path}")
-
-
-def _treated(
-    config: InferConfig, tuned: Tuned | None, folder: ModelFolder
-) -> tuple[ImageSettings, Processor]:
-    """How images are treated, and the processor that does it."""
-    if tuned is None:
-        settings, source = ImageSettings.of(config), None
-    else:
-        settings = ImageSettings.of(config, tuned.settings)
-        source = None if ImageSettings.of(config).changed else tuned.settings_file
-    tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
-    return settings, settings.apply(folder.processor(), source).with_special_tokens(tokens)
 
 
 def _header(

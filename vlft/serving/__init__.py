@@ -1,0 +1,1 @@
+"""``vlft serve``: models behind OpenAI's API."""
