@@ -33,6 +33,9 @@ from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 from transformers.utils import TransformersKwargs
 
 from vlft.checkpoints.load import empty_model
+from vlft.inference.features import Features
+from vlft.inference.prefill import SharedPrompts
+from vlft.models import adaptations
 from vlft.models.adaptations import (
     HEAD_BY_HEAD,
     HeadByHead,
@@ -42,6 +45,7 @@ from vlft.models.adaptations import (
     prepare_for_training,
     restore,
 )
+from vlft.models.cache_name import CACHE
 from vlft.models.tree_attention import TREE
 from vlft.packing.prefix_tree import pack
 from vlft.training.lora import LoraOptions, add_lora
@@ -238,6 +242,35 @@ class TestLastLayer:
         decoder.config._attn_implementation = "sdpa"
         assert_close(loss, objective(row, images), "loss")
         assert queries == [len(row.source), len(row)]
+
+    @pytest.mark.parametrize(
+        "case", [SIGLIP, VL2_MHA, VL2_MLA, OCR, OCR2], indirect=True, scope="session", ids=str
+    )
+    @pytest.mark.parametrize("chunk", [None, 40])
+    def test_prompts_need_its_keys_and_values_alone(
+        self, case, shared_model, processor, language, monkeypatch, chunk
+    ):
+        """They are those of the whole layer, to the last bit."""
+        prompts = [processor.encode(row, GOLDEN / "images") for row in make_rows(5, case)]
+        layer, computed = shared_model.get_submodule(language).layers[-1], []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_: computed.append(1))
+            for module in (layer.self_attn, layer.mlp)
+        ]
+        features = Features(shared_model, processor)
+        ours = SharedPrompts(shared_model, processor, prompts, features, chunk)
+        assert not computed
+        monkeypatch.setattr(adaptations, "can_narrow", lambda _: False)
+        whole = SharedPrompts(shared_model, processor, prompts, features, chunk)
+        for hook in hooks:
+            hook.remove()
+        assert computed
+        assert "forward" not in vars(layer)
+        for number in range(len(prompts)):
+            caches = (prompts.inputs([number])[CACHE].layers for prompts in (ours, whole))
+            for one, other in zip(*caches, strict=True):
+                assert torch.equal(one.keys, other.keys)
+                assert torch.equal(one.values, other.values)
 
 
 def kept_bytes(module, hidden, weights) -> tuple[int, list[torch.Tensor]]:

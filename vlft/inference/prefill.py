@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from vlft.data.encode import IGNORE
-from vlft.models.adaptations import attending_by_trees
+from vlft.models.adaptations import filling_the_cache
 from vlft.models.cache_name import CACHE
 from vlft.models.tree_attention import has_fused_attention
 from vlft.packing.attention import kept_attention, row_attention
@@ -113,6 +113,18 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.values: Any = None
         self._rooms: list[Tensor] = []
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """See CacheLayerMixin; the room is kept, so that the next token copies nothing."""
+        length = self.keys.shape[-2]
+        self._rooms = [room.index_select(0, beam_idx) for room in self._rooms]
+        self.keys, self.values = (room[:, :, :length] for room in self._rooms)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """See DynamicLayer."""
+        length = self.keys.shape[-2]
+        self._rooms = [room.repeat_interleave(repeats, 0) for room in self._rooms]
+        self.keys, self.values = (room[:, :, :length] for room in self._rooms)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -162,7 +174,7 @@ def _run(language: Any, row: PackedBatch, embeddings: Tensor, chunk: int) -> Any
     # A dummy 4-D mask, so that transformers does not build its own.
     empty = torch.empty((1, 1, 0, 0), device=embeddings.device)
     cache = None
-    with attending_by_trees(language):
+    with filling_the_cache(language):
         for first in range(0, length, chunk):
             places = torch.arange(first, min(first + chunk, length), device=embeddings.device)
             part = whole if chunk >= length else kept_attention(whole, places, row.exit, dtype)

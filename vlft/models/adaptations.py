@@ -5,6 +5,7 @@
     SAM attention head by head    class of the attention modules         x           x
     tree attention                attention implementation of the LLM    prompts     x
     narrowed last layer           forward of the LLM's last layer                    x
+    cached last layer             forward of the LLM's last layer        prompts
     compiled layers               forward of the LLM's other layers, see compiled.py x
 
 Each is idempotent and keeps its state in what it changes, so that ``restore`` works on the model,
@@ -36,13 +37,11 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 
 from vlft.models.compiled import compiled_forward
 from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
-from vlft.models.last_layer import can_narrow, narrowed_attention
+from vlft.models.last_layer import cached_forward, can_narrow, narrowed_forward
 from vlft.models.tree_attention import TREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from vlft.models.tree_attention import BlockAttention
 
 
 def prepare_for_inference(model: nn.Module) -> None:
@@ -79,7 +78,7 @@ def restore(model: nn.Module) -> None:
             module.__class__ = peft_layers.ParamWrapper
         elif isinstance(module, HeadByHead):
             module.__class__ = type(module).plain
-        elif _replaces(module, "forward", (_narrowed_forward, _gated_forward, compiled_forward)):
+        elif _replaces(module, "forward", (narrowed_forward, _gated_forward, compiled_forward)):
             del module.forward
         elif _replaces(module, "_cast_input_dtype", (_cast_unless_autocast,)):
             del module._cast_input_dtype
@@ -173,14 +172,29 @@ def _attend_by_trees(language: Any) -> None:
 
 
 @contextmanager
-def attending_by_trees(language: Any) -> Iterator[None]:
-    """The LLM takes packed rows while the block runs, whatever its attention is otherwise."""
-    before = language.config._attn_implementation
+def filling_the_cache(language: Any) -> Iterator[None]:
+    """The LLM takes packed rows and fills a cache, and returns no hidden states, in the block.
+
+    Whatever its attention is otherwise, it attends by trees; its last layer computes keys and
+    values alone.
+
+    Reason: of prompts whose last tokens run later only keys and values are read; the last layer's
+    queries, attention, output projection and MLP would be wasted work.
+
+    Needed with: transformers 5.24.
+    """
+    before, layer = language.config._attn_implementation, language.layers[-1]
+    forward = vars(layer).get("forward")
     language.config._attn_implementation = TREE
+    if can_narrow(layer.self_attn):
+        layer.forward = partial(cached_forward, layer)
     try:
         yield
     finally:
         language.config._attn_implementation = before
+        vars(layer).pop("forward", None)
+        if forward is not None:
+            layer.forward = forward
 
 
 def _narrow_last_layer(language: Any) -> None:
@@ -198,33 +212,7 @@ def _narrow_last_layer(language: Any) -> None:
     Needed with: transformers 5.23.
     """
     layer = language.layers[-1]
-    layer.forward = partial(_narrowed_forward, layer)
-
-
-def _narrowed_forward(
-    layer: Any,
-    hidden: Tensor,
-    *,
-    positions_to_keep: Tensor | None = None,
-    kept_row: tuple[BlockAttention, ...] | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """(1, N, D) -> (1, S, D), or (1, N, D) if no positions are given."""
-    if positions_to_keep is None:
-        usual: Tensor = type(layer).forward(layer, hidden, **kwargs)
-        return usual
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    # Not by indexing, whose gradient adds up repeated positions in no fixed order on the CPU.
-    kept = hidden.index_select(1, positions_to_keep)
-    if kept_row is not None and can_narrow(attention):
-        rotations = kwargs["position_embeddings"]
-        attended = narrowed_attention(attention, normed, positions_to_keep, rotations, kept_row)
-    else:
-        attended, _ = attention(hidden_states=normed, **kwargs)
-        attended = attended.index_select(1, positions_to_keep)
-    hidden = kept + attended
-    result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return result
+    layer.forward = partial(narrowed_forward, layer)
 
 
 def _keep_gate_and_up(language: nn.Module) -> None:
