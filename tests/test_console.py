@@ -104,6 +104,20 @@ def test_long_work_says_how_far_it_is_where_there_is_no_terminal(screen, monkeyp
     ]
 
 
+def test_a_note_goes_with_it(screen, monkeypatch):
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    notes = iter(["", "7 tokens/s", "8 tokens/s"])
+    shown = list(console.tracked(range(3), "answering", 3, lambda: next(notes, "")))
+    assert shown == [0, 1, 2]
+    if not console.err.is_terminal:
+        lines = [line for line in screen.getvalue().splitlines() if " of " in line]
+        assert lines[1:] == [
+            "answering: 1 of 3, 1:20 left, 7 tokens/s",
+            "answering: 2 of 3, 0:30 left, 8 tokens/s",
+        ]
+
+
 def test_a_warning_of_a_library_is_a_line_that_steers_nothing(screen, monkeypatch):
     """It may hold text of a stranger's file."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)

@@ -13,7 +13,7 @@ from rich.console import Console
 from vlft.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 Item = TypeVar("Item")
 # Seconds between lines about long work, where there is no terminal for a bar.
@@ -102,28 +102,42 @@ def _spinner(what: str, after: float) -> Iterator[None]:
         yield
 
 
-def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+def tracked(
+    items: Iterable[Item], what: str, total: int, note: Callable[[], str] = str
+) -> Iterator[Item]:
     """The items one by one, with a progress bar on a terminal.
 
     Elsewhere a line says what is done, and every LINE_EVERY seconds how far that is.
+
+    Args:
+        items: to pass on.
+        what: is done with them.
+        total: number of items.
+        note: what else there is to say, such as a speed; empty for nothing.
     """
     from rich.progress import Progress
 
     if not err.is_terminal:
         with working(what):
-            yield from _with_lines(items, what, total)
+            yield from _with_lines(items, what, total, note)
         return
     with Progress(console=err, transient=True) as live:
-        yield from live.track(items, total=total, description=what)
+        task = live.add_task(what, total=total)
+        for item in items:
+            yield item
+            live.update(task, advance=1, description=", ".join(filter(None, (what, note()))))
 
 
-def _with_lines(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+def _with_lines(
+    items: Iterable[Item], what: str, total: int, note: Callable[[], str]
+) -> Iterator[Item]:
     begin = said = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
         if now - said >= LINE_EVERY:
             minutes, seconds = divmod(round((now - begin) / max(done, 1) * (total - done)), 60)
-            info(f"{what}: {done:,} of {total:,}, {minutes}:{seconds:02} left")
+            parts = (f"{done:,} of {total:,}", f"{minutes}:{seconds:02} left", note())
+            info(f"{what}: {', '.join(filter(None, parts))}")
             said = now
         yield item
 

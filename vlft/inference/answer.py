@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from vlft import console
@@ -46,7 +47,14 @@ def answer(
     """
     batches = -(-(len(data) - results.answered) // config.batch_size)
     answers = _answers(replier, processor, data, pages, results, config)
-    for numbers, replies in console.tracked(answers, "answering", batches):
+    begin, tokens = time.monotonic(), 0
+
+    def speed() -> str:
+        """Tokens of replies by the time since the first prompt."""
+        return f"{tokens / (time.monotonic() - begin):,.0f} tokens/s" if tokens else ""
+
+    for numbers, replies in console.tracked(answers, "answering", batches, speed):
+        tokens += sum(len(reply.token_ids) for reply in replies)
         written = results.put(numbers, replies)
         if texts is not None:
             texts.add([text_of(reply, config.format) for reply in written])
