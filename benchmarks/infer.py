@@ -39,7 +39,7 @@ COLUMNS = {
 
 
 class _Processor(RandomProcessor):
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def reply_text(self, token_ids: Sequence[int]) -> str:
         """See Processor."""
         return " ".join(map(str, token_ids))
 

@@ -48,6 +48,7 @@ FLAGS = {
         --on-bad-sample --special-tokens --system
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --no-repeat-ngram --ngram-window
+        --num-beams --stop
         --format --batch-size --prefill-chunk --seed
         --output --save-text --overwrite --show-samples
     """,

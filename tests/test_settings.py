@@ -345,8 +345,9 @@ class TestRoundTrip:
                 **{"pdf_dpi": 200, "pages_per_prompt": 1},
             }
             return dataclasses.replace(
-                made, load_dataset_config=False, system=None, merge_lora=False, **of_documents
-            )
+                made, load_dataset_config=False, system=None, merge_lora=False, num_beams=1,
+                **of_documents,
+            )  # fmt: skip
         return dataclasses.replace(made, max_shard_size="1.5 GB")
 
     def test_through_json(self, cls, changed):

@@ -103,6 +103,11 @@ class InferConfig(ReadingSettings):
     ngram_window: int | None = _generation(
         None, "Ban repetitions within so many last tokens of the reply alone; <td> and </td> of "
         "DeepSeek-OCR may repeat.", minimum=1, default_text="128 for Unlimited-OCR, else all")
+    num_beams: int = _generation(
+        1, "Beams of a beam search, which finds likelier replies than greedy decoding; each takes "
+        "the memory of a record of its own.", minimum=1, maximum=100)
+    stop: tuple[str, ...] = _generation(
+        (), "End a reply before the first of these texts; \\n in one is a new line. Repeatable.")
     format: str = _generation(
         "text", "What becomes of <|ref|> and <|det|> in replies. markdown: results also have the "
         "text without these tags; blocks: its parts, with type and boxes in pixels.",
@@ -147,19 +152,33 @@ class InferConfig(ReadingSettings):
              "not UTF-8", "type the text as UTF-8, or set the terminal to it"),
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
              "leave it out, or add --dataset, --image or --load-dataset-config"),
-            (self.temperature == 0 and (self.top_p != 1 or self.top_k != 0), "--temperature",
-             "top-p and top-k choose among samples, found temperature 0 (greedy)",
-             "add e.g. --temperature 0.7"),
-            (0 < self.temperature < LOWEST_TEMPERATURE, "--temperature",
-             f"found {self.temperature:g}, 0 (greedy) or at least {LOWEST_TEMPERATURE:g} is "
-             "allowed", "use 0 for the likeliest token"),
-            (self.repetition_penalty == 1, given(self, "repetition_context"),
-             "--repetition-penalty is 1", None),
-            (self.no_repeat_ngram == 0, given(self, "ngram_window"),
-             "--no-repeat-ngram is 0", None),
+            *_generation_rules(self),
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *hub_rules(self, self.model),
         )
+
+
+def _generation_rules(config: InferConfig) -> Sequence[Rule]:
+    """The rules of how the tokens of replies are chosen."""
+    return (
+        (config.temperature == 0 and (config.top_p != 1 or config.top_k != 0), "--temperature",
+         "top-p and top-k choose among samples, found temperature 0 (greedy)",
+         "add e.g. --temperature 0.7"),
+        (0 < config.temperature < LOWEST_TEMPERATURE, "--temperature",
+         f"found {config.temperature:g}, 0 (greedy) or at least {LOWEST_TEMPERATURE:g} is "
+         "allowed", "use 0 for the likeliest token"),
+        (config.repetition_penalty == 1, given(config, "repetition_context"),
+         "--repetition-penalty is 1", None),
+        (config.num_beams > 1 and config.temperature > 0, "--num-beams",
+         f"found {config.num_beams} with --temperature {config.temperature:g}; a beam search draws "
+         "no samples", "leave one of them out"),
+        ("" in config.stop, "--stop", "found an empty text, which ends every reply at once",
+         "leave it out"),
+        (LONE_SURROGATE.search("".join(config.stop)), "--stop",
+         "not UTF-8", "type the text as UTF-8, or set the terminal to it"),
+        (config.no_repeat_ngram == 0, given(config, "ngram_window"),
+         "--no-repeat-ngram is 0", None),
+    )
 
 
 def _document_rules(config: InferConfig) -> Sequence[Rule]:

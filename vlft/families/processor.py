@@ -146,14 +146,14 @@ class Processor:
         return batch
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a reply, stripped; special tokens only if the family's replies have some.
+        """The text of a reply, stripped; special tokens only if the family's replies have some."""
+        return self.reply_text(token_ids).strip()
 
-        The begin, end and padding tokens are always dropped.
-        """
-        chat = self.chat
-        dropped = (chat.bos_id, chat.eos_id, chat.pad_id)
+    def reply_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a reply as it is, without begin, end and padding tokens."""
+        dropped = (self.chat.bos_id, self.chat.eos_id, self.chat.pad_id)
         ids = [token for token in token_ids if token not in dropped]
-        return self.text(ids, special=self.family.has_boxes).strip()
+        return self.text(ids, special=self.family.has_boxes)
 
     def text(self, token_ids: Sequence[int], *, special: bool = True) -> str:
         """The text of any tokens; that of special ones only if ``special``.

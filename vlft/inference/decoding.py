@@ -94,9 +94,9 @@ class RowLimits(StoppingCriteria):  # type: ignore[misc]
         self._ends = prompt + limits
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
-        """(B,), whether each row has ended."""
-        self._ends = self._ends.to(input_ids.device)
-        return input_ids.shape[1] >= self._ends
+        """(R,), whether each row has ended; with beams a prompt has several rows."""
+        ends = self._ends.to(input_ids.device).repeat_interleave(len(input_ids) // len(self._ends))
+        return input_ids.shape[1] >= ends
 
 
 class Loops(StoppingCriteria):  # type: ignore[misc]
@@ -117,13 +117,15 @@ class Loops(StoppingCriteria):  # type: ignore[misc]
         self.ends: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
-        """(B,), whether each reply has become a loop."""
+        """(R,), whether each row has become a loop; R is larger than the replies with beams."""
+        candidates: list[int | None] = [None] * len(input_ids)
+        found = self.ends if len(input_ids) == len(self.ends) else candidates
         length = input_ids.shape[1] - self._prompt
         if self._enabled and length >= LOOP_TOKENS and length % LOOP_PIECE == 0:
             for row, tail in enumerate(input_ids[:, -LOOP_TOKENS:].cpu()):
-                if self.ends[row] is None and is_loop(tail):
-                    self.ends[row] = length
-        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
+                if found[row] is None and is_loop(tail):
+                    found[row] = length
+        return torch.tensor([end is not None for end in found], device=input_ids.device)
 
 
 def is_loop(tokens: Tensor) -> bool:
@@ -135,19 +137,27 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]
     """Bans tokens that would complete a sequence of ``size`` tokens which has occurred before.
 
     Each row is looked at from its own start, so that padding bans nothing. What has occurred is
-    kept from step to step.
+    kept from step to step; a row that is another one now, as in a beam search, is read again.
 
     Args:
         size: tokens of a sequence.
         starts: of each row, the first token that counts.
         window: only sequences within so many of the last tokens count; 0 for all.
         exempt: ids that are never banned.
+        reorders: whether a row may become another one from step to step.
     """
 
     def __init__(
-        self, size: int, starts: Sequence[int], window: int = 0, exempt: Sequence[int] = ()
+        self,
+        size: int,
+        starts: Sequence[int],
+        window: int = 0,
+        exempt: Sequence[int] = (),
+        *,
+        reorders: bool = False,
     ) -> None:
         self._size, self._window, self._exempt = size, window, set(exempt)
+        self._reorders = reorders
         self._tokens: list[list[int]] = [[] for _ in starts]
         self._starts = list(starts)
         # By the first size - 1 tokens: (place of the first, the last token) of each sequence.
@@ -157,6 +167,8 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]
         """(B, V) scores, minus infinity for banned tokens."""
         scores = scores.clone()
         for row, start in enumerate(self._starts):
+            if self._reorders:
+                self._forget_another(row, input_ids[row, start:])
             self._read(row, input_ids[row, start + len(self._tokens[row]) :].tolist())
             banned = self.banned(row)
             if banned:
@@ -171,6 +183,12 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]
         first = max(0, len(tokens) - self._window) if self._window else 0
         found = self._seen[row].get(tuple(tokens[len(tokens) - self._size + 1 :]), ())
         return {token for place, token in found if place >= first} - self._exempt
+
+    def _forget_another(self, row: int, ids: Tensor) -> None:
+        """Forgets what a row was, if it does not go on with it."""
+        known = self._tokens[row]
+        if ids[: len(known)].tolist() != known:
+            self._tokens[row], self._seen[row] = [], {}
 
     def _read(self, row: int, new: list[int]) -> None:
         tokens, seen = self._tokens[row], self._seen[row]
@@ -200,6 +218,8 @@ def score_changes(
         name: of the model, its folder or hub id.
     """
     found = LogitsProcessorList([Finite(name)])
+    beams = sampling.num_beams
+    lengths = [length for length in lengths for _ in range(beams)]
     longest = max(lengths)
     if sampling.repetition_penalty != 1:
         all_counts = sampling.repetition_context == "all"
@@ -210,7 +230,7 @@ def score_changes(
         window = sampling.ngram_window or 0
         starts = [longest if window else longest - length for length in lengths]
         exempt = chat.ngram_exempt if window else ()
-        found.append(NoRepeatNgram(size, starts, window, exempt))
+        found.append(NoRepeatNgram(size, starts, window, exempt, reorders=beams > 1))
     if sampling.temperature > 0:
         found.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_k > 0:

@@ -48,6 +48,8 @@ class Sampling:
     repetition_context: str = InferConfig.repetition_context
     no_repeat_ngram: int | None = InferConfig.no_repeat_ngram
     ngram_window: int | None = InferConfig.ngram_window
+    stop: tuple[str, ...] = ()
+    num_beams: int = InferConfig.num_beams
 
     def resolved(self, family: Family) -> Sampling:
         """The settings with the family's own in the place of None."""
@@ -118,6 +120,8 @@ def generate(
     repetition_context: str = InferConfig.repetition_context,
     no_repeat_ngram: int | None = InferConfig.no_repeat_ngram,
     ngram_window: int | None = InferConfig.ngram_window,
+    stop: tuple[str, ...] = (),
+    num_beams: int = InferConfig.num_beams,
 ) -> list[Reply]:
     """Replies to rows of the native layout, in one batch; a reply in them is ignored.
 
@@ -141,6 +145,8 @@ def generate(
         repetition_context,
         no_repeat_ngram,
         ngram_window,
+        stop,
+        num_beams,
     )
     return generate_replies(model, processor, prompts, sampling)
 

@@ -12,6 +12,8 @@ from vlft.inference.decoding import Loops, RowLimits, score_changes
 from vlft.inference.features import Features
 from vlft.inference.following import Following
 from vlft.inference.prefill import SharedPrompts, can_share
+from vlft.inference.stops import Stops, text_before
+from vlft.models.cache_name import CACHE
 from vlft.vision.encode import moved
 
 if TYPE_CHECKING:
@@ -31,10 +33,10 @@ class Reply:
 
     Attributes:
         text: without special tokens and surrounding white space.
-        token_ids: up to and including the end-of-sentence token, if there is one.
-        finish: how it ended: stop, with that token; length, at the most new tokens that were asked
-            for; window, where the model's context was full; loop, where it repeated itself without
-            end.
+        token_ids: up to and including the end-of-sentence token, or those that end the reply.
+        finish: how it ended: stop, with that token or before a text of ``Sampling.stop``; length,
+            at the most new tokens that were asked for; window, where the model's context was full;
+            loop, where it repeated itself without end.
     """
 
     text: str
@@ -102,7 +104,7 @@ class Replier:
             readers: of each prompt's reply, while it is generated.
 
         Raises:
-            DataError: a prompt leaves no room for a reply.
+            DataError: a prompt leaves no room for a reply, or cannot be answered by beam search.
         """
         _check_room(max(map(len, prompts)), self._processor)
         ready: _Prompts = _PlainPrompts(prompts, self._processor)
@@ -111,11 +113,15 @@ class Replier:
                 ready = SharedPrompts(
                     self._whole, self._processor, prompts, self._features, self._chunk
                 )
+            elif self._sampling.num_beams > 1:
+                raise _no_beams(self._processor)
             for batch in batches:
                 made: dict[int, Reply] = {}
                 for numbers in self._alike(prompts, batch):
                     heard = None if readers is None else [readers[number] for number in numbers]
                     inputs = ready.inputs(numbers)
+                    if self._sampling.num_beams > 1:
+                        inputs[CACHE].batch_repeat_interleave(self._sampling.num_beams)
                     found = self._generate(prompts, seeds, numbers, inputs, streamer, heard)
                     made.update(zip(numbers, found, strict=True))
                 yield [made[number] for number in batch]
@@ -154,25 +160,26 @@ class Replier:
             for most, length in zip(asked, lengths, strict=True)
         ]
         loops = Loops(longest, len(numbers), enabled=processor.family.stops_loops)
-        stops = [RowLimits(longest, torch.tensor(limits)), loops]
+        stops = Stops(longest, len(numbers), sampling.stop, processor.reply_text)
+        criteria = [RowLimits(longest, torch.tensor(limits)), loops, stops]
         if readers is not None:
-            stops.append(Following(longest, readers, limits, processor.chat.eos_id))
+            criteria.append(Following(longest, readers, limits, processor.chat.eos_id))
         embeddings, drawn = model.get_input_embeddings().weight, [seeds[n] for n in numbers]
         with torch.inference_mode():
             output = model.generate(
                 **moved(inputs, embeddings),
-                generation_config=_generation_config(processor, max(limits)),
+                generation_config=_generation_config(processor, max(limits), sampling.num_beams),
                 # These processors also sample, so transformers only has to take the argmax.
                 logits_processor=score_changes(
                     sampling, lengths, drawn, embeddings.device, processor.chat, model.name_or_path
                 ),
-                stopping_criteria=stops,
+                stopping_criteria=criteria,
                 streamer=streamer,
             )
-        rows = zip(output[:, longest:].tolist(), limits, asked, loops.ends, strict=True)
+        rows = zip(output[:, longest:].tolist(), limits, asked, loops.ends, stops.ends, strict=True)
         return [
-            _reply(ids[: end or limit], limit < most, end, processor)
-            for ids, limit, most, end in rows
+            _reply(ids[: loop or stop or limit], limit, most, loop, processor, sampling)
+            for ids, limit, most, loop, stop in rows
         ]
 
 
@@ -185,13 +192,31 @@ def _check_room(longest: int, processor: Processor) -> None:
         )
 
 
-def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
+def _no_beams(processor: Processor) -> DataError:
+    """The error for prompts whose keys and values cannot be repeated for each beam."""
+    if processor.chat.window is not None:
+        found = "replies with a window are not searched by beams"
+    else:
+        found = "a prompt ends with an image, or is a single token"
+    return DataError(found, place="--num-beams", hint="leave --num-beams out")
+
+
+def _without_padding(ids: list[int], pad_id: int, limit: int) -> tuple[list[int], int | None]:
+    """The tokens of a beam, and their number if it was stopped before its limit."""
+    length = len(ids)
+    while length and ids[length - 1] == pad_id:
+        length -= 1
+    return ids[:length], length if length < limit else None
+
+
+def _generation_config(processor: Processor, max_new_tokens: int, num_beams: int) -> Any:
     from transformers import GenerationConfig
 
     chat = processor.chat
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        num_beams=num_beams,
         bos_token_id=chat.bos_id,
         eos_token_id=chat.eos_id,
         pad_token_id=chat.pad_id,
@@ -199,15 +224,28 @@ def _generation_config(processor: Processor, max_new_tokens: int) -> Any:
 
 
 def _reply(
-    ids: list[int], has_full_window: bool, loop_end: int | None, processor: Processor
+    ids: list[int],
+    limit: int,
+    asked: int,
+    loop_end: int | None,
+    processor: Processor,
+    sampling: Sampling,
 ) -> Reply:
-    """The reply of generated ids, which end where it was stopped."""
-    eos_id = processor.chat.eos_id
+    """The reply of generated ids, which end where it was stopped, at most at its limit."""
+    chat = processor.chat
+    if sampling.num_beams > 1:
+        # Criteria see hypotheses, not replies: what has ended is known by the padding.
+        ids, loop_end = _without_padding(ids, chat.pad_id, limit)
+    ended = chat.eos_id in ids
+    if ended:
+        ids = ids[: ids.index(chat.eos_id) + 1]
+    text = processor.reply_text(ids)
+    before = text_before(text, sampling.stop)
     finish: Literal["stop", "length", "window", "loop"] = "length"
-    if eos_id in ids:
-        ids, finish = ids[: ids.index(eos_id) + 1], "stop"
+    if ended or before is not None:
+        finish = "stop"
     elif loop_end is not None:
         finish = "loop"
-    elif has_full_window:
+    elif limit < asked:
         finish = "window"
-    return Reply(processor.decode(ids), ids, finish)
+    return Reply((text if before is None else before).strip(), ids, finish)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from vlft.families.image_settings import ImageSettings
     from vlft.families.processor import Processor
 
-# Settings that older result files do not name; without them replies are as before.
-NEWER = ("no_repeat_ngram", "ngram_window")
+# Settings that older result files do not name, and what they were without them.
+NEWER = {"no_repeat_ngram": 0, "ngram_window": None, "stop": (), "num_beams": 1}
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
         VlftError: bad input.
     """
     config = check(config)
-    sampling = Sampling(**{field.name: getattr(config, field.name) for field in fields(Sampling)})
     tuned, folder = find_model(config)
     treatment, processor = treat_images(config, tuned, folder)
-    sampling = sampling.resolved(processor.family)
+    sampling = _sampling(config).resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
     strict = config.on_bad_sample == "error"
     documents = open_documents(config.image, config.pdf_dpi, strict=strict)
@@ -103,6 +102,18 @@ def run_infer(config: InferConfig) -> InferResult | None:
             answer(replier, processor, data, Pages(documents), results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
+
+
+def _sampling(config: InferConfig) -> Sampling:
+    """How replies are generated."""
+    given = {field.name: getattr(config, field.name) for field in fields(Sampling)}
+    return Sampling(**{**given, "stop": tuple(text.replace("\\n", "\n") for text in config.stop)})
+
+
+def _written(sampling: Sampling) -> dict[str, Any]:
+    """The settings of replies as a header has them."""
+    values = {k: v for k, v in asdict(sampling).items() if k not in NEWER or v != NEWER[k]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _saved_text(
@@ -146,7 +157,7 @@ def _header(
     return {
         "vlft": __version__,
         "settings": {
-            **{key: value for key, value in asdict(sampling).items() if value or key not in NEWER},
+            **_written(sampling),
             "seed": config.seed,
             "dtype": str(placement.dtype).removeprefix("torch."),
             "quantize": placement.quantize,
