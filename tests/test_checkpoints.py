@@ -34,8 +34,8 @@ from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe, locate_model
 from vlft.checkpoints.placement import Placement, resolve_placement
 from vlft.checkpoints.quantize import (
+    Rounding,
     _quantized_like,
-    dequantize_linears,
     int8_overflows,
     is_quantized,
     keep_scales,
@@ -347,13 +347,20 @@ class TestQuantised:
         assert all(name.startswith(folder.family.parts.language + ".") for name in names)
 
     @pytest.mark.parametrize(("quantize", "kind"), [("nf4", "logits"), ("int8", "int8")])
-    def test_dequantised_weights_compute_the_same(self, make_model, inputs, quantize, kind):
+    def test_weights_as_a_run_rounded_them_compute_the_same(
+        self, make_model, folder, inputs, quantize, kind
+    ):
         """int8 rounds the inputs of a layer too, so that its products are only similar."""
-        model = make_model(quantize)
-        expected = logits(model, inputs)
-        dequantize_linears(model)
-        assert not any(is_quantized(module) for module in model.modules())
-        assert_close(logits(model, inputs), expected, kind)
+        expected = logits(make_model(quantize), inputs)
+        rounded = load_model(folder, CPU, trained=replace(CPU, quantize=quantize))
+        assert not any(is_quantized(module) for module in rounded.modules())
+        assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
+        assert_close(logits(rounded, inputs), expected, kind)
+        plain = make_model()
+        named = dict(rounded.named_parameters())
+        changed = {n for n, p in plain.named_parameters() if not torch.equal(p, named[n])}
+        rounding = Rounding.of(plain, folder.family, quantize, torch.float32, CPU.device)
+        assert changed == rounding.names
 
     @pytest.mark.parametrize("times", [1, 15, 80])
     def test_int8_computes_outliers_in_full_precision(self, times):

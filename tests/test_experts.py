@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlft.checkpoints.adapter import save_adapter
-from vlft.checkpoints.quantize import dequantize_linears, quantized_weight
+from vlft.checkpoints.load import load_model
+from vlft.checkpoints.placement import Placement
+from vlft.checkpoints.quantize import quantized_weight
 from vlft.errors import ConfigError
 from vlft.models.deepseek_vl2 import DeepseekVL2Config, DeepseekVL2TextConfig
 from vlft.models.deepseek_vl2.modeling import Projector
@@ -30,6 +33,7 @@ from vlft.models.experts import (
 from vlft.models.four_bit import dequantized, dequantized_parts
 from vlft.training.lora import LoraOptions, add_lora, resolve_targets
 
+CPU = Placement(torch.device("cpu"), torch.float32)
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 8, 64, 32, 3
 
 
@@ -508,7 +512,7 @@ class TestInAModel:
             f"{prefix}.base_layer.lora_B.weight": (2 * inner, 4 * count),
         }
 
-    def test_nf4_covers_the_experts(self, make_model, processor):
+    def test_nf4_covers_the_experts(self, make_model, folder, processor):
         row = {"query": "<image>What is it?", "images": ["images/speck.png"]}
         inputs = processor.collate([processor.encode(row, GOLDEN)])
         del inputs["labels"]
@@ -518,6 +522,6 @@ class TestInAModel:
         assert all(m.gate_up_proj.dtype == torch.uint8 for m in held)
         with torch.no_grad():
             found = model(**inputs).logits
-            dequantize_linears(model)
-            assert not any(isinstance(m, Experts4bit) for m in model.modules())
-            assert_close(found, model(**inputs).logits, "logits")
+            rounded = load_model(folder, CPU, trained=replace(CPU, quantize="nf4"))
+            assert not any(isinstance(m, Experts4bit) for m in rounded.modules())
+            assert_close(found, rounded(**inputs).logits, "logits")

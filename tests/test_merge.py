@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import stat
 import weakref
@@ -16,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from tolerances import assert_close, assert_within
 
 import vlft
-from vlft.checkpoints import merge
+from vlft import console
+from vlft.checkpoints import merge, quantize
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.merge import merge_lora
 from vlft.checkpoints.runs import find_checkpoint
-from vlft.checkpoints.weights import merged_adapters, read_tensors
+from vlft.checkpoints.weights import count_numbers, merged_adapters, read_tensors
 from vlft.errors import CheckpointError, UsageError, VerificationError
 
 CHANGES = {
@@ -389,6 +391,33 @@ def test_no_second_copy_of_the_weights_is_kept(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "export_model", export_model)
     merge_lora(config_of(runs("lora"), tmp_path / "m", dtype="bfloat16"))
     assert held == [[], {torch.bfloat16}, [False]]
+
+
+@without_ocr2
+def test_a_quantised_model_is_never_held_while_merging(runs, case, tmp_path, monkeypatch, capfd):
+    """Each weight is quantised and dequantised by itself, however many there are."""
+    alive, most, made = [], [0], [0]
+    original = quantize._parameter
+
+    def parameter(tensor, kind):
+        found = original(tensor, kind)
+        alive.append(weakref.ref(found))
+        most[0], made[0] = max(most[0], sum(ref() is not None for ref in alive)), made[0] + 1
+        return found
+
+    run = runs("nf4")
+    monkeypatch.setattr(quantize, "_parameter", parameter)
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+    capfd.readouterr()
+    merge_lora(config_of(run, tmp_path / "m"))
+    # One weight of each layer's matrices, and those of the time that is said beforehand.
+    assert made[0] > 2 * 7
+    assert most[0] == 1
+    said = capfd.readouterr().err
+    numbers = count_numbers(case.folder)
+    assert f", in float32: {numbers / 2**18:.0f} MiB of memory, beside one weight file" in said
+    assert re.search(r"quantising its weights as in training takes about \d+ s\n", said)
+    assert re.search(r"quantising the weights as in training: \d+ of \d+", said)
 
 
 @only_siglip

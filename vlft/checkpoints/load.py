@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 from vlft import console
 from vlft.checkpoints.export import canonical_name, nested_name
 from vlft.checkpoints.quantize import (
+    Rounding,
     finish_quantized,
     holds_quantized,
     quantize_language,
@@ -43,11 +44,16 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_model(
-    folder: ModelFolder, placement: Placement, *, keep_dtypes: bool = False
+    folder: ModelFolder,
+    placement: Placement,
+    *,
+    keep_dtypes: bool = False,
+    trained: Placement | None = None,
 ) -> PreTrainedModel:
     """The model of a folder, in evaluation mode, no gradients required.
 
-    ``keep_dtypes`` keeps each tensor's dtype of its file instead of the placement's.
+    ``keep_dtypes`` keeps each tensor's dtype of its file instead of the placement's. ``trained`` is
+    the placement of a quantised run: the weights, in float32, are those that it computed with.
 
     Raises:
         CheckpointError: the files do not fit the class.
@@ -56,10 +62,12 @@ def load_model(
     if placement.device.type == "cpu":
         hint = "use a smaller model, or --dtype bfloat16 or --quantize nf4 (vlft sft and infer)"
     with explaining_memory("while the model is loaded", hint, place=str(placement.device)):
-        return _load(folder, placement, keep_dtypes=keep_dtypes)
+        return _load(folder, placement, trained, keep_dtypes=keep_dtypes)
 
 
-def _load(folder: ModelFolder, placement: Placement, *, keep_dtypes: bool) -> PreTrainedModel:
+def _load(
+    folder: ModelFolder, placement: Placement, trained: Placement | None, *, keep_dtypes: bool
+) -> PreTrainedModel:
     warn_of_other_weights(folder.path)
     # FlexAttention is for the LLM only: the towers have no mask.
     flex = placement.attn == "flex"
@@ -68,7 +76,7 @@ def _load(folder: ModelFolder, placement: Placement, *, keep_dtypes: bool) -> Pr
         language: Any = model.get_submodule(folder.family.parts.language)
         language.config._attn_implementation = "flex_attention"
     quantize_language(model, folder.family, placement.quantize, placement.dtype)
-    filled, problems = _fill(model, folder, placement, keep_dtypes=keep_dtypes)
+    filled, problems = _fill(model, folder, placement, trained, keep_dtypes=keep_dtypes)
     _tie(model, folder, filled)
     missing = [name for name in _shapes(model) if name not in filled]
     _refuse(folder, {"missing": missing, **problems})
@@ -83,7 +91,12 @@ def _load(folder: ModelFolder, placement: Placement, *, keep_dtypes: bool) -> Pr
 
 
 def _fill(
-    model: PreTrainedModel, folder: ModelFolder, placement: Placement, *, keep_dtypes: bool
+    model: PreTrainedModel,
+    folder: ModelFolder,
+    placement: Placement,
+    trained: Placement | None,
+    *,
+    keep_dtypes: bool,
 ) -> tuple[set[str], dict[str, list[str]]]:
     """Gives a model the tensors of a folder; returns the names filled, and what is wrong."""
     shapes = _shapes(model)
@@ -91,7 +104,12 @@ def _fill(
     unexpected: list[str] = []
     wrong: list[str] = []
     broken: list[str] = []
-    for name, tensor in native_tensors(folder, model):
+    tensors = native_tensors(folder, model)
+    rounding = None
+    if trained is not None:
+        rounding = rounding_of(model, folder, trained)
+        tensors = console.tracked(tensors, "quantising the weights as in training", len(shapes))
+    for name, tensor in tensors:
         if name not in shapes:
             unexpected.append(name)
         elif shapes[name] != tensor.shape or tensor.dtype not in FLOATS:
@@ -102,6 +120,8 @@ def _fill(
             if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
                 broken.append(name)
             kept = keep_dtypes or keeps_dtype(name, folder.family)
+            if rounding is not None:
+                tensor = tensor.float() if kept else rounding.apply(name, tensor)
             _place(model, name, tensor, placement.device, tensor.dtype if kept else placement.dtype)
             filled.add(name)
     return filled, {
@@ -109,6 +129,11 @@ def _fill(
         "of the wrong shape or type": wrong,
         "with values that are no numbers (NaN or infinite)": broken,
     }
+
+
+def rounding_of(model: PreTrainedModel, folder: ModelFolder, trained: Placement) -> Rounding:
+    """How a quantised run rounds the weights of this plain model, which may be empty."""
+    return Rounding.of(model, folder.family, trained.quantize, trained.dtype, trained.device)
 
 
 def _tie(model: PreTrainedModel, folder: ModelFolder, filled: set[str]) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 from vlft import console
 from vlft.checkpoints.adapter import load_adapter
 from vlft.checkpoints.export import check_layout, export_model
-from vlft.checkpoints.load import file_dtypes, load_model
+from vlft.checkpoints.load import empty_model, file_dtypes, load_model, rounding_of
 from vlft.checkpoints.locate import describe
 from vlft.checkpoints.outputs import output_folder
 from vlft.checkpoints.placement import DTYPES, Placement, resolve_placement
-from vlft.checkpoints.quantize import dequantize_linears
 from vlft.checkpoints.runs import ADAPTER_WEIGHTS
 from vlft.checkpoints.stock import check_stock_ids, sample_image
 from vlft.checkpoints.tuned import Tuned, open_tuned
+from vlft.checkpoints.weights import count_numbers
 from vlft.errors import (
     REPORT,
     CheckpointError,
@@ -103,7 +103,7 @@ def merge_lora(config: MergeLoraConfig) -> MergeResult:
         "merged": digest(checkpoint / ADAPTER_WEIGHTS),
     }
     with output_folder(target, [base.path, checkpoint], overwrite=config.overwrite) as part:
-        console.info(f"merging {checkpoint} into {base.path}")
+        _say_costs(tuned, placement, config)
         model, sample = _merge(tuned, placement, config.base, part)
         # The weights are rounded first, so that the logits of the files must equal these.
         written = _round(model, base, config.dtype)
@@ -170,11 +170,28 @@ def load_full_precision(tuned: Tuned, placement: Placement, base: str) -> Any:
     quantize = tuned.settings.quantize
     if quantize == "none" or base == "original":
         return load_model(tuned.base, placement)
-    device, dtype = placement.device.type, tuned.settings.dtype
-    trained = resolve_placement(dtype=dtype, device=device, quantize=quantize)
-    model = load_model(tuned.base, trained)
-    dequantize_linears(model)
-    return model.float()
+    return load_model(tuned.base, placement, trained=_placement_of(tuned, placement))
+
+
+def _placement_of(tuned: Tuned, placement: Placement) -> Placement:
+    """That of the run, on the device of another placement."""
+    dtype, quantize = tuned.settings.dtype, tuned.settings.quantize
+    return resolve_placement(dtype=dtype, device=placement.device.type, quantize=quantize)
+
+
+def _say_costs(tuned: Tuned, placement: Placement, config: MergeLoraConfig) -> None:
+    """Says beforehand what merging takes: memory, and for QLoRA the time to quantise."""
+    base, mib = tuned.base, 4 * count_numbers(tuned.base.path) / 2**20
+    console.info(
+        f"merging {tuned.checkpoint} into {base.path}, in float32: "
+        + (f"{mib / 2**10:.1f} GiB" if mib >= 2**10 else f"{mib:.0f} MiB")
+        + f" of memory, beside one weight file (--max-shard-size {config.max_shard_size})"
+    )
+    if tuned.settings.quantize != "none" and config.base == "dequantized":
+        model = empty_model(base)
+        seconds = rounding_of(model, base, _placement_of(tuned, placement)).seconds(model)
+        about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+        console.info(f"quantising its weights as in training takes about {about}")
 
 
 def _merge(tuned: Tuned, placement: Placement, base: str, part: Path) -> tuple[Any, _Sample]:

@@ -7,6 +7,8 @@ quantisation of their scales, products computed in the model's dtype.
 from __future__ import annotations
 
 import functools
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +30,25 @@ def quantize_language(model: nn.Module, family: Family, quantize: str, dtype: to
     """Replaces the LLM's linear layers, for nf4 its experts too, by empty quantised ones."""
     if quantize == "none":
         return
-    prefix = family.parts.language
     if quantize == "int8" and any(isinstance(m, PLAIN_EXPERTS) for m in model.modules()):
         console.warn("int8 leaves the experts in 16 bit; --quantize nf4 covers them too")
-    for name, module in list(model.get_submodule(prefix).named_modules(prefix=prefix)):
-        if type(module) is nn.Linear:
-            _replace(model, name, _quantized_like(module, quantize, dtype))
-        elif isinstance(module, PLAIN_EXPERTS) and quantize == "nf4":
-            _replace(model, name, Experts4bit(module, dtype))
+    for name, module in _quantizable(model, family, quantize):
+        experts = isinstance(module, PLAIN_EXPERTS)
+        _replace(
+            model,
+            name,
+            Experts4bit(module, dtype) if experts else _quantized_like(module, quantize, dtype),
+        )
+
+
+def _quantizable(model: nn.Module, family: Family, quantize: str) -> list[tuple[str, Any]]:
+    """Name and module of what a run with these settings holds quantised."""
+    prefix = family.parts.language
+    return [
+        (name, module)
+        for name, module in model.get_submodule(prefix).named_modules(prefix=prefix)
+        if type(module) is nn.Linear or (isinstance(module, PLAIN_EXPERTS) and quantize == "nf4")
+    ]
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -54,16 +67,23 @@ def quantized_weight(module: Any, tensor: Tensor, device: torch.device) -> nn.Pa
     """A weight for the module: ``tensor`` in 4 or 8 bit on the device."""
     import bitsandbytes as bnb
 
-    tensor = tensor.to("cpu", copy=True)
-    if isinstance(module, bnb.nn.Linear4bit | Experts4bit):
-        layer = module if isinstance(module, bnb.nn.Linear4bit) else None
-        weight = bnb.nn.Params4bit(
-            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
-        )
-    else:
-        weight = bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
+    four_bit = isinstance(module, bnb.nn.Linear4bit | Experts4bit)
+    weight = _parameter(tensor.to("cpu", copy=True), "nf4" if four_bit else "int8")
+    if isinstance(module, bnb.nn.Linear4bit):
+        weight.module = module
     quantized: nn.Parameter = weight.to(device)
     return quantized
+
+
+def _parameter(tensor: Tensor, quantize: str) -> Any:
+    """A parameter on the CPU that is quantised, in place, by being moved to a device."""
+    import bitsandbytes as bnb
+
+    if quantize == "nf4":
+        return bnb.nn.Params4bit(
+            tensor, requires_grad=False, quant_type="nf4", compress_statistics=True
+        )
+    return bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
 
 
 @functools.cache
@@ -82,42 +102,57 @@ def keep_scales(model: nn.Module) -> None:
             move()
 
 
-def dequantize_linears(model: nn.Module) -> None:
-    """Replaces each quantised layer by a float32 one with the weights that it computed with."""
-    for name, module in list(model.named_modules()):
-        if is_quantized(module):
-            _replace(model, name, _plain_linear(module))
-        elif isinstance(module, Experts4bit):
-            _replace(model, name, _plain_experts(module))
-    mark_quantized(model, "none")
+@dataclass(frozen=True)
+class Rounding:
+    """Weights as a quantised run computed with them, in float32.
 
+    Each tensor is quantised and dequantised by itself, so that a quantised model is never held.
 
-def _plain_linear(module: Any) -> nn.Linear:
-    import bitsandbytes as bnb
+    Attributes:
+        quantize: of the run, nf4 or int8.
+        dtype: of the run.
+        device: that quantises.
+        names: of the weights that the run had quantised.
+    """
 
-    if isinstance(module, bnb.nn.Linear4bit):
-        weight = dequantized(module.weight).float()
-    else:
+    quantize: str
+    dtype: torch.dtype
+    device: torch.device
+    names: frozenset[str]
+
+    @staticmethod
+    def of(
+        model: nn.Module, family: Family, quantize: str, dtype: torch.dtype, device: torch.device
+    ) -> Rounding:
+        """That of a run on this plain model, which may be empty."""
+        names = set()
+        for name, module in _quantizable(model, family, quantize):
+            leaves = PROJECTIONS if isinstance(module, PLAIN_EXPERTS) else ("weight",)
+            names |= {f"{name}.{leaf}" for leaf in leaves}
+        return Rounding(quantize, dtype, device, frozenset(names))
+
+    def apply(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor of this name, in float32."""
+        tensor = tensor.to(self.dtype)
+        return self._round(tensor) if name in self.names else tensor.float()
+
+    def seconds(self, model: nn.Module) -> float:
+        """How long the weights of a model take, by how long some numbers take now."""
+        numbers = sum(p.numel() for name, p in model.named_parameters() if name in self.names)
+        some = torch.randn(1024, 1024, dtype=self.dtype)
+        self._round(some)
+        started = time.perf_counter()
+        float(self._round(some)[0, 0])
+        return (time.perf_counter() - started) * numbers / some.numel()
+
+    def _round(self, tensor: Tensor) -> Tensor:
+        held = _parameter(tensor.to("cpu", copy=True), self.quantize).to(self.device)
+        if self.quantize == "nf4":
+            return dequantized(held).float()
         # The scale of a row is its largest magnitude, which int8 stores as 127.
-        held, state = module.weight, module.state
-        scales: Tensor = held.SCB if held.SCB is not None else state.SCB
-        codes: Tensor = held.CB if held.CB is not None else state.CB
-        weight = codes.float() * scales.float().unsqueeze(1) / 127.0
-    rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=module.bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if module.bias is not None:
-        linear.bias = nn.Parameter(module.bias.data.float(), requires_grad=False)
-    return linear
-
-
-def _plain_experts(module: Experts4bit) -> nn.Module:
-    with torch.device("meta"):
-        experts: nn.Module = module.plain_class(module.config)
-    for name in PROJECTIONS:
-        weight = dequantized(getattr(module, name)).float()
-        setattr(experts, name, nn.Parameter(weight, requires_grad=False))
-    return experts
+        codes: Tensor = held.data.float()
+        scales: Tensor = held.SCB.float().unsqueeze(1)
+        return codes * scales / 127.0
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
