@@ -312,6 +312,21 @@ class TestAttention:
         assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
         assert found.sparsity() == expected.sparsity()
 
+    @pytest.mark.parametrize("more", [1, 130, 700])
+    def test_padding_attends_to_itself_alone(self, more):
+        row = random_row(3)
+        length = len(row) + more
+        found = block_mask(row.exit, None, length)
+        exits = torch.arange(1, length + 1)
+        exits[: len(row)] = row.exit
+        expected = create_block_mask(
+            lambda _batch, _head, query, key: tree_mask(exits)[0, 0][query, key],
+            1, 1, length, length, device="cpu", BLOCK_SIZE=BLOCK,
+        )  # fmt: skip
+        assert found.seq_lengths == (length, length)
+        assert torch.equal(found.to_dense(), expected.to_dense())
+        assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
+
     def test_flex_attention_sees_the_same(self):
         """Only its output: torch has no backward pass of it on the CPU."""
         row = random_row(7)

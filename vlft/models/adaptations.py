@@ -37,11 +37,16 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 
 from vlft.models.compiled import compiled_forward
 from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS, ParamWrapper
+from vlft.models.flex import FLEX
 from vlft.models.last_layer import cached_forward, can_narrow, narrowed_forward
 from vlft.models.tree_attention import TREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# Attention implementations and what takes their place for packed rows, and back.
+OF_ROWS = {"sdpa": TREE, "flex_attention": FLEX}
+RESTORED = {ours: plain for plain, ours in OF_ROWS.items()}
 
 
 def prepare_for_inference(model: nn.Module) -> None:
@@ -70,8 +75,8 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             config = module.config
-            if config._attn_implementation == TREE:
-                config._attn_implementation = "sdpa"
+            if config._attn_implementation in RESTORED:
+                config._attn_implementation = RESTORED[config._attn_implementation]
             if config._experts_implementation == IMPLEMENTATION:
                 config._experts_implementation = module.get_correct_experts_implementation(None)
         elif type(module) is ParamWrapper and _wraps_plain_experts(module):
@@ -160,15 +165,16 @@ HEAD_BY_HEAD = {
 
 
 def _attend_by_trees(language: Any) -> None:
-    """The LLM computes a packed row's attention tree by tree, see models.tree_attention.
+    """The LLM computes a packed row's attention tree by tree, or with one kernel a layer.
 
     Reason: SDPA takes a packed row with a dense mask only, and then computes the scores of every
-    pair of its tokens; FlexAttention, which skips blocks, has no backward pass on the CPU.
+    pair of its tokens, see models.tree_attention; FlexAttention, which skips blocks, has no
+    backward pass on the CPU, and is compiled for every length of a row, see models.flex.
 
     Needed with: torch 2.13, transformers 5.23.
     """
-    if language.config._attn_implementation == "sdpa":
-        language.config._attn_implementation = TREE
+    before = language.config._attn_implementation
+    language.config._attn_implementation = OF_ROWS.get(before, before)
 
 
 @contextmanager

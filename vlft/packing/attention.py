@@ -244,7 +244,7 @@ def additive_mask(exit: Tensor, dtype: torch.dtype, window: Window | None = None
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def block_mask(exit: Tensor, window: Window | None = None) -> BlockMask:
+def block_mask(exit: Tensor, window: Window | None = None, length: int | None = None) -> BlockMask:
     """The mask for FlexAttention, made without the dense (N, N) mask.
 
     A block of keys is attended to by the query blocks from itself up to that of its last exit. All
@@ -254,26 +254,28 @@ def block_mask(exit: Tensor, window: Window | None = None) -> BlockMask:
     Args:
         exit: (N,), see packing.prefix_tree.
         window: of the replies.
+        length: that the row is padded to, in tokens.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    length = len(exit)
+    tokens = len(exit)
+    length = length or tokens
     blocks = -(-length // BLOCK)
-    # Padding attends to nothing.
-    ends = torch.zeros(blocks * BLOCK, dtype=exit.dtype, device=exit.device)
-    ends[:length] = exit
+    # Padding attends to itself alone: of no score at all a kernel might make NaN.
+    ends = torch.arange(1, blocks * BLOCK + 1, dtype=exit.dtype, device=exit.device)
+    ends[:tokens] = exit
     # Padding keys do not keep a block from being complete.
     starts = torch.full_like(ends, blocks * BLOCK)
-    starts[:length] = exit
+    starts[:tokens] = exit
     last = ends.view(blocks, BLOCK).amax(1)
     first = starts.view(blocks, BLOCK).amin(1)
     index = torch.arange(blocks, device=exit.device)
     query, key = index.unsqueeze(1), index.unsqueeze(0)
     attended = (key <= query) & (query * BLOCK < last)
-    complete = (key < query) & ((query + 1) * BLOCK <= first)
-    depth, reach = torch.zeros_like(ends), torch.zeros_like(ends)
+    complete = attended & (key < query) & ((query + 1) * BLOCK <= first)
+    depth, reach = torch.zeros_like(ends), torch.ones_like(ends)
     if window:
-        depth[:length], reach[:length] = window.depth, window.reach
+        depth[:tokens], reach[:tokens] = window.depth, window.reach
         depths, reaches = depth.view(blocks, BLOCK), reach.view(blocks, BLOCK)
         attended &= depths.amin(1).unsqueeze(1) < reaches.amax(1)
         complete &= depths.amax(1).unsqueeze(1) < reaches.amin(1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vlft.families.base import is_in
 from vlft.models.adaptations import prepare_for_training
+from vlft.models.flex import FLEX, padded_length
 from vlft.models.tree_attention import TREE, has_fused_attention
 from vlft.packing.attention import additive_mask, block_mask, kept_attention, row_attention
 from vlft.vision.encode import place_features
@@ -244,11 +245,12 @@ def _attention_of(
     implementation: str, batch: PackedBatch, kept: Tensor, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The LLM's keyword arguments for the attention of a packed row; ``kept`` as for the layer."""
-    if implementation == "flex_attention":
-        return {"attention_mask": block_mask(batch.exit, batch.window)}
+    # A dummy 4-D mask, so that transformers does not build its own.
+    empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
+    if implementation == FLEX:
+        padded = block_mask(batch.exit, batch.window, padded_length(len(batch)))
+        return {"attention_mask": empty, "row": padded}
     if implementation == TREE:
-        # A dummy 4-D mask, so that transformers does not build its own.
-        empty = torch.empty((1, 1, 0, 0), device=batch.exit.device)
         fused = has_fused_attention(batch.exit.device)
         row = row_attention(batch.segments, batch.exit, dtype, batch.window, fused=fused)
         kept_row = kept_attention(row, kept, batch.exit, dtype, batch.window)
