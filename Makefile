@@ -43,6 +43,7 @@ REDUCED := --scale tiny
 STEP_OPTIONS := $(REDUCED) --samples 3 --repeats 1
 COMMAND_OPTIONS := $(REDUCED) --models 1.3b --images 10 --steps 3
 ATTENTION_OPTIONS := --tokens 1024 --heads 2x32 2x48/32 --repeats 1
+EXPERTS_OPTIONS := --tokens 16 --repeats 1
 PEERS_OPTIONS := $(REDUCED) --samples 4 --epochs 1 --workloads q1 q5
 else
 RESULTS := benchmarks/results
@@ -65,6 +66,7 @@ gpu-steps: $(VENV)/ready
 
 gpu-attention: $(VENV)/ready
 	$(PIECE) attention --device $(DEVICE) $(ATTENTION_OPTIONS) --output $(RESULTS)/gpu-attention $(LATE)
+	$(PIECE) experts --device $(DEVICE) $(EXPERTS_OPTIONS) --output $(RESULTS)/gpu-experts $(LATE)
 
 gpu-peers: $(VENV)/ready
 	$(PIECE) peers --device $(DEVICE) $(PEERS_OPTIONS) --output $(RESULTS)/gpu-peers $(LATE)

@@ -4,7 +4,8 @@ Forward and backward of the routed experts (64, of which each token takes 6), we
 and without LoRA on them. The loop is how the authors' code trains: each expert picks its tokens by
 a mask, runs three linear layers on them and writes the rows back; with LoRA each of its 192 linear
 layers has an A and a B. ``peft`` is its own LoRA on parameters, which adds the product of A and B
-to the weights in every step.
+to the weights in every step. vlft's products are computed in both ways of models.grouped, by
+torch's ``grouped_mm`` and by a loop; ``vlft`` is what it chooses for the device.
 
     python -m benchmarks experts --output benchmarks/results/experts-cpu
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -23,7 +25,7 @@ from benchmarks.command import DTYPES, new_parser, note, prepare, publish
 from benchmarks.measure import measure_steps
 from vlft.checkpoints.adapter import register_experts_layer
 from vlft.models.deepseek_vl2 import DeepseekVL2TextConfig
-from vlft.models.experts import PLAIN_EXPERTS
+from vlft.models.experts import IMPLEMENTATION, PLAIN_EXPERTS
 
 if TYPE_CHECKING:
     import argparse
@@ -77,6 +79,20 @@ class LoopExperts(nn.Module):
         return product + self.adapters[index](rows) if self.adapters else product
 
 
+class Forced(nn.Module):
+    """Experts whose products are, or are not, a loop, whatever the device."""
+
+    def __init__(self, inner: nn.Module, *, loop: bool) -> None:
+        super().__init__()
+        self.inner, self.loop = inner, loop
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        with patch("vlft.models.experts.loops_over_groups", lambda *_: self.loop):
+            output: Tensor = self.inner(*inputs)
+        return output
+
+
 def _lora(inputs: int, outputs: int, rank: int) -> nn.Module:
     first, second = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
     nn.init.zeros_(second.weight)  # as peft starts
@@ -92,7 +108,7 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
             hidden_size=HIDDEN, moe_intermediate_size=INTERMEDIATE, n_routed_experts=EXPERTS,
             num_experts_per_tok=TOP_K, topk_method="greedy",
         )  # fmt: skip
-        config._experts_implementation = "grouped_mm"
+        config._experts_implementation = IMPLEMENTATION
         with device:
             experts = PLAIN_EXPERTS[0](config).to(dtype).requires_grad_(False)
         for weight in experts.parameters():
@@ -114,9 +130,13 @@ def sides(options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     return {
         "loop over experts": lambda: loop(0),
         "vlft": fused,
+        "vlft by grouped_mm": lambda: Forced(fused(), loop=False),
+        "vlft by a loop": lambda: Forced(fused(), loop=True),
         "loop over experts, LoRA": lambda: loop(RANK),
         "peft, LoRA": lambda: peft(False),
         "vlft, LoRA": lambda: peft(True),
+        "vlft by grouped_mm, LoRA": lambda: Forced(peft(True), loop=False),
+        "vlft by a loop, LoRA": lambda: Forced(peft(True), loop=True),
     }
 
 

@@ -26,11 +26,11 @@ from vlft.models.experts import (
     IMPLEMENTATION,
     PLAIN_EXPERTS,
     Experts4bit,
-    Groups,
     ParamWrapper,
     Product4bit,
 )
 from vlft.models.four_bit import dequantized, dequantized_parts
+from vlft.models.grouped import Groups, loops_over_groups
 from vlft.training.lora import LoraOptions, add_lora, resolve_targets
 
 CPU = Placement(torch.device("cpu"), torch.float32)
@@ -198,6 +198,98 @@ class TestGroupedProducts:
         layer(torch.randn(1, HIDDEN)).sum().backward()
         gradients = layer.experts.gate_up_proj.grad.flatten(1).norm(dim=1)
         assert int((gradients > 0).sum()) == TOP_K
+
+
+class TestLoop:
+    """Where torch has no kernel; on the CPU it is told that it has none."""
+
+    @pytest.mark.parametrize(
+        ("capability", "dtype", "loops"),
+        [
+            *(((9, 0), torch.bfloat16, False), ((10, 0), torch.bfloat16, False)),
+            *(((7, 0), torch.float16, True), ((8, 0), torch.bfloat16, True)),
+            *(((8, 9), torch.bfloat16, True), ((12, 0), torch.bfloat16, True)),
+            *(((9, 0), torch.float16, True), ((9, 0), torch.float32, True)),
+        ],
+    )
+    def test_the_choice_by_capability(self, monkeypatch, capability, dtype, loops):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+        assert loops_over_groups(torch.device("cuda"), dtype) == loops
+        assert not loops_over_groups(torch.device("cpu"), dtype)
+
+    @pytest.fixture
+    def looping(self, monkeypatch):
+        """All products are loops: torch's own fails, and reading from the device is counted."""
+
+        def refuse(*_args, **_settings):
+            raise AssertionError("torch's grouped product is used")
+
+        reads = []
+        original = torch.Tensor.tolist
+
+        def tolist(tensor):
+            reads.append(tensor.shape)
+            return original(tensor)
+
+        monkeypatch.setattr("vlft.models.experts.loops_over_groups", lambda *_: True)
+        monkeypatch.setattr(F, "grouped_mm", refuse)
+        monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+        return reads
+
+    @pytest.mark.parametrize("trained", ["experts", "lora"])
+    def test_same_output_and_gradients(self, request, trained):
+        """With some experts that no token chose, and one read of the host a layer and step."""
+
+        def found():
+            layer = sparse_mlp()
+            hidden = torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(1))
+            if trained == "lora":
+                return run(tuned(layer, grouped=True, rank=3), hidden)
+            inputs = hidden.requires_grad_()
+            output = layer(inputs)
+            output.square().sum().backward()
+            return output, inputs.grad, {n: p.grad for n, p in layer.named_parameters()}
+
+        expected = found()
+        reads = request.getfixturevalue("looping")
+        output, gradient, others = found()
+        assert reads == [(EXPERTS,)]
+        assert_close(output, expected[0], "layer")
+        assert_close(gradient, expected[1], "layer gradients")
+        assert_close(others, expected[2], "layer gradients")
+
+    def test_4_bit(self, request):
+        layer = Experts4bit(sparse_mlp().experts, torch.float32)
+        for name in ("gate_up_proj", "down_proj"):
+            weight = quantized_weight(layer, getattr(layer, name).data, torch.device("cpu"))
+            layer.register_parameter(name, weight)
+        chosen, weights = torch.tensor([[0, 5, 2]] * 20), torch.rand(20, TOP_K)
+
+        def found():
+            inputs = torch.randn(20, HIDDEN, generator=torch.Generator().manual_seed(1))
+            output = layer(inputs.requires_grad_(), chosen, weights)
+            output.square().sum().backward()
+            return output, inputs.grad
+
+        expected = found()
+        assert request.getfixturevalue("looping") == []
+        for ours, theirs in zip(found(), expected, strict=True):
+            assert_close(ours, theirs, "layer gradients")
+
+    def test_rows_of_frozen_weights_are_not_kept(self, looping):
+        layer = sparse_mlp().requires_grad_(False)
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.shape)
+            return tensor
+
+        inputs = torch.randn(20, HIDDEN, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            layer.experts(inputs, *routes(20))
+        # Gate and up, of the same shape, are those of the activation.
+        assert 2 * INTERMEDIATE == HIDDEN
+        assert kept.count((20 * TOP_K, HIDDEN)) == 1
 
 
 class TestProjector:
@@ -403,7 +495,7 @@ class TestExpertsIn4bit:
         layer = in_4bit(sparse_mlp()).experts
         rows = torch.randn(6, HIDDEN, requires_grad=True)
         ends = torch.tensor([1, 1, 2, 3, 3, 5, 6, 6], dtype=torch.int32)
-        Product4bit.apply(rows, ends, layer.gate_up_proj).sum().backward()
+        Product4bit.apply(rows, ends, None, layer.gate_up_proj).sum().backward()
         twin = self.plain_twin().experts.gate_up_proj
         owner = torch.tensor([0, 2, 3, 5, 5, 6])
         assert_close(rows.grad, twin[owner].sum(1), "layer gradients")

@@ -31,6 +31,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Exper
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextExperts
 
 from vlft.models.four_bit import dequantized, dequantized_parts
+from vlft.models.grouped import Groups, grouped_product, loops_over_groups
 from vlft.models.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -54,30 +55,6 @@ class LoraFactors:
     scaling: float
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Rows sorted by expert. Slot i is the (i % k)-th expert of token i // k."""
-
-    slots: Tensor  # (S,) int64, the slot of each row
-    rows: Tensor  # (S,) int64, the row of each slot: the inverse permutation
-    ends: Tensor  # (E,) int32, one past the last row of each expert
-    experts: Tensor  # (S,) int64, the expert of each row
-
-    @staticmethod
-    def of(top_k_index: Tensor, num_experts: int) -> Groups:
-        """The groups of (N, k) expert indices."""
-        experts = top_k_index.flatten()
-        slots = experts.argsort(stable=True)
-        rows = torch.empty_like(slots)
-        rows[slots] = torch.arange(len(slots), device=slots.device)
-        # Counting the rows of each expert would make the CPU wait for the GPU.
-        of_rows = experts[slots]
-        ends = torch.searchsorted(
-            of_rows, torch.arange(num_experts, device=experts.device), right=True
-        )
-        return Groups(slots, rows, ends.to(torch.int32), of_rows)
-
-
 @uncompiled
 def grouped_forward(
     experts: Any,
@@ -95,7 +72,8 @@ def grouped_forward(
         top_k_weights: (N, k), the router's weights of them.
         lora: LoRA matrices by the name of the projection.
     """
-    groups = Groups.of(top_k_index, experts.num_experts)
+    loop = loops_over_groups(hidden.device, _product_dtype(experts, hidden.device))
+    groups = Groups.of(top_k_index, experts.num_experts, loop=loop)
     inputs: Tensor = _GatherTokens.apply(hidden, groups.slots, groups.rows)
     gate_up = _project(experts, "gate_up_proj", inputs, groups, lora)
     weights = _Permute.apply(top_k_weights.reshape(-1, 1), groups.slots, groups.rows)
@@ -159,26 +137,36 @@ def _project(
 ) -> Tensor:
     """(S, in) rows -> (S, out), each by the weights of its expert."""
     weight = getattr(experts, name)
+    inputs = inputs.to(_product_dtype(experts, inputs.device))
     if isinstance(experts, Experts4bit):
-        inputs = inputs.to(experts.dtype)
         if _is_decoding(experts, name, inputs):
             chosen = dequantized_parts(weight, groups.experts).to(inputs.dtype)
             product: Tensor = (chosen @ inputs.unsqueeze(2)).squeeze(2)
         else:
-            product = Product4bit.apply(inputs, groups.ends, weight)
+            product = Product4bit.apply(inputs, groups.ends, groups.bounds, weight)
     else:
-        # As autocast treats linear layers: trained weights are float32, products may be 16 bit.
-        device = inputs.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        inputs = inputs.to(dtype)
-        product = F.grouped_mm(inputs, weight.to(dtype).transpose(-2, -1), offs=groups.ends)
+        product = groups.product(inputs, weight.to(inputs.dtype).transpose(-2, -1))
     if name in lora:
         factors = _padded(lora[name], inputs.dtype)
-        low_rank = F.grouped_mm(inputs, factors.a.transpose(-2, -1), offs=groups.ends)
-        added = F.grouped_mm(low_rank, factors.b, offs=groups.ends)
+        low_rank = groups.product(inputs, factors.a.transpose(-2, -1))
+        added = groups.product(low_rank, factors.b)
         product = product + factors.scaling * added
     return product
+
+
+def _product_dtype(experts: Any, device: torch.device) -> torch.dtype:
+    """The dtype of the products of experts, plain or in 4 bit.
+
+    As autocast treats linear layers: trained weights are float32, products may be 16 bit.
+    """
+    dtype: torch.dtype
+    if isinstance(experts, Experts4bit):
+        dtype = experts.dtype
+    elif torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    else:
+        dtype = experts.down_proj.dtype
+    return dtype
 
 
 def _is_decoding(experts: Experts4bit, name: str, inputs: Tensor) -> bool:
@@ -202,20 +190,22 @@ class Product4bit(torch.autograd.Function):
     """A grouped product with frozen 4 bit weights, dequantised again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, ends: Tensor, weight: Any) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, ends: Tensor, bounds: tuple[int, ...] | None, weight: Any
+    ) -> Tensor:
         """(S, in) rows, (E,) ends of groups, (E, out, in) in 4 bit -> (S, out)."""
         ctx.save_for_backward(ends)
-        ctx.weight = weight
+        ctx.bounds, ctx.weight = bounds, weight
         plain = dequantized(weight).to(inputs.dtype)
-        return F.grouped_mm(inputs, plain.transpose(-2, -1), offs=ends)
+        return grouped_product(inputs, plain.transpose(-2, -1), ends, bounds)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """(S, out) -> (S, in): gradient of the inputs; the weights have none."""
         (ends,) = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         weight = dequantized(ctx.weight).to(gradient.dtype)
-        return F.grouped_mm(gradient, weight, offs=ends), None, None
+        return grouped_product(gradient, weight, ends, ctx.bounds), None, None, None
 
 
 class Experts4bit(nn.Module):
