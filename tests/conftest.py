@@ -103,6 +103,7 @@ def pytest_addoption(parser):
     parser.addoption("--mutations", type=int, default=24, help="trials of test_hostile.py")
     parser.addoption("--records", type=int, default=200, help="records of test_data_fuzz.py")
     parser.addoption("--device", default="cuda", help="of test_cuda.py: cuda, or cpu to try it")
+    parser.addoption("--requests", type=int, default=20, help="of test_serve.py, for its memory")
     parser.addoption("--hostile-seed", type=int, default=0, help="of test_hostile.py")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Running:
-    """A server; ``batches`` has the number of requests of each batch so far."""
+    """A server; ``batches`` has the size of each batch so far, ``jobs`` the last requests."""
 
     url: str
     models: Models
     batches: list[int]
-    jobs: list[Any]
+    jobs: deque[Any]
 
     def client(self, key: str = "none", **settings: Any) -> openai.OpenAI:
         given = {"max_retries": 0, "timeout": 60, **settings}
@@ -49,7 +50,7 @@ def serving(config: ServeConfig) -> Iterator[Running]:
     """Serves until the end of the block."""
     models = load_models(config, find_models(config))
     batches: list[int] = []
-    jobs: list[Any] = []
+    jobs: deque[Any] = deque(maxlen=20)
     answer = models.answer
 
     def counted(given):

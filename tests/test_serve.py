@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import gc
+import io
 import json
+import os
+import re
+import signal
+import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 from conftest import GOLDEN, JANUS, OCR, SIGLIP, VL2_NOAUX, write_jsonl
+from PIL import Image
 from served import image_url, make_adapter, serving, user, wait_for
+from subprocesses import start
 
 import vlft
 from vlft.config import ServeConfig
+from vlft.config.serving import KEY_VARIABLE
+from vlft.errors import ConfigError, DataError
+from vlft.serving.engine import Engine
+from vlft.serving.run import bind, check_libraries
+from vlft.settings import build
 
 TOKENS = 12
 BASE = SIGLIP.checkpoint
@@ -347,11 +365,6 @@ class TestRefused:
 
 
 def too_many_pixels():
-    import base64
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("1", (2000, 1001)).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -397,3 +410,253 @@ def post(server, body):
 
 def health(server):
     return httpx2.get(f"{server.url}/health").json()
+
+
+@pytest.fixture(scope="module")
+def locked():
+    config = ServeConfig(model=str(SIGLIP.folder), device="cpu", api_key="right", max_new_tokens=2)
+    with serving(config) as running:
+        yield running
+
+
+class TestKeys:
+    @pytest.mark.parametrize("key", ["wrong", "righ", "right1", "Right"])
+    def test_a_wrong_one(self, locked, key):
+        with pytest.raises(openai.AuthenticationError) as error:
+            ask(locked.client(key))
+        assert error.value.code == "invalid_api_key"
+        with pytest.raises(openai.AuthenticationError):
+            locked.client(key).models.list()
+
+    def test_the_right_one_or_none(self, locked):
+        assert ask(locked.client("right")).usage.completion_tokens == 2
+        assert httpx2.get(f"{locked.url}/v1/models").status_code == 401
+        assert httpx2.get(f"{locked.url}/health").json()["status"] == "ok"
+
+    def test_another_address_needs_one(self, monkeypatch):
+        monkeypatch.delenv(KEY_VARIABLE, raising=False)
+        found = "--api-key: --host 0.0.0.0 is reached by other machines, and requests need no key"
+        with pytest.raises(ConfigError) as error:
+            build(ServeConfig, {"host": "0.0.0.0"})
+        assert str(error.value).startswith(found)
+        for host in ("localhost", "127.0.0.2", "::1"):
+            assert build(ServeConfig, {"host": host}).key == ""
+        assert build(ServeConfig, {"host": "0.0.0.0", "api_key": "k"}).key == "k"
+        monkeypatch.setenv(KEY_VARIABLE, "of the environment")
+        with pytest.raises(ConfigError, match="holds a space"):
+            build(ServeConfig, {"host": "0.0.0.0"})
+        monkeypatch.setenv(KEY_VARIABLE, "environment")
+        assert build(ServeConfig, {"host": "0.0.0.0"}).key == "environment"
+
+
+class TestStart:
+    def test_a_library_that_is_missing(self, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "fastapi", None)
+        with pytest.raises(ConfigError) as error:
+            check_libraries("vlft serve")
+        assert str(error.value) == ("vlft serve: needs fastapi\n hint: pip install 'vlft[serve]'")
+
+    def test_a_port_in_use(self):
+        with bind("127.0.0.1", 0) as listener:
+            listener.listen()
+            port = listener.getsockname()[1]
+            with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+                bind("127.0.0.1", port)
+        with pytest.raises(ConfigError, match="cannot listen on no such host:1"):
+            bind("no such host", 1)
+
+
+class TestEnds:
+    def test_a_client_that_goes_in_the_middle(self, server, client):
+        """Its reply ends, streamed or not, and others in its batch go on."""
+        hello = {"role": "user", "content": "Hello."}
+        alone = text(client, hello, max_tokens=100)
+        before = list(server.jobs)
+        with ThreadPoolExecutor(1) as pool:
+            stream = ask(client, hello, max_tokens=3000, stream=True)
+            wait_for(lambda: health(server)["running"] == 1)
+            with silent_request(server, hello, max_tokens=3001):
+                kept = pool.submit(text, client, hello, max_tokens=100)
+                wait_for(lambda: health(server)["waiting"] == 2)
+                next(iter(stream))
+                stream.close()
+                wait_for(lambda: health(server) == {"status": "ok", "waiting": 0, "running": 2})
+            assert kept.result() == alone
+        wait_for(lambda: health(server) == {"status": "ok", "waiting": 0, "running": 0})
+        lost = [job for job in server.jobs if job not in before and job.most >= 3000]
+        assert [job.most for job in lost] == [3000, 3001]
+        assert all(job.cancelled and 0 < job.tokens < 2000 for job in lost)
+
+    def test_a_client_that_goes_while_it_waits(self):
+        config = ServeConfig(model=str(SIGLIP.folder), device="cpu", batch_size=1)
+        with serving(config) as running, ThreadPoolExecutor(1) as pool:
+            first = pool.submit(text, running.client(), max_tokens=300)
+            wait_for(lambda: health(running)["running"] == 1)
+            with silent_request(running, user("Hello.")):
+                wait_for(lambda: health(running)["waiting"] == 1)
+            wait_for(lambda: health(running)["waiting"] == 0)
+            assert health(running)["running"] == 1
+            assert first.result()
+            assert running.batches == [1]
+
+    def test_sigterm_while_streaming(self, tmp_path):
+        """The stream is finished, nobody else is let in, and the exit code is 0."""
+        with serving_process(tmp_path) as (process, client, errors):
+            usage = {"include_usage": True}
+            stream = iter(ask(client, max_tokens=150, stream=True, stream_options=usage))
+            events = [next(stream), next(stream)]
+            os.kill(process.pid, signal.SIGTERM)
+            wait_for(lambda: "stopping: requests may end within 30 s" in errors.read_text())
+            wait_for(lambda: refuses(client))
+            events += stream
+            assert events[-1].usage.completion_tokens == 150
+            process.join(20)
+            assert process.exitcode == 0
+        assert errors.read_text().splitlines()[-1] == "stopped"
+
+    def test_a_reply_that_takes_longer_than_a_stop(self, tmp_path):
+        arguments = ["--stop-timeout", "1"]
+        with serving_process(tmp_path, *arguments) as (process, client, errors):
+            stream = iter(ask(client, max_tokens=10**6, stream=True))
+            next(stream)
+            os.kill(process.pid, signal.SIGTERM)
+            process.join(20)
+            assert process.exitcode == 0
+            with pytest.raises((openai.APIError, httpx2.RemoteProtocolError)):
+                list(stream)
+        assert "Traceback" not in errors.read_text()
+
+
+@contextmanager
+def silent_request(server, *messages, **settings):
+    """A request whose client goes at the end of the block, and does not wait for an answer."""
+    body = json.dumps({"model": BASE, "messages": messages, **settings}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        yield
+
+
+@contextmanager
+def serving_process(tmp_path, *arguments):
+    """A process of ``vlft serve``, a client of it, and what it writes."""
+    errors = tmp_path / "stderr"
+    given = ["--model", str(SIGLIP.folder), "--device", "cpu", "--port", "0", *arguments]
+    process = start(["serve", *given], errors)
+    address = re.compile(r"http://127\.0\.0\.1:\d+/v1")
+    try:
+        wait_for(lambda: errors.exists() and address.search(errors.read_text()), 90)
+        url = address.search(errors.read_text())[0]
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        wait_for(lambda: not refuses(client))
+        yield process, client, errors
+    finally:
+        process.kill()
+        process.join()
+
+
+def refuses(client):
+    with suppress(openai.APIConnectionError):
+        client.models.list()
+        return False
+    return True
+
+
+class FakeJob:
+    """What the engine knows of a job."""
+
+    def __init__(self, name, key="one"):
+        self.name, self.key = name, key
+        self.cancelled = self.alone = False
+        self.tokens = 0
+        self.left = []
+
+    def leave(self, error=None):
+        self.left.append(error)
+
+
+class TestEngine:
+    def run(self, jobs, answer, batch_size=4):
+        """The batches, by name, in which an engine answers jobs that wait."""
+        batches = []
+
+        def noted(batch):
+            batches.append([job.name for job in batch])
+            answer(batch)
+
+        async def work():
+            engine = Engine(noted, batch_size, 100)
+            for job in jobs:
+                engine.put(job)
+            task = asyncio.create_task(engine.run())
+            async with asyncio.timeout(10):
+                while not all(job.left for job in jobs):
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(work())
+        return batches
+
+    def test_those_alike_together_the_oldest_first(self):
+        jobs = [FakeJob(n, key) for n, key in enumerate("aabababbbb")]
+        made = self.run(jobs, lambda batch: None)
+        assert made == [[0, 1, 3, 5], [2, 4, 6, 7], [8, 9]]
+        assert [job.left for job in jobs] == [[None]] * 10
+
+    def test_an_error_is_that_of_one(self, capfd):
+        """The others of its batch are answered; those with half a reply are not begun again."""
+        jobs = [FakeJob(name) for name in ("good", "bad", "begun")]
+
+        def answer(batch):
+            for job in batch:
+                if job.name == "begun":
+                    job.tokens = 3
+            if any(job.name == "bad" for job in batch):
+                raise DataError("no such image")
+
+        assert self.run(jobs, answer) == [["good", "bad", "begun"], ["good"], ["bad"]]
+        assert [[str(error) for error in job.left] for job in jobs] == [
+            ["None"],
+            ["no such image"],
+            ["no such image"],
+        ]
+
+
+def memory():
+    """Bytes of this process in memory."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_is_flat(server, client, request):
+    """``--requests 500`` asks more often."""
+
+    def ask_often(count):
+        for number in range(count):
+            image = image_url((FIRST, SECOND)[number % 2])
+            model = (BASE, "one", "second")[number % 3]
+            list(ask(client, user(f"{number}", image), model=model, max_tokens=2, stream=True))
+
+    ask_often(12)
+    before = memory()
+    ask_often(request.config.getoption("--requests"))
+    grown = memory() - before
+    print(f"grown by {grown / 2**20:.1f} MiB")
+    assert grown < 16 * 2**20
+    assert not list(Path(tempfile.gettempdir()).glob("vlft-serve-*/*"))
+
+
+def test_the_page_of_docs(server, tmp_path, monkeypatch):
+    """Its Python and its curl, sent to this server."""
+    page = (Path(__file__).parents[1] / "docs/serve.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 30)).save("digit.png")
+    code = re.search(r"```py\n(.*?)```", page, re.DOTALL)[1]
+    code = code.replace("http://127.0.0.1:8000", server.url).replace("tiny-vl", BASE)
+    exec(compile(code, "serve.md", "exec"), {"print": lambda text: Path("out").write_text(text)})
+    assert Path("out").read_text()
+    body = re.search(r"-d '(.*?)'", page)[1].replace("tiny-vl", BASE)
+    assert post(server, body.encode()).status_code == 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vlft.inference.stops import certain_text, text_before
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -50,21 +52,12 @@ class TextStream:
 
     def _certain(self, text: str) -> str:
         self._held += text
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        self.stopped = bool(found)
-        # A stop text may have begun.
-        end = min(found) if found else min(map(self._begun, self._stop), default=len(self._held))
-        piece = self._held[:end] if self._has_begun else self._held[:end].lstrip()
-        if not piece and not found:
-            return ""
+        self.stopped = text_before(self._held, self._stop) is not None
+        certain = certain_text(self._held, self._stop)
+        rest = "" if self.stopped else self._held[len(certain) :]
+        whole = certain if self._has_begun else certain.lstrip()
         # Space at the end may be the last.
-        whole, piece = piece, piece.rstrip()
+        piece = whole.rstrip()
         self._has_begun = self._has_begun or bool(piece)
-        self._held = "" if found else whole[len(piece) :] + self._held[end:]
+        self._held = "" if self.stopped else whole[len(piece) :] + rest
         return piece
-
-    def _begun(self, stop: str) -> int:
-        """Where the end of the held text may be the start of a stop text, else its length."""
-        size = len(self._held)
-        starts = (size - length for length in range(min(len(stop) - 1, size), 0, -1))
-        return next((start for start in starts if stop.startswith(self._held[start:])), size)

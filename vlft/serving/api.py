@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,21 +72,17 @@ class Service:
             asked = read_request(await _body(request, self.largest))
             served = self.model(asked.model)
             sampling = _sampling(asked, served.sampling)
-            folder = tempfile.TemporaryDirectory(prefix="vlft-serve-", ignore_cleanup_errors=True)
-            try:
-                prompt = await asyncio.to_thread(
-                    encode_messages,
-                    asked.messages,
-                    served.processor,
-                    Path(folder.name),
-                    self.limits,
+            with ExitStack() as kept:
+                folder = kept.enter_context(
+                    tempfile.TemporaryDirectory(prefix="vlft-serve-", ignore_cleanup_errors=True)
                 )
-            except ApiError:
-                folder.cleanup()
-                raise
-            most = asked.most or served.sampling.max_new_tokens or 1
-            seed = asked.numbers.get("seed", secrets.randbits(62)) % 2**63
-            job = Job(served, prompt, sampling, most, seed, asked.stop, folder.cleanup)
+                prompt = await asyncio.to_thread(
+                    encode_messages, asked.messages, served.processor, Path(folder), self.limits
+                )
+                most = asked.most or served.sampling.max_new_tokens or 1
+                seed = asked.numbers.get("seed", secrets.randbits(62)) % 2**63
+                release = kept.pop_all().close
+                job = Job(served, prompt, sampling, most, seed, asked.stop, release)
             self.engine.put(job)
         return asked, job
 

@@ -80,23 +80,30 @@ class Engine:
 
     async def run(self) -> None:
         """Answers jobs until it is cancelled, and then returns once the model's thread is idle."""
+        try:
+            with ThreadPoolExecutor(1, "model") as pool:
+                await self._answer_all(pool)
+        finally:
+            for job in self.running:
+                job.leave()
+
+    async def _answer_all(self, pool: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "model") as pool:
-            while True:
-                await self._arrived.wait()
-                await asyncio.sleep(GATHER)
-                self.running = self._next()
-                if not self.running:
-                    self._arrived.clear()
-                    continue
-                work = loop.run_in_executor(pool, self._answer, self.running)
-                try:
-                    await asyncio.wait([work])
-                except asyncio.CancelledError:
-                    self.drop_all()
-                    raise
-                done, self.running = self.running, []
-                self._sort_out(done, work.exception())
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(GATHER)
+            self.running = self._next()
+            if not self.running:
+                self._arrived.clear()
+                continue
+            work = loop.run_in_executor(pool, self._answer, self.running)
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                self.drop_all()
+                raise
+            done, self.running = self.running, []
+            self._sort_out(done, work.exception())
 
     def _sort_out(self, done: Sequence[Job], error: BaseException | None) -> None:
         """Lets the jobs of a batch leave; after an error those without a token are tried alone.

@@ -60,7 +60,7 @@ class Job:
         self.cancelled = self.alone = False
         self.ended: Ended | None = None
         self._release = release
-        self._text = TextStream(served.text, stop)
+        self._text = TextStream(served.processor.reply_text, stop)
         self.tokens = 0
         self._loop = asyncio.get_running_loop()
         # Pieces of the text; None or an error at the end.

@@ -46,13 +46,6 @@ class Served:
     processor: Processor
     sampling: Sampling
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of a part of a reply, not stripped."""
-        chat = self.processor.chat
-        dropped = (chat.bos_id, chat.eos_id, chat.pad_id)
-        ids = [token for token in token_ids if token not in dropped]
-        return self.processor.text(ids, special=self.processor.family.has_boxes)
-
 
 class Models:
     """All of them, one of which is in place at a time.
