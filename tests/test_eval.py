@@ -84,12 +84,14 @@ class TestMetrics:
 
     @pytest.mark.parametrize("name", METRICS)
     def test_an_empty_reply_is_wrong(self, name):
-        label = {"json-fields": '{"a": 1}'}.get(name, CAT if name.startswith("box") else "the")
+        special = {"json-fields": '{"a": 1}', "teds": "| a |\n|---|"}
+        label = special.get(name, CAT if name.startswith("box") else "the")
         if name in LIBRARIES:
             needs(name)
         wrong = 0.0 if METRICS[name].higher_is_better else 1.0
-        assert METRICS[name].best("", [label])[0] == wrong
-        assert METRICS[name].best(" \n", [label])[0] == wrong
+        score = METRICS[name].scorer([[label], ["Another."]])
+        assert score("", [label])[0] == wrong
+        assert score(" \n", [label])[0] == wrong
 
     def test_a_file_of_the_user(self):
         Path("own.py").write_text(

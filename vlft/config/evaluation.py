@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # The keys of ``vlft.evaluation.metrics.METRICS``, which imports more than the command line may.
 METRIC_NAMES = (
     "exact-match", "contains", "token-f1", "cer", "wer", "anls", "relaxed-accuracy", "json-fields",
-    "box-iou", "box-accuracy", "box-parsed", "rouge-l", "sentence-bleu",
+    "box-iou", "box-accuracy", "box-parsed", "rouge-l", "sentence-bleu", "cider",
+    "teds",
 )  # fmt: skip
 
 _scoring, _generation = makers("Scoring", "Generation")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlft.evaluation import boxes, edits, libraries, numbers, text
+from vlft.evaluation.captions import cider
 from vlft.evaluation.json_fields import json_fields
+from vlft.evaluation.tables import teds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+# The references of each record.
+Corpus: TypeAlias = "Sequence[Sequence[str]]"
 
 
 @dataclass(frozen=True)
@@ -17,16 +22,26 @@ class Metric:
     """A metric.
 
     Attributes:
-        score: of a reply and a reference. Its docstring says what it is, its range and source.
+        score: of a reply and a reference. Its docstring says what it is, its range and source. None
+            for metrics of a corpus.
         higher_is_better: false for error rates.
         weight: of a reference in the mean over records; without it all have the same.
         library: module that the score imports; empty if it needs none.
+        of_corpus: from the references of all records the score of a reply and its references.
     """
 
-    score: Callable[[str, str], float]
+    score: Callable[[str, str], float] | None
     higher_is_better: bool = True
     weight: Callable[[str], float] | None = None
     library: str = ""
+    of_corpus: Callable[[Corpus], Callable[[str, Sequence[str]], float]] | None = None
+
+    def scorer(self, corpus: Corpus) -> Callable[[str, Sequence[str]], tuple[float, float]]:
+        """``best`` for the records with these references."""
+        if self.of_corpus is None:
+            return self.best
+        score = self.of_corpus(corpus)
+        return lambda reply, references: (score(reply, references), 1.0)
 
     def best(self, reply: str, references: Sequence[str]) -> tuple[float, float]:
         """The score against the reference that fits best, and the weight of that one.
@@ -34,6 +49,8 @@ class Metric:
         Raises:
             ValueError: a reference cannot be scored; the text goes on after its name.
         """
+        if self.score is None:
+            raise ValueError("is scored with those of all records, by vlft eval alone")
         scores = [self.score(reply, reference) for reference in references]
         score = max(scores) if self.higher_is_better else min(scores)
         reference = references[scores.index(score)]
@@ -54,6 +71,8 @@ METRICS = {
     "box-parsed": Metric(boxes.box_parsed),
     "rouge-l": Metric(libraries.rouge_l, library=libraries.ROUGE),
     "sentence-bleu": Metric(libraries.sentence_bleu, library=libraries.BLEU),
+    "cider": Metric(None, of_corpus=cider),
+    "teds": Metric(teds),
 }
 
 

@@ -53,9 +53,10 @@ def score(answers: Answers, metrics: Mapping[str, Metric]) -> Scores:
     problems: list[DataError] = []
     for name, metric in metrics.items():
         table = np.empty((len(answers.answers), 2))
+        score_of = metric.scorer([answer.references for answer in answers.answers])
         for index, answer in enumerate(answers.answers):
             try:
-                table[index] = metric.best(answer.reply, answer.references)
+                table[index] = score_of(answer.reply, answer.references)
             except ValueError as error:
                 place = f"{shown(answers.path)}:{answer.line}"
                 hint = "name a metric that fits the data, or other --references"
