@@ -332,8 +332,9 @@ class TestStartingFromOne:
         val = write_jsonl(tmp_path / "val.jsonl", rows[6:])
         return vlft.SftConfig(
             dataset=(str(data),), val_dataset=(str(val),), image_root=GOLDEN / "images",
-            output_dir=tmp_path / "out", batch_size=2, save_steps=1, learning_rate=1e-2,
-            show_sample=False, **{"max_steps": 2, **settings},
+            output_dir=tmp_path / "out", batch_size=2, save_steps=1,
+            show_sample=False,
+            **{"max_steps": 2, "learning_rate": 1e-2, **settings},
         )  # fmt: skip
 
     def losses(self, run):
@@ -382,6 +383,23 @@ class TestStartingFromOne:
         )
         assert not torch.equal(before, after)
         assert len(load_file(run / "last" / "adapter_model.safetensors")) < len(tensors)
+
+    @only_siglip
+    @pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+    def test_of_plain_peft(self, case, inputs, folder, plain, tmp_path, kind):
+        """Kind, ranks and scales are those of the adapter, and the run begins with its weights."""
+        patterns = {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {"v_proj": 5}}
+        targets = ["q_proj", "v_proj"]
+        peft_model, adapter, _ = plain(target_modules=targets, **patterns, **{kind: True})
+        still = {"model": str(case.folder), "learning_rate": 1e-12, "max_steps": 1}
+        run = vlft.sft(self.config(tmp_path, adapter=adapter, **still)).run
+        saved = json.loads((run / "last" / "adapter_config.json").read_text())
+        assert (saved[kind], saved["r"]) == (True, 2)
+        tensors = load_file(run / "last" / "adapter_model.safetensors")
+        ranks = {name.split(".")[-3]: len(t) for name, t in tensors.items() if "lora_A" in name}
+        assert ranks == {"q_proj": 2, "v_proj": 3}
+        found = logits(load_adapter(load_model(folder, CPU), run / "last"), inputs)
+        assert_close(found, logits(peft_model, inputs), "logits")
 
     @only_siglip
     @pytest.mark.parametrize(
