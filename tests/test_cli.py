@@ -35,7 +35,8 @@ FLAGS = {
         --num-train-epochs --max-steps --batch-size --tokens-per-microbatch --learning-rate
         --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --gradient-checkpointing
         --compile --cfg-dropout --share-prefix --vision-cache --seed
-        --output-dir --save-steps --eval-steps --save-total-limit --logging-steps --early-stop
+        --output-dir --save-steps --eval-steps --eval-metric --eval-samples --save-total-limit
+        --logging-steps --early-stop
         --report-to --resume --overwrite --accept-changes --show-sample
     """,
     "infer": """

@@ -27,9 +27,9 @@ from vlft.config import SftConfig
 from vlft.families.base import Parts
 from vlft.training import plots
 from vlft.training.plots import POINTS, plot_run
+from vlft.training.position import Position
 from vlft.training.preview import introduce, parts_table
 from vlft.training.progress import RunLog, closing_lines
-from vlft.training.state import Position
 from vlft.training.trackers import start_trackers
 
 CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")

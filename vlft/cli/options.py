@@ -86,7 +86,24 @@ def _read_file(cls: type, path: Path) -> tuple[dict[str, Any], list[UsageError]]
     if dropped:
         warn(f"{path}: {', '.join(sorted(dropped))} not taken from a file; write it as a flag")
     converted, wrong = convert(cls, table, source=str(path))
-    return converted, problems + wrong
+    return converted, [*problems, *wrong, *_own_code(cls, converted, path)]
+
+
+def _own_code(cls: type, table: dict[str, Any], path: Path) -> list[UsageError]:
+    """The problems of settings that name a file of code: only a flag or Python may have one run."""
+    problems: list[UsageError] = []
+    for spec in dataclasses.fields(cls):
+        value = table.get(spec.name, ())
+        named = [v for v in (value if isinstance(value, tuple) else (value,)) if _is_code(spec, v)]
+        if named:
+            found = f"found {', '.join(named)}, whose code no file of settings can have run"
+            hint = f"write it as a flag: {flag(spec.name)} {' '.join(named)}"
+            problems.append(ConfigError(found, place=f"{path}: {spec.name}", hint=hint))
+    return problems
+
+
+def _is_code(spec: dataclasses.Field[Any], value: Any) -> bool:
+    return "FILE.py" in spec.metadata["choices"] and str(value).endswith(".py")
 
 
 def _our_word(name: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlft.config.evaluation import METRIC_NAMES
 from vlft.config.shared import (
     ATTENTION,
     DEVICES,
@@ -158,11 +159,16 @@ class SftConfig(ReadingSettings):
                                   default_text="each epoch")
     eval_steps: int | None = _run(None, "Optimiser steps between evaluations.", minimum=1,
                                   default_text="as save-steps")
+    eval_metric: str | None = _run(
+        None, "Score of answers to validation records, higher or lower as vlft eval has it, that "
+        "decides about best and --early-stop.", choices=(*METRIC_NAMES, "FILE.py"),
+        default_text="the validation loss")
+    eval_samples: int = _run(100, "Validation records that --eval-metric has answered.", minimum=1)
     save_total_limit: int | None = _run(3, "Newest checkpoints to keep, besides the best.",
                                         minimum=1, on_resume="free")
     logging_steps: int = _run(1, "Optimiser steps between log lines.", minimum=1, on_resume="free")
     early_stop: int | None = _run(
-        None, "Stop after this many evaluations without a lower validation loss.", minimum=1,
+        None, "Stop after this many evaluations that are not the best so far.", minimum=1,
         default_text="never", on_resume="extends")
     report_to: str = _run("none", "Tracker to log to as well.",
                           choices=("none", "tensorboard", "wandb"), on_resume="free")
@@ -203,6 +209,8 @@ class SftConfig(ReadingSettings):
             (self.max_steps, given(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
+            (self.eval_metric is None, given(self, "eval_samples"), "--eval-metric is not given",
+             None),
             (self.resume is None, given(self, "overwrite"),
              "only --resume meets checkpoints; a new run gets a folder of its own", None),
             (self.resume is None and self.adapter is None, given(self, "accept_changes"),
@@ -211,7 +219,7 @@ class SftConfig(ReadingSettings):
 
     def lacks_validation(self, found: object) -> Rule:
         """The rule of settings that need validation data: they do not act where none is found."""
-        flags = given(self, "early_stop", "eval_steps")
+        flags = given(self, "early_stop", "eval_steps", "eval_metric", "eval_samples")
         hint = "name --val-dataset or raise --val-ratio"
         return flags and not found, flags, "needs validation data", hint
 

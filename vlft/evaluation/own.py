@@ -37,12 +37,17 @@ def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
     check_libraries([name for name in names if not name.endswith(ENDING)])
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(names):
-        called = Path(name).stem if name.endswith(ENDING) else name
+        called = name_of(name)
         if called in found:
             hint = "rename the file"
             raise ConfigError(f"two metrics are called {called}", place="--metric", hint=hint)
         found[called] = _own(Path(name)) if name.endswith(ENDING) else METRICS[name]
     return found
+
+
+def name_of(metric: str) -> str:
+    """What a metric is called: its name, or that of its file without ending."""
+    return Path(metric).stem if metric.endswith(ENDING) else metric
 
 
 def _own(path: Path) -> Metric:

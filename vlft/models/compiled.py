@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlft.models.cache_name import CACHE
 from vlft.models.tree_attention import WholeRow
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ def compile_layers(language: Any, backend: str = "inductor") -> None:
 
 def compiled_forward(layer: Any, backend: str, hidden: Tensor, **kwargs: Any) -> Tensor:
     """The layer's output, (1, N, D) of (1, N, D)."""
+    if kwargs.get(CACHE) is not None:
+        # Replies: each new token would be a shape to compile for.
+        usual: Tensor = type(layer).forward(layer, hidden, **kwargs)
+        return usual
     # Below transformers' wrappers, which decide about checkpointing and old names of arguments.
     # These are for the last layer; the compiler would make code for each number of blocks.
     kwargs = {k: v for k, v in kwargs.items() if k not in ("kept_row", "positions_to_keep")}

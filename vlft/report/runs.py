@@ -12,8 +12,10 @@ from vlft import console
 from vlft.checkpoints.runs import PROVENANCE, RUN_CONFIG, read_provenance, read_run_config
 from vlft.config import SftConfig
 from vlft.errors import CheckpointError, raise_all, shown
+from vlft.evaluation.kept_answers import by_change, read_answers_at
+from vlft.evaluation.own import name_of
 from vlft.report.charts import Curve, chart
-from vlft.report.gallery import Card, card_of, gallery
+from vlft.report.gallery import Card, card_of, gallery, images_of
 from vlft.report.page import NAME, check_own_page, section, table, write_page
 from vlft.settings import check, flag
 from vlft.training.plots import METRICS, RATES, read_curves
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # Replies of a run that are shown.
 REPLIES = 12
+SCORE = "score of validation answers"
 PLAIN = {"learning_rate": "learning rate", "grad_norm": "gradient norm before clipping", **RATES}
 
 
@@ -41,6 +44,16 @@ class _Run:
     @property
     def name(self) -> str:
         return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric that scores answers."""
+        return name_of(self.settings["eval_metric"] or "")
+
+    @property
+    def best_score(self) -> tuple[float, float] | None:
+        """Step and value of the best score of answers."""
+        return next(iter(self.curves["best_score"]), None)
 
     @property
     def best(self) -> tuple[float, float] | None:
@@ -85,6 +98,7 @@ def write_run_report(folder: Path, target: Path | None = None) -> None:
         section("Curves", _charts([run])),
         section("Settings that are not the default", table(("setting", "value"), changed)),
         section("Data", _data(run)),
+        section("Answers that tuning changed most", gallery(_answers(run))),
         section("Replies", gallery(_replies(folder))),
         section("All settings", table(("setting", "value"), _rows(run.settings)), folded=True),
         section("Made with", table(("", ""), _rows(run.origin)), folded=True),
@@ -106,21 +120,31 @@ def _read(folder: Path) -> _Run:
 
 def _summary(runs: Sequence[_Run]) -> str:
     """A row for each run."""
-    heads = ("run", "model", "started", "steps", "last training loss", "best validation loss")
+    heads = ["run", "model", "started", "steps", "last training loss", "best validation loss"]
+    scored = any(run.best_score for run in runs)
+    heads += ["best score"] if scored else []
     rows = []
     for run in runs:
         last = run.curves["loss"][-1] if run.curves["loss"] else None
         best = f"{run.best[1]:.4f} at step {run.best[0]:,.0f}" if run.best else "none"
         steps, loss = (f"{last[0]:,.0f}", f"{last[1]:.4f}") if last else ("0", "none")
         model = run.settings["model"] or "the sample's"
-        rows.append((run.name, model, run.origin.get("started", ""), steps, loss, best))
+        row = [run.name, model, run.origin.get("started", ""), steps, loss, best]
+        if scored:
+            step, score = run.best_score or (0, 0)
+            found = f"{run.metric} {score:.4f} at step {step:,.0f}"
+            row.append(found if run.best_score else "none")
+        rows.append(row)
     return table(heads, rows)
 
 
 def _charts(runs: Sequence[_Run]) -> str:
     """Loss, learning rate, gradient norm, speed and memory; of several runs one curve for each."""
     if len(runs) > 1:
-        titles = {"val_loss": "validation loss", "smoothed": "training loss, smoothed", **PLAIN}
+        titles = {
+            "val_loss": "validation loss", "val_score": SCORE,
+            "smoothed": "training loss, smoothed", **PLAIN,
+        }  # fmt: skip
         figures = [
             chart(title, [Curve(run.name, run.curves[key], n) for n, run in enumerate(runs)])
             for key, title in titles.items()
@@ -133,6 +157,7 @@ def _charts(runs: Sequence[_Run]) -> str:
         Curve("validation", run.curves["val_loss"], 1),
     ]
     figures = [chart("loss, nats per token", losses, run.best)]
+    figures.append(chart(SCORE, [Curve("", run.curves["val_score"], 1)], run.best_score))
     figures += [chart(title, [Curve("", run.curves[key])]) for key, title in PLAIN.items()]
     return f'<div class="charts">{"".join(figures)}</div>'
 
@@ -172,6 +197,24 @@ def _data(run: _Run) -> str:
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
             made += table(list(rows[0]), [list(map(_value, row.values())) for row in rows])
     return made
+
+
+def _answers(run: _Run) -> list[Card]:
+    """Base and tuned answers to validation records, if the run has had some answered."""
+    best = run.best_score or (0, 0)
+    pairs = by_change(read_answers_at(run.path, 0), read_answers_at(run.path, int(best[0])))
+    return [
+        Card(
+            images_of(tuned),
+            [
+                ("prompt", str(tuned.get("query", ""))), ("label", str(tuned.get("label", ""))),
+                ("base", base["response"]), ("tuned", tuned["response"]),
+            ],
+            f"{run.metric} {base['score']:.2f} -> {tuned['score']:.2f}",
+            tuned["response"],
+        )
+        for base, tuned in pairs[:REPLIES]
+    ] if best[0] else []  # fmt: skip
 
 
 def _replies(folder: Path) -> list[Card]:

@@ -33,6 +33,12 @@ def start_backend(config: SftConfig, placement: Placement) -> Backend:
         _check_fsdp(config, placement.device)
         backend = _start_accelerate(config, placement)
     console.err.quiet = not backend.world.is_rank_zero
+    if config.eval_metric is not None and backend.world.sharded:
+        raise ConfigError(
+            "answers come from a model that each process holds as a whole, found FSDP or DeepSpeed",
+            place="--eval-metric",
+            hint="use distributed_type: MULTI_GPU, or score the checkpoints with vlft eval",
+        )
     return backend
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
     from vlft.training.backend import Backend
     from vlft.training.model import TunedModel
-    from vlft.training.state import Position
+    from vlft.training.position import Position
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vlft.config import SftConfig
     from vlft.training.backend import Backend
     from vlft.training.job import LoopOptions
+    from vlft.training.position import Position
     from vlft.training.resume import Resumed
-    from vlft.training.state import Position
 
 
 def check_course(config: SftConfig, resumed: Resumed, steps_per_epoch: int) -> None:

@@ -9,6 +9,7 @@ from vlft.training.ahead import Ahead
 
 if TYPE_CHECKING:
     from vlft.data.dataset import Dataset
+    from vlft.evaluation.judge import Judge
     from vlft.packing.planner import Planner
     from vlft.training.backend import Backend
     from vlft.vision.cache import Images
@@ -39,6 +40,7 @@ class Job:
         options: see LoopOptions.
         ahead: prepares the rows of the next step.
         base: folder of the base model, for messages.
+        judge: answers and scores validation records, if --eval-metric asks for it.
     """
 
     backend: Backend
@@ -49,3 +51,4 @@ class Job:
     options: LoopOptions
     ahead: Ahead = field(default_factory=Ahead)
     base: str = ""
+    judge: Judge | None = None

@@ -21,14 +21,15 @@ from vlft.training.progress import RunLog, Window, parts_of
 from vlft.training.rows import Losses, explaining_row, own_plans, own_rows, row_loss, row_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vlft.data.dataset import Dataset
+    from vlft.data.encode import EncodedImage
     from vlft.errors import DataError
     from vlft.packing.packer import RowPlan
     from vlft.training.checkpointer import Checkpointer
     from vlft.training.job import Job, LoopOptions
-    from vlft.training.state import Position
+    from vlft.training.position import Position
 
 
 def train(
@@ -101,12 +102,15 @@ class _Loop:
         return due(self.position.step, self.job.options, validates=len(self.job.val) > 0)
 
     def _stops_before(self, data: Dataset, plans: Sequence[RowPlan]) -> bool:
-        """Whether any rank was asked to stop, or cannot read an image of its next rows.
+        """Whether any rank was asked to stop, or cannot read an image of its next rows."""
+        members = (data.outlines[i] for plan in own_plans(self.job, plans) for i in plan.members)
+        return self._stops_for(image for outline in members for image in outline.images)
+
+    def _stops_for(self, images: Iterable[EncodedImage]) -> bool:
+        """Whether any rank was asked to stop, or cannot read one of its images.
 
         All ranks stop at the same place.
         """
-        members = (data.outlines[i] for plan in own_plans(self.job, plans) for i in plan.members)
-        images = (image for outline in members for image in outline.images)
         self.problem = self.problem or self.job.images.problem_with(images)
         stops = self.interrupt.asked or self.problem is not None
         return self.job.backend.world.all_reduce(float(stops))[0] > 0
@@ -133,21 +137,17 @@ class _Loop:
         loss = found.loss
         if position.step == 0 and not math.isfinite(loss):
             raise _no_number(f"the validation loss is {loss}", self.job)
-        position.evaluated_step = position.step
-        position.last_loss = loss if math.isfinite(loss) else None
-        # There is no checkpoint of the untrained model.
-        counts = position.step > 0
-        best = position.best_loss
-        is_best = counts and math.isfinite(loss) and (best is None or loss < best)
-        if is_best:
-            position.best_loss, position.best_step = loss, position.step
-        self.log.evaluation(position.step, loss, found.parts, is_best=is_best)
-        position.evaluations_without_best = (
-            0 if is_best else position.evaluations_without_best + int(counts)
-        )
+        judge, verdict = self.job.judge, None
+        if judge is not None and (verdict := judge.ask(self._stops_for)) is None:
+            return False
+        is_best = position.note(loss, verdict)
+        self.log.evaluation(position.step, loss, found.parts, verdict, is_best=is_best)
+        if verdict is not None:
+            self.log.answers(verdict.rows, position)
         patience = self.job.options.early_stop
         if patience is not None and position.evaluations_without_best >= patience:
-            console.info(f"no better loss in {patience} evaluations; stopping early")
+            what = "loss" if verdict is None else verdict.metric
+            console.info(f"no better {what} in {patience} evaluations; stopping early")
             position.finished = True
         return is_best
 

@@ -22,6 +22,7 @@ FIGURES = {
     "loss": ("loss, nats per token", ("loss", "smoothed", "val_loss", "best")),
     "train_loss": ("training loss, nats per token", ("loss", "smoothed")),
     "val_loss": ("validation loss, nats per token", ("val_loss", "best")),
+    "val_score": ("score of validation answers", ("val_score", "best_score")),
     "learning_rate": ("learning rate", ("learning_rate",)),
     "grad_norm": ("gradient norm before clipping", ("grad_norm",)),
 }
@@ -30,6 +31,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "smoothed": {"label": "training, smoothed", "color": "C0"},
     "val_loss": {"label": "validation", "color": "C1"},
     "best": {"label": "best validation", "color": "C3", "ls": "", "markersize": 12},
+    "val_score": {"label": "validation", "color": "C1"},
+    "best_score": {"label": "best", "color": "C3", "ls": "", "markersize": 12},
     "learning_rate": {"color": "C0"},
     "grad_norm": {"color": "C0"},
 }
@@ -85,10 +88,11 @@ class _Figure:
                     self._axes.legend()
             self._lines[name].set_data(*zip(*curves[name], strict=True))
             few = len(curves[name]) < 40
-            self._lines[name].set_marker("*" if name == "best" else "." if few else "")
-        if "best" in drawn:
-            step, loss = curves["best"][0]
-            self._axes.set_title(f"best validation loss {loss:.4f}, step {step}", size="medium")
+            self._lines[name].set_marker("*" if name.startswith("best") else "." if few else "")
+        for name, what in (("best", "validation loss"), ("best_score", "score")):
+            if name in drawn:
+                step, value = curves[name][0]
+                self._axes.set_title(f"best {what} {value:.4f}, step {step}", size="medium")
         self._axes.relim()
         self._axes.autoscale_view()
         self._figure.savefig(self._path)
@@ -118,12 +122,16 @@ def read_curves(metrics: Path) -> dict[str, Points]:
             if (lines - 1 - number) % stride and b'"val_loss"' not in line:
                 continue
             row = parse_metrics(line) or {}
+            if row.get("val_best"):
+                row["best_score"] = row.get("val_score", math.nan)
             for name in curves.keys() & row.keys():
                 # A damaged file may hold whole numbers of any length.
                 with suppress(OverflowError):
                     curves[name].append((float(row["step"]), float(row[name])))
     finite = [point for point in curves["val_loss"] if math.isfinite(point[1])]
     curves["best"] = [min(finite, key=lambda point: point[1])] if finite else []
+    # The last of those that were the best so far.
+    curves["best_score"] = curves["best_score"][-1:]
     curves["val_loss"] = curves["val_loss"][:: len(curves["val_loss"]) // POINTS + 1]
     curves["smoothed"] = _smooth(curves["loss"])
     return curves

@@ -13,6 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from vlft import console
+from vlft.evaluation.kept_answers import write_answers
 from vlft.training.plots import METRICS
 from vlft.training.rows import Losses
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vlft.evaluation.judge import Verdict
     from vlft.packing.packer import RowPlan
-    from vlft.training.state import Position
+    from vlft.training.position import Position
 
 
 @dataclass
@@ -178,13 +180,28 @@ class RunLog:
         console.info("  ".join(parts))
 
     def evaluation(
-        self, step: int, loss: float, parts: Mapping[str, float], *, is_best: bool
+        self,
+        step: int,
+        loss: float,
+        parts: Mapping[str, float],
+        verdict: Verdict | None = None,
+        *,
+        is_best: bool,
     ) -> None:
-        """Records and shows a validation loss, and its parts."""
-        self._write({"step": step, "val_loss": loss, **{f"val_{k}": v for k, v in parts.items()}})
+        """Records and shows a validation loss, its parts, and the score of answers."""
+        row = {"step": step, "val_loss": loss, **{f"val_{k}": v for k, v in parts.items()}}
+        if verdict is not None:
+            row |= {"val_score": verdict.score, "val_best": int(is_best)}
+        self._write(row)
         of = "".join(f", {k.removesuffix('_loss')} {v:.4f}" for k, v in sorted(parts.items()))
         best = " (best)" if is_best else ""
-        console.info(f"step {step}: validation loss {loss:.4f}{of}{best}")
+        score = "" if verdict is None else f", {verdict.metric} {verdict.score:.4f}"
+        console.info(f"step {step}: validation loss {loss:.4f}{of}{score}{best}")
+
+    def answers(self, rows: Sequence[Mapping[str, Any]], position: Position) -> None:
+        """Keeps the answers of an evaluation, besides those of the base and of the best."""
+        if self._writes:
+            write_answers(self._path.parent, position.step, rows, {0, position.best_step or 0})
 
     def _time_left(self, step: int) -> str:
         done = max(step - self._first, 1)
@@ -202,11 +219,11 @@ class RunLog:
 
 
 def closing_lines(
-    run: Path, position: Position, seconds: float, *, draws: bool = False
+    run: Path, position: Position, seconds: float, *, draws: bool = False, metric: str = ""
 ) -> list[str]:
     """The last lines of a run: time taken, best and last checkpoint, the command to type next.
 
-    ``draws`` if all replies are images.
+    ``draws`` if all replies are images; ``metric`` is the name of --eval-metric.
     """
     last = run / f"checkpoint-{position.step}"
     if position.step == 0:
@@ -216,14 +233,17 @@ def closing_lines(
             f"stopped after {_clock(seconds)}, saved as {last}",
             f"go on with: vlft sft --resume {shlex.quote(str(run))}",
         ]
-    last_loss = position.last_loss if position.evaluated_step == position.step else None
+    is_evaluated = position.evaluated_step == position.step
+    last_found = (position.last_loss, position.last_score) if is_evaluated else (None, None)
+    best_found = (position.best_loss, position.best_score)
     best = run / f"checkpoint-{position.best_step}" if position.best_step else last
-    shown = [("best", best, position.best_loss), ("last", last, last_loss)]
+    shown = [("best", best, best_found), ("last", last, last_found)]
     if best == last:
-        shown = [("best and last", best, position.best_loss)] if position.best_step else shown[1:]
+        shown = [("best and last", best, best_found)] if position.best_step else shown[1:]
     lines = [f"done: {position.step} steps in {_clock(seconds)}"]
-    for name, checkpoint, loss in shown:
+    for name, checkpoint, (loss, score) in shown:
         evaluated = "" if loss is None else f", validation loss {loss:.4f}"
+        evaluated += "" if score is None else f", {metric} {score:.4f}"
         lines.append(f"{name}: {checkpoint.name}{evaluated}")
     command, asked = ("draw", " --prompt 'what to draw'") if draws else ("infer", "")
     if position.best_loss is not None:

@@ -93,6 +93,10 @@ def resumed_config(
         elif _differs(given_json[name], saved_json[name]):
             found = f"found {_text(given_json[name])}, the run has {_text(saved_json[name])}"
             problems.append(ConfigError(found, place=flag(name), hint=KEPT))
+    own = saved.eval_metric or ""
+    if own.endswith(".py") and "eval_metric" not in explicit:
+        found = f"the run has {own}, whose code no file of a run can have run"
+        problems.append(ConfigError(found, place="--eval-metric", hint="give the flag again"))
     raise_all(problems)
     if "num_train_epochs" in explicit and "max_steps" not in explicit:
         changes["max_steps"] = None  # It would override the epochs.

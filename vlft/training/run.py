@@ -26,6 +26,7 @@ from vlft.checkpoints.runs import (
 )
 from vlft.data.split import write_split
 from vlft.errors import VlftError, raise_all, shown
+from vlft.evaluation.own import name_of
 from vlft.locks import locked
 from vlft.models.adaptations import restore
 from vlft.models.compiled import compile_layers
@@ -38,12 +39,14 @@ from vlft.training.course import check_course, go_on
 from vlft.training.failures import failing, remove_run, removed_if_idle
 from vlft.training.images import prepare_images
 from vlft.training.job import Job
+from vlft.training.judging import judged_records, make_judge, show_answers
 from vlft.training.loop import train
 from vlft.training.loss import PackedLoss
 from vlft.training.mixing import mix_rows, write_mix
 from vlft.training.model import prepare_model, uses_compiler
 from vlft.training.optim import make_optimizer, make_scheduler
 from vlft.training.plots import plot_run
+from vlft.training.position import Position
 from vlft.training.preview import introduce
 from vlft.training.progress import RunLog, closing_lines
 from vlft.training.provenance import (
@@ -55,7 +58,7 @@ from vlft.training.provenance import (
 from vlft.training.resume import drop_later_checkpoints
 from vlft.training.samples import load_data, loop_options, make_planner, make_schedule
 from vlft.training.setup import check_settings
-from vlft.training.state import Position, cut_metrics
+from vlft.training.state import cut_metrics
 from vlft.training.trackers import start_trackers
 from vlft.vision.cache import Images, release_towers
 
@@ -83,7 +86,8 @@ class SftResult:
         checkpoint: the last checkpoint.
         step: optimiser steps done.
         finished: False if it was interrupted.
-        best_loss: lowest validation loss, nats per token; None without validation.
+        best_loss: validation loss of the best checkpoint, nats per token; None without validation.
+        best_score: its score by --eval-metric; None without one.
     """
 
     run: Path
@@ -91,6 +95,7 @@ class SftResult:
     step: int
     finished: bool
     best_loss: float | None
+    best_score: float | None = None
 
 
 def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftResult:
@@ -107,6 +112,7 @@ def run_sft(config: SftConfig, explicit: Collection[str] | None = None) -> SftRe
     setup = check_settings(config, explicit)
     resumed = None if setup.resumed is None else setup.resumed.run
     data = load_data(setup.config, setup.processor, resumed)
+    judged_records(setup.config, data[1])
     setup = _checked_unchanged(setup, data)
     backend = start_backend(setup.config, setup.placement)
     try:
@@ -154,6 +160,8 @@ def _train(
     introduce(config, model.module, setup.folder, setup.processor, data)
     images = prepare_images(config, setup.processor, model.module, data, backend)
     job, position = _prepare_job(setup, model.module, data, images, backend)
+    judge = make_judge(config, setup.processor, model, data[1], images, backend)
+    job = dataclasses.replace(job, judge=judge)
     if images.stage != "pixels" and not backend.world.shards_weights:
         # Not earlier: Accelerate has just put the whole model on the device.
         release_towers(model.module, setup.processor)
@@ -168,10 +176,11 @@ def _train(
     with removed_if_idle(run, writes=backend.world.is_rank_zero), failing(run):
         position, problem = train(job, position, checkpointer, _open_log(job, run, position))
         backend.world.on_rank_zero(lambda: _show_run(run, trained=position.step > first))
+        backend.world.on_rank_zero(lambda: show_answers(config, run, position))
     # What is left of the model is transformers' own.
     restore(model.module)
     draws = all(part.is_drawn.all() for part in data)
-    result = _close(run, position, time.perf_counter() - started, draws=draws)
+    result = _close(config, run, position, time.perf_counter() - started, draws=draws)
     backend.world.end_if(problem)
     return result
 
@@ -269,8 +278,12 @@ def _show_run(run: Path, *, trained: bool) -> None:
             console.warn(f"no report of the run: {error.place}: {error.message}")
 
 
-def _close(run: Path, position: Position, seconds: float, *, draws: bool) -> SftResult:
-    for line in closing_lines(run, position, seconds, draws=draws):
+def _close(
+    config: SftConfig, run: Path, position: Position, seconds: float, *, draws: bool
+) -> SftResult:
+    metric = name_of(config.eval_metric or "")
+    for line in closing_lines(run, position, seconds, draws=draws, metric=metric):
         console.info(line)
     checkpoint = run / f"checkpoint-{position.step}"
-    return SftResult(run, checkpoint, position.step, position.finished, position.best_loss)
+    best = position.best_loss, position.best_score
+    return SftResult(run, checkpoint, position.step, position.finished, *best)

@@ -19,6 +19,7 @@ from vlft.config import LEARNING_RATES, TOKENS_PER_ROW
 from vlft.data.mix import resolved_mix
 from vlft.data.specs import expand
 from vlft.errors import ConfigError, shown
+from vlft.evaluation.own import ENDING, find_metrics
 from vlft.families.image_settings import ImageSettings
 from vlft.settings import check
 from vlft.training.resume import Resumed, resumed_config
@@ -82,6 +83,8 @@ def check_settings(config: SftConfig, explicit: Collection[str] | None) -> Setup
         config = _with_base(config, config.adapter)
     config = _absolute(config)
     _check_tracker(config.report_to)
+    if config.eval_metric is not None:
+        find_metrics([config.eval_metric])
     folder = locate_model(config.model, revision=config.revision, hub=config.hub)
     if resumed is None:
         _try_output(config.output_dir)
@@ -165,7 +168,7 @@ def _absolute(config: SftConfig) -> SftConfig:
     def absolute(path: str) -> str:
         return str(Path(path).absolute())
 
-    model = config.model
+    model, metric = config.model, config.eval_metric
     return dataclasses.replace(
         config,
         model=absolute(model) if model is not None and Path(model).is_dir() else model,
@@ -175,4 +178,5 @@ def _absolute(config: SftConfig) -> SftConfig:
         image_root=None if config.image_root is None else config.image_root.absolute(),
         confine_images=config.confine_images and config.confine_images.absolute(),
         adapter=None if config.adapter is None else config.adapter.absolute(),
+        eval_metric=absolute(metric) if metric and metric.endswith(ENDING) else metric,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from vlft.errors import CheckpointError, shown
 from vlft.files import open_tensors, read_object, save_tensors, write_whole
 from vlft.schema import BOOL, OBJECT, Schema, number, whole
 from vlft.training.plots import METRICS, parse_metrics
+from vlft.training.position import Position
 from vlft.training.progress import Window
 
 if TYPE_CHECKING:
@@ -34,39 +35,10 @@ SCHEDULER = ("last_epoch", "base_lrs", "_last_lr")
 STEPS = whole(0, 2**53)
 SCHEMA: Schema = {
     **dict.fromkeys(("step", "best_step", "evaluated_step", "evaluations_without_best"), STEPS),
-    **dict.fromkeys(("best_loss", "last_loss"), number(-1e30, 1e30)),
+    **dict.fromkeys(("best_loss", "last_loss", "best_score", "last_score"), number(-1e30, 1e30)),
     **dict.fromkeys(("window", "scheduler", "scaler"), OBJECT),
     "finished": BOOL,
 }
-
-
-@dataclass
-class Position:
-    """Where a run stands.
-
-    Attributes:
-        step: optimiser steps done.
-        best_loss: lowest validation loss so far, in nats per token.
-        best_step: the step at which it was measured.
-        evaluations_without_best: evaluations since then.
-        last_loss: validation loss of the last evaluation.
-        evaluated_step: the step at which it was measured.
-        finished: whether the run ends here.
-        window: what progress.Window has summed up since the last log line.
-        scheduler: state of the learning rate scheduler.
-        scaler: state of the gradient scaler; empty without one.
-    """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    evaluations_without_best: int = 0
-    last_loss: float | None = None
-    evaluated_step: int | None = None
-    finished: bool = False
-    window: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def random_states() -> dict[str, Tensor]:
