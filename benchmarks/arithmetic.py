@@ -81,9 +81,15 @@ def _grouped(rows: Sequence[int], weights: Sequence[int], *_args: Any, **_: Any)
     return 2 * prod(rows) * weights[-1]
 
 
+def _added(_to: Sequence[int], left: Sequence[int], right: Sequence[int], **_: Any) -> int:
+    """A batch of products that is added to what is there."""
+    return 2 * prod(left) * right[-1]
+
+
 # Operations that torch's counter does not know.
 FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
     torch.ops.aten._grouped_mm: _grouped,
+    torch.ops.aten.baddbmm_: _added,
 }

@@ -35,14 +35,23 @@ class Measured:
     value: float
 
 
-def measure(compute: Callable[[], float], device: torch.device, clock: str = "wall") -> Measured:
-    """Runs a computation once, after unused memory was returned to the system.
+def measure(
+    compute: Callable[[], float], device: torch.device, clock: str = "wall", *, trim: bool = True
+) -> Measured:
+    """Runs a computation once.
 
     On the CPU the peak is the kernel's high-water mark of the process (Linux), which no
     allocation can slip past; on CUDA it is the allocator's.
+
+    Args:
+        compute: returns the value to keep.
+        device: that it runs on.
+        clock: a key of CLOCKS.
+        trim: whether unused memory is returned to the system before. A peak needs it. Seconds then
+            count the first touch of all that is allocated, which a job of many steps pays once.
     """
     gc.collect()
-    before = _reset_peak(device)
+    before = _reset_peak(device) if trim else 0
     started = CLOCKS[clock]()
     value = compute()
     if device.type == "cuda":
@@ -54,12 +63,14 @@ def measure(compute: Callable[[], float], device: torch.device, clock: str = "wa
 def measure_steps(
     step: Callable[[], float], device: torch.device, clock: str, repeats: int
 ) -> dict[str, float]:
-    """Median seconds and highest peak of some runs after a warm-up, and the value of the last."""
-    runs = [measure(step, device, clock) for _ in range(repeats + 1)][1:]
+    """After a warm-up, peak and value of a run, and the median seconds of some runs after it."""
+    step()
+    first = measure(step, device, clock)
+    runs = [measure(step, device, clock, trim=False) for _ in range(repeats)]
     return {
         "seconds": statistics.median(run.seconds for run in runs),
-        "peak_mib": max(run.peak_bytes for run in runs) / 2**20,
-        "value": runs[-1].value,
+        "peak_mib": first.peak_bytes / 2**20,
+        "value": first.value,
     }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,7 +78,7 @@ def compare(case: argparse.Namespace, other: OtherSide | None = None) -> dict[st
     order = [(side, list[dict[str, float]]()) for side in sides]
     for repeat in range(case.repeats):
         for side, runs in order if repeat % 2 == 0 else reversed(order):
-            runs.append(run(side, case)[0])
+            runs.append(run(side, case, trim=False)[0])
     results: list[dict[str, Any]] = []
     for (side, runs), peak, gradient in zip(order, peaks, gradients, strict=True):
         encode = statistics.median(found["encode_seconds"] for found in runs)
@@ -105,17 +106,21 @@ def compare(case: argparse.Namespace, other: OtherSide | None = None) -> dict[st
     return {"model": case.model, "workload": case.workload, "results": results}
 
 
-def run(side: Side, case: argparse.Namespace) -> tuple[dict[str, float], Tensor]:
+def run(
+    side: Side, case: argparse.Namespace, *, trim: bool = True
+) -> tuple[dict[str, float], Tensor]:
     """Encodes the images, if the side does so once, and runs an epoch; returns its gradient too."""
-    device = torch.device(case.device)
-    encode = measure(side.encode, device, case.clock) if side.encode else Measured(0.0, 0, 0.0)
-    epoch = measure(side.epoch, device, case.clock)
-    return {
+    clock = partial(measure, device=torch.device(case.device), clock=case.clock, trim=trim)
+    encode = clock(side.encode) if side.encode else Measured(0.0, 0, 0.0)
+    epoch = clock(side.epoch)
+    found = {
         "encode_seconds": encode.seconds,
         "epoch_seconds": epoch.seconds,
-        "peak_bytes": max(encode.peak_bytes, epoch.peak_bytes),
         "loss": epoch.value,
-    }, clear_gradient(side)
+    }
+    if trim:
+        found["peak_bytes"] = max(encode.peak_bytes, epoch.peak_bytes)
+    return found, clear_gradient(side)
 
 
 def peaks_of(case: argparse.Namespace, other: OtherSide | None) -> list[float]:

@@ -106,33 +106,39 @@ class BlockAttention:
     def scores(self, rows: Tensor, right: Tensor) -> Tensor:
         """(K, G, n, c + w) products of rows (K, G, n, x) and right (K, N, x)."""
         flat = rows.flatten(1, 2)
-        made = [flat @ right[:, first:end].mT for first, end in self.ranges]
+        width = sum(end - first for first, end in self.ranges)
+        width += max(self.block.lengths) if self.places is not None else 0
+        products = flat.new_empty((*flat.shape[:2], width))
+        *context, own = self._columns(products)
+        for columns, (first, end) in zip(context, self.ranges, strict=True):
+            torch.bmm(flat, right[:, first:end].mT, out=columns)
         if self.places is not None:
-            own = self._padded(rows) @ self._padded(self.own(right)).unsqueeze(1).mT
-            made.append(own.flatten(2, 3).index_select(2, self.places).flatten(1, 2))
-        products = torch.cat(made, -1) if len(made) > 1 else made[0]
+            padded = self._padded(rows) @ self._padded(self.own(right)).unsqueeze(1).mT
+            own.copy_(padded.flatten(2, 3).index_select(2, self.places).flatten(1, 2))
         return torch.unflatten(products, 1, rows.shape[1:3])
 
     def weigh(self, weights: Tensor, right: Tensor) -> Tensor:
         """(K, G, n, x) sums of right (K, N, x) by weights (K, G, n, c + w)."""
         *context, own = self._columns(weights)
-        made = [
-            (columns.flatten(1, 2) @ right[:, first:end]).unflatten(1, weights.shape[1:3])
-            for columns, (first, end) in zip(context, self.ranges, strict=True)
-        ]
+        total = weights.new_zeros((weights.shape[0], weights.shape[1:3].numel(), right.shape[2]))
+        for columns, (first, end) in zip(context, self.ranges, strict=True):
+            total.baddbmm_(columns.flatten(1, 2), right[:, first:end])
+        made = torch.unflatten(total, 1, weights.shape[1:3])
         if self.places is not None:
             padded = self._padded(own) @ self._padded(self.own(right)).unsqueeze(1)
-            made.append(padded.flatten(2, 3).index_select(2, self.places))
-        total: Tensor = made[0]
-        for part in made[1:]:
-            total += part
-        return total
+            made += padded.flatten(2, 3).index_select(2, self.places)
+        return made
 
     def spread(self, weights: Tensor, rows: Tensor, into: Tensor) -> None:
         """Adds weights (K, G, n, c + w), transposed, @ rows (K, G, n, x) to ``into`` (K, N, x)."""
         *context, own = self._columns(weights)
         for columns, (first, end) in zip(context, self.ranges, strict=True):
-            into[:, first:end] += columns.flatten(1, 2).mT @ rows.flatten(1, 2)
+            left, right = columns.flatten(1, 2).mT, rows.flatten(1, 2)
+            if left.dtype == into.dtype:
+                # The product adds to what is there; a second pass over both would be slower.
+                into[:, first:end].baddbmm_(left, right)
+            else:
+                into[:, first:end] += left @ right
         if self.places is not None and self.slots is not None:
             padded = own.new_zeros((*own.shape[:2], len(self.slots), own.shape[3]))
             padded = padded.index_copy_(2, self.places, own).unflatten(2, (-1, own.shape[3]))
