@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-ocr demo-draw test torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
-.PHONY: check fix clean options docs dist test-newest test-oldest
+.PHONY: demo demo-ocr demo-draw test test-all torture hostile deepspeed gpu gpu-tests gpu-steps gpu-attention gpu-peers gpu-command
+.PHONY: check fix clean options pictures docs dist test-newest test-oldest
 
 demo: $(VENV)/ready
 	$(BIN)/vlft demo
@@ -18,6 +18,10 @@ demo-draw: $(VENV)/ready
 # A process per core, a thread each.
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
+
+# With what takes over a minute: notebooks, site, wheel.
+test-all: test docs dist
+	$(BIN)/pytest tests/test_notebooks.py --notebooks
 
 torture: $(VENV)/ready
 	$(BIN)/pytest tests/test_torture.py tests/test_torture_outputs.py --kills 60
@@ -86,6 +90,10 @@ fix: $(VENV)/ready
 # docs/options.md, from the settings' dataclasses; a test compares them.
 options: $(VENV)/ready
 	$(BIN)/python docs/make_options.py
+
+# docs/images: the terminal of a real run, and the plot of the measured speed.
+pictures: $(VENV)/ready
+	$(BIN)/python docs/make_pictures.py
 
 # The pages of docs/ as a site, in output/site; a warning is an error.
 docs: $(VENV)/ready

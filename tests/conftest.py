@@ -104,6 +104,7 @@ def pytest_addoption(parser):
     parser.addoption("--records", type=int, default=200, help="records of test_data_fuzz.py")
     parser.addoption("--device", default="cuda", help="of test_cuda.py: cuda, or cpu to try it")
     parser.addoption("--requests", type=int, default=20, help="of test_serve.py, for its memory")
+    parser.addoption("--notebooks", action="store_true", help="run those of examples/")
     parser.addoption("--hostile-seed", type=int, default=0, help="of test_hostile.py")
 
 
