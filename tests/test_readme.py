@@ -107,7 +107,7 @@ def test_the_python_block_runs(clone, environment):
     assert run([sys.executable, "-c", code], clone, environment).strip()
 
 
-@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.glob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda p: p.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
         assert (document.parent / target).exists(), target
@@ -161,8 +161,22 @@ def test_the_chinese_readme_says_the_same():
     """Blocks, commands, flags, model ids, figures and links."""
     for language in ("sh", "text", "json", "console"):
         assert blocks(language, CHINESE) == blocks(language)
+    chinese = CHINESE.replace("docs/zh/", "docs/")
     for pattern in (r"`[^`]+`", r"\d+\.\d+ / \d+\.\d+", r"^## ", r"\]\((?!README)[^)]+\)"):
-        assert outside_of_blocks(pattern, README) == outside_of_blocks(pattern, CHINESE)
+        assert outside_of_blocks(pattern, README) == outside_of_blocks(pattern, chinese)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("zh/*.md")), ids=lambda page: page.name)
+def test_the_chinese_pages_say_the_same(page):
+    """Blocks, commands, flags, names and headings; each page leads to the other language's."""
+    text = page.read_text("utf-8")
+    original = (DOCS / page.name).read_text("utf-8")
+    fenced = r"^```.*?^```"
+    assert re.findall(fenced, text, re.S | re.M) == re.findall(fenced, original, re.S | re.M)
+    for pattern in (r"`[^`]+`", r"^#+ ", r"^    .+"):
+        assert outside_of_blocks(pattern, text) == outside_of_blocks(pattern, original)
+    assert f"[English](../{page.name})" in text
+    assert f"[中文](zh/{page.name})" in original
 
 
 def outside_of_blocks(pattern: str, text: str) -> list[str]:
@@ -185,8 +199,9 @@ def test_figures_are_those_of_the_result_file():
 
 def test_every_page_is_in_the_site():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
-    pages = [page for entry in site["nav"] for page in entry.values()]
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    *english, chinese = site["nav"]
+    pages = [page for entry in (*english, *chinese["中文"]) for page in entry.values()]
+    assert sorted(pages) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
 def test_the_options_are_those_of_the_code(monkeypatch):
