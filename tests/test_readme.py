@@ -107,7 +107,11 @@ def test_the_python_block_runs(clone, environment):
     assert run([sys.executable, "-c", code], clone, environment).strip()
 
 
-@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "document",
+    [*ROOT.glob("*.md"), *DOCS.rglob("*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
         assert (document.parent / target).exists(), target
