@@ -47,7 +47,8 @@ def test_its_commands(tmp_path, monkeypatch, capsys, quick):
     assert scores.results == (base.output, tuned.output)
     assert base.model == os.path.relpath(TINY_MODEL)
     assert tuning.num_train_epochs == (1 if quick else 6)
-    assert (tuned.ckpt_dir, merge.ckpt_dir) == (tmp_path / "tiny-vl/v10-new/checkpoint-7",) * 2
+    checkpoint = tmp_path / "tiny-vl/v10-new/checkpoint-7"
+    assert (tuned.ckpt_dir, merge.ckpt_dir) == ((checkpoint,), checkpoint)
     assert merged.model == str(tmp_path / "merged") == str(merge.output_dir)
     assert tuning.val_dataset == base.dataset == tuned.dataset == merged.dataset
     assert capsys.readouterr().out.splitlines()[-1] == (

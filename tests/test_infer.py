@@ -240,8 +240,8 @@ class TestDatasets:
         ("settings", "message"),
         [
             ({"load_dataset_config": True, "dataset": ("a.jsonl",)}, "one of the two is allowed"),
-            ({"load_dataset_config": True, "ckpt_dir": None}, "needs the run"),
-            ({"merge_lora": True, "ckpt_dir": None}, "needs an adapter"),
+            ({"load_dataset_config": True, "ckpt_dir": ()}, "needs the run"),
+            ({"merge_lora": True, "ckpt_dir": ()}, "needs an adapter"),
             ({"top_p": 0.5}, "found temperature 0"),
             ({"max_new_tokens": 0}, "--max-new-tokens: found 0, at least 1 is allowed"),
         ],

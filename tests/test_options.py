@@ -204,16 +204,16 @@ COMMANDS_OF_TUTORIALS = [
     ),
     (
         "infer --ckpt_dir output/m/v0/checkpoint-9 --load_dataset_config true",
-        {"ckpt_dir": Path("output/m/v0/checkpoint-9"), "load_dataset_config": True},
+        {"ckpt_dir": (Path("output/m/v0/checkpoint-9"),), "load_dataset_config": True},
     ),
     (
         "infer --adapters c --load_data_args true --max_new_tokens 64 --merge_lora true",
-        {"ckpt_dir": Path("c"), "load_dataset_config": True, "max_new_tokens": 64,
+        {"ckpt_dir": (Path("c"),), "load_dataset_config": True, "max_new_tokens": 64,
          "merge_lora": True},
     ),
     ("infer --model m --val_dataset v", {"model": "m", "dataset": ("v",)}),
     ("infer --ckpt_dir c --custom_val_dataset_path v --result_path r.jsonl",
-     {"ckpt_dir": Path("c"), "dataset": ("v",), "output": Path("r.jsonl")}),
+     {"ckpt_dir": (Path("c"),), "dataset": ("v",), "output": Path("r.jsonl")}),
     ("merge-lora --ckpt_dir c", {"ckpt_dir": Path("c")}),
 ]  # fmt: skip
 

@@ -318,7 +318,7 @@ def other_value(cls: type, spec: dataclasses.Field[Any]) -> Any:
     if spec.metadata["choices"]:
         return next(word for word in spec.metadata["choices"] if word != default)
     if spec.default is dataclasses.MISSING:
-        return ("one.jsonl#3", "two.json")
+        return tuple(map(kind, ("one.jsonl#3", "two.json")))
     values = {bool: not default, int: 11, float: 0.1 + 0.2, str: "é \u2028 x", Path: Path("a b/c")}
     return values[kind]
 

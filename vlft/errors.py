@@ -13,6 +13,7 @@ Every message has four parts: the place, what was found there, what is allowed, 
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +155,10 @@ def raise_all(problems: Sequence[UsageError]) -> None:
         raise problems[0]
     if problems:
         raise CollectedError(problems)
+
+
+def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
+    """The error for a name that does not exist; its hint is the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+    return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)

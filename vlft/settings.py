@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import reprlib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from vlft.console import warn
-from vlft.errors import ConfigError, UsageError, raise_all
+from vlft.errors import ConfigError, UsageError, raise_all, unknown_name
 from vlft.files import expand_home
 
 if typing.TYPE_CHECKING:
@@ -201,15 +200,13 @@ def check(config: Config) -> Config:
 def to_json(config: Any) -> dict[str, Any]:
     """The settings that are saved with a run, as JSON values, which ``build`` reads back."""
     saved = [f.name for f in dataclasses.fields(config) if f.metadata["scope"] == "run"]
-    values = {name: getattr(config, name) for name in saved}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return {name: _as_json(getattr(config, name)) for name in saved}
 
 
-def unknown_name(name: str, known: list[str], *, place: str, what: str) -> ConfigError:
-    """The error for a name that does not exist; its hint is the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
-    return ConfigError(f"unknown {what} {name!r}", place=place, hint=hint)
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_as_json, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def _is_changed(config: Any, name: str) -> bool:

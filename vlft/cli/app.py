@@ -31,9 +31,9 @@ from vlft.errors import (
     is_out_of_memory,
     printable,
     shown,
+    unknown_name,
 )
 from vlft.files import is_disk_full
-from vlft.settings import unknown_name
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs

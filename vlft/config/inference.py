@@ -39,7 +39,9 @@ _model, _data, _run, _generation = makers("Model", "Data", "Run", "Generation")
 class InferConfig(ReadingSettings):
     """Settings of ``vlft infer``."""
 
-    ckpt_dir: Path | None = _model(None, "Run folder of vlft sft, or a checkpoint-N in it.")
+    ckpt_dir: tuple[Path, ...] = _model(
+        (), "Run folder of vlft sft, or a checkpoint-N in it. Repeatable: adapters of one base "
+        "answer side by side in one file.")
     model: str | None = _model(None, "Base model of the adapter, or a model to run without one.",
                                path=True, default_text="the checkpoint's")
     revision: str | None = _model(None, "Branch, tag or commit on the hub.")
@@ -126,7 +128,7 @@ class InferConfig(ReadingSettings):
 
     def rules(self) -> Sequence[Rule]:
         """Settings that exclude or need each other; ``build`` has checked the single values."""
-        answers_run, has_adapter = self.load_dataset_config, self.ckpt_dir is not None
+        answers_run, has_adapter = self.load_dataset_config, bool(self.ckpt_dir)
         is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")
         answering = given(self, "image_root", "confine_images", "allow_private_urls",
@@ -153,9 +155,23 @@ class InferConfig(ReadingSettings):
             (is_chat and answering, answering, "only for answers to a data set, found a chat",
              "leave it out, or add --dataset, --image or --load-dataset-config"),
             *_generation_rules(self),
+            *_side_rules(self, is_chat=is_chat),
             (needy and not has_adapter, needy, "needs an adapter", "add --ckpt-dir"),
             *hub_rules(self, self.model),
         )
+
+
+def _side_rules(config: InferConfig, *, is_chat: bool) -> Sequence[Rule]:
+    """The rules of several checkpoints in one file."""
+    several = len(config.ckpt_dir) > 1
+    found = f"found {len(config.ckpt_dir)} checkpoints"
+    return (
+        (several and is_chat, "--ckpt-dir", f"{found}, a chat is with one", "name one"),
+        (several and config.merge_lora, "--merge-lora",
+         f"{found}, whose adapters are switched", "leave it out"),
+        (several and config.save_text, "--save-text",
+         f"{found}; a text file is of one", "leave it out, or name one checkpoint"),
+    )
 
 
 def _generation_rules(config: InferConfig) -> Sequence[Rule]:

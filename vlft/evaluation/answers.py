@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,28 @@ def read_answers(path: Path, column: str) -> Answers:
         hint = "name the column that holds the right text with --references"
         raise DataError(f"no line has a text in {column!r}", place=shown(path), hint=hint)
     return Answers(path, answers, len(found) - len(answers))
+
+
+def by_checkpoint(answers: Answers) -> list[Answers]:
+    """The answers of each checkpoint of a file where several stand side by side; else all.
+
+    Their path is that of the file with the checkpoint in its name, for what is written beside it.
+    """
+    found: dict[str, list[Answer]] = {}
+    for answer in answers.answers:
+        name = answer.fields.get("checkpoint")
+        found.setdefault(name if isinstance(name, str) else "", []).append(answer)
+    if len(found) < 2:
+        return [answers]
+    stem = answers.path.name.removesuffix(".jsonl")
+    return [
+        Answers(
+            answers.path.with_name(f"{stem}.{re.sub('[^A-Za-z0-9._-]+', '-', name)}.jsonl"),
+            some,
+            answers.unlabelled // len(found),
+        )
+        for name, some in found.items()
+    ]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlft import console
 from vlft.config import InferConfig
 from vlft.errors import ConfigError, shown
-from vlft.evaluation.answers import pair, read_answers
+from vlft.evaluation.answers import by_checkpoint, pair, read_answers
 from vlft.evaluation.own import find_metrics
 from vlft.evaluation.report import lines_of, summarise
 from vlft.evaluation.scores import check_own, score, scores_path, write_scores
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlft.config import EvalConfig
+    from vlft.evaluation.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,24 @@ def run_eval(config: EvalConfig) -> EvalResult:
     # Before a model answers, which may take hours.
     metrics = find_metrics(config.metric)
     for path in files:
-        read_answers(path, config.references)
-        check_own(scores_path(path))
-        check_own_page(report_path(path))
+        _read(path, config)
     if config.answers_data:
         files.append(_answer(config))
-        check_own(scores_path(files[-1]))
-        check_own_page(report_path(files[-1]))
     if len(files) > 1 and same_file(*files):
         hint = "give the answers of two models"
         raise ConfigError(f"{shown(files[0])} twice", place="--results", hint=hint)
-    scores = [score(read_answers(path, config.references), metrics) for path in files]
+    answers = [one for path in files for one in _read(path, config)]
+    if len(answers) > 2:
+        found = f"found {len(answers)} sets of answers, one or two are allowed"
+        raise ConfigError(found, place="--results", hint="compare two checkpoints at a time")
+    scores = [score(one, metrics) for one in answers]
     positions: Sequence[Sequence[int]] = [range(len(scores[0].of.answers))]
     if len(scores) > 1:
         positions = pair(scores[0].of, scores[1].of)
     summary = summarise(scores, positions, config.seed)
     for one in scores:
         write_scores(one, scores_path(one.of.path))
-    report = report_path(files[-1])
+    report = report_path(scores[-1].of.path)
     write_eval_report(scores, positions, summary, report)
     if config.json:
         console.out.print(json.dumps(summary, indent=1), markup=False)
@@ -69,7 +70,20 @@ def run_eval(config: EvalConfig) -> EvalResult:
         for line in lines_of(summary):
             console.out.print(line, markup=False)
         console.info(f"report: {shown(report)}")
-    return EvalResult(summary, [scores_path(path) for path in files])
+    return EvalResult(summary, [scores_path(one.of.path) for one in scores])
+
+
+def _read(path: Path, config: EvalConfig) -> list[Answers]:
+    """The answers in a file, by checkpoint, and a check of what is beside it.
+
+    Raises:
+        VlftError: they cannot be scored, or vlft has not written what is there.
+    """
+    found = by_checkpoint(read_answers(path, config.references))
+    for one in found:
+        check_own(scores_path(one.path))
+        check_own_page(report_path(one.path))
+    return found
 
 
 def _answer(config: EvalConfig) -> Path:

@@ -11,7 +11,7 @@ from vlft.inference.formats import text_of
 from vlft.inference.order import portions, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vlft.config import InferConfig
     from vlft.data.dataset import Dataset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def answer(
-    replier: Replier,
+    repliers: Sequence[Callable[[], Replier]],
     processor: Processor,
     data: Dataset,
     pages: Pages,
@@ -34,7 +34,7 @@ def answer(
     """Answers the records that the result file does not answer yet.
 
     Args:
-        replier: of the model.
+        repliers: of the model, or of each checkpoint that answers, put in place by the call.
         processor: of the model.
         data: all records.
         pages: of documents, which are drawn once their turn comes.
@@ -45,8 +45,8 @@ def answer(
     Raises:
         VlftError: an image cannot be read any more, or there is too little memory.
     """
-    batches = -(-(len(data) - results.answered) // config.batch_size)
-    answers = _answers(replier, processor, data, pages, results, config)
+    batches = -(-(results.total - results.answered) // config.batch_size)
+    answers = _answers(repliers, processor, data, pages, results, config)
     begin, tokens = time.monotonic(), 0
 
     def speed() -> str:
@@ -61,33 +61,38 @@ def answer(
 
 
 def _answers(
-    replier: Replier,
+    repliers: Sequence[Callable[[], Replier]],
     processor: Processor,
     data: Dataset,
     pages: Pages,
     results: ResultFile,
     config: InferConfig,
 ) -> Iterator[tuple[list[int], list[Reply]]]:
-    """The replies that are missing, batch by batch, each with the numbers of its records."""
-    groups = data.groups()
+    """The replies that are missing, batch by batch, each with the numbers of its lines."""
+    groups, sides = data.groups(), len(repliers)
+
+    def lines(records: Sequence[int], side: int) -> list[int]:
+        return [record * sides + side for record in records]
+
     for portion in portions(groups, data.lengths.tolist(), config.batch_size):
-        if all(map(results.answers, portion)):
+        if all(map(results.answers, (n for side in range(sides) for n in lines(portion, side)))):
             continue
         prompts = {
             number: processor.encode_conversation(data.conversations[number].without_reply())
             for number in portion
         }
         for span in spans(prompts, groups, config.batch_size):
-            missing = [batch for batch in span if not all(map(results.answers, batch))]
-            if not missing:
-                continue
             # All of the span: the same row as in a command that was not stopped.
             chosen = [number for batch in span for number in batch]
-            pages.draw(image.path for number in chosen for image in prompts[number].images)
             places = {number: place for place, number in enumerate(chosen)}
-            made = replier.replies(
-                [prompts[number] for number in chosen],
-                [record_seed(config.seed, data.positions[number]) for number in chosen],
-                [[places[number] for number in batch] for batch in missing],
-            )
-            yield from zip(missing, made, strict=True)
+            for side, replier in enumerate(repliers):
+                missing = [b for b in span if not all(map(results.answers, lines(b, side)))]
+                if not missing:
+                    continue
+                pages.draw(image.path for number in chosen for image in prompts[number].images)
+                made = replier().replies(
+                    [prompts[number] for number in chosen],
+                    [record_seed(config.seed, data.positions[number]) for number in chosen],
+                    [[places[number] for number in batch] for batch in missing],
+                )
+                yield from zip((lines(b, side) for b in missing), made, strict=True)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 def find_model(config: InferConfig | DrawConfig) -> tuple[Tuned | None, ModelFolder]:
-    """The checkpoint, if one is named, and its base or the model itself."""
+    """The first checkpoint, if one is named, and its base or the model itself."""
     hub: Any = {"revision": config.revision, "hub": config.hub}
-    if config.ckpt_dir is None:
+    given = config.ckpt_dir
+    if not given:
         return None, locate_model(config.model, **hub)
     accept = config.accept_changes
-    tuned = open_tuned(config.ckpt_dir, model=config.model, **hub, accept_changes=accept)
+    first = given[0] if isinstance(given, tuple) else given
+    tuned = open_tuned(first, model=config.model, **hub, accept_changes=accept)
     return tuned, tuned.base
 
 

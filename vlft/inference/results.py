@@ -55,6 +55,7 @@ class ResultFile:
         system_prompt: of records without one of their own.
         form: of the replies, see ``formats.py``.
         overwrite: whether to replace an existing file instead of continuing it.
+        sides: names of the checkpoints, if several answer each record: a line of each, in order.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class ResultFile:
         *,
         form: str,
         overwrite: bool,
+        sides: Sequence[str] = (),
     ) -> None:
         if not path.name:
             raise ConfigError("names no file", place=shown(path), hint="name another --output")
-        self._form = form
+        self._form, self._sides = form, sides
+        conversations = [item for item in conversations for _ in sides or ("",)]
         self.path = path
         self.header_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
         self._columns = Columns(conversations, system_prompt)
@@ -78,6 +81,11 @@ class ResultFile:
         self._overwrite = overwrite
         self._waiting = Waiting(path)
         self.done = 0
+
+    @property
+    def total(self) -> int:
+        """Number of lines of the whole file."""
+        return len(self._conversations)
 
     @property
     def answered(self) -> int:
@@ -162,7 +170,7 @@ class ResultFile:
         self, row: Mapping[str, Any], number: int, what: str, changed: Sequence[str] = ()
     ) -> None:
         """Raises CheckpointError if a line answers another record than that of this number."""
-        expected = self._columns.row(self._conversations[number])
+        expected = self._columns.row(self._conversations[number]) | self._side(number)
         found = {name: value for name, value in row.items() if name in expected}
         # The same record in another file, or the same image in another folder, is no change.
         other = set(differences(expected, found)) - {"images", "file", "line", *changed}
@@ -207,9 +215,13 @@ class ResultFile:
     def _row(self, number: int, reply: Reply) -> dict[str, Any]:
         conversation = self._conversations[number]
         row = self._columns.row(conversation)
-        answer = {"response": reply.text, "finish": reply.finish}
+        answer = {**self._side(number), "response": reply.text, "finish": reply.finish}
         answer |= columns_of(reply.text, self._form, conversation)
         return {"query": row.pop("query"), **answer, **row}
+
+    def _side(self, number: int) -> dict[str, str]:
+        """The column that names the checkpoint of a line, where there are several."""
+        return {"checkpoint": self._sides[number % len(self._sides)]} if self._sides else {}
 
     def _check_header(self) -> Mapping[str, Any]:
         """The columns of the file's lines.

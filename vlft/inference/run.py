@@ -20,17 +20,16 @@ from vlft.files import digest
 from vlft.inference.answer import answer
 from vlft.inference.chat import chat
 from vlft.inference.data import load_records
-from vlft.inference.features import find_features
 from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling
 from vlft.inference.model import find_model, load_for_inference, placement_of, treat_images
-from vlft.inference.replier import Replier
 from vlft.inference.results import ResultFile, read_results
 from vlft.inference.saved_text import SavedText
+from vlft.inference.side_by_side import find_sides, load_repliers
 from vlft.settings import check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlft.checkpoints.locate import ModelFolder
     from vlft.checkpoints.placement import Placement
@@ -66,6 +65,7 @@ def run_infer(config: InferConfig) -> InferResult | None:
     """
     config = check(config)
     tuned, folder = find_model(config)
+    sides = find_sides(config, tuned)
     treatment, processor = treat_images(config, tuned, folder)
     sampling = _sampling(config).resolved(processor.family)
     _check_for_checkpoint(config, tuned, processor)
@@ -80,26 +80,26 @@ def run_infer(config: InferConfig) -> InferResult | None:
         model = load_for_inference(config, folder, tuned, placement)
         chat(model, processor, sampling, system=config.system, lines=sys.stdin)
         return None
-    header = _header(config, sampling, treatment, folder, tuned, data, placement)
+    header = _header(config, sampling, treatment, folder, tuned, sides, data, placement)
     system = processor.chat.system_prompt
     results = ResultFile(
-        _output(config, folder, tuned),
+        _output(config, folder, tuned, len(sides)),
         {**header, "documents": [str(document.path.absolute()) for document in documents]},
         data.conversations,
         system,
         form=config.format,
         overwrite=config.overwrite,
+        sides=tuple(sides),
     )
     read = [parse_spec(spec)[0] for spec in config.dataset]
     with results.held([*read, *(document.path for document in documents)]):
         results.resume()
         texts = _saved_text(config, documents, data, results)
-        if results.done < len(data):
-            model = load_for_inference(config, folder, tuned, placement)
-            whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-            features = find_features(config.vision_cache, whole, processor, data.images())
-            replier = Replier(model, processor, sampling, features, config.prefill_chunk)
-            answer(replier, processor, data, Pages(documents), results, texts, config)
+        if results.done < results.total:
+            repliers = load_repliers(
+                config, folder, tuned, sides, placement, processor, sampling, data.images()
+            )
+            answer(repliers, processor, data, Pages(documents), results, texts, config)
     _report(config, data, results, texts)
     return InferResult(results.path, results.done)
 
@@ -148,12 +148,16 @@ def _header(
     treatment: ImageSettings,
     folder: ModelFolder,
     tuned: Tuned | None,
+    sides: Mapping[str, Tuned],
     data: Dataset,
     placement: Placement,
 ) -> dict[str, Any]:
     """Settings, model and data of the answers; only a file with an equal header is continued."""
     adapter = tuned.adapter if tuned else None
-    files = sorted(adapter.glob("adapter_*")) if adapter else []
+    files = {path.name: path for path in adapter.glob("adapter_*")} if adapter else {}
+    if sides:
+        folders = ((name, one.checkpoint) for name, one in sides.items())
+        files = {f"{n}/{file.name}": file for n, f in folders for file in f.glob("adapter_*")}
     return {
         "vlft": __version__,
         "settings": {
@@ -172,8 +176,9 @@ def _header(
             "weights": folder.weights_digest,
             "files": small_files(folder.path),
         },
-        "adapter": {path.name: digest(path) for path in files},
-        "checkpoint": str(tuned.checkpoint) if tuned else None,
+        "adapter": {name: digest(path) for name, path in sorted(files.items())},
+        "checkpoint": str(tuned.checkpoint) if tuned and not sides else None,
+        **({"checkpoints": {n: str(one.checkpoint) for n, one in sides.items()}} if sides else {}),
         "dataset": sorted({str(path.absolute()) for path in data.files()}),
         "skipped": [as_row(error) for error in data.skipped],
         "image_notes": list_notes(data.with_notes()),
@@ -207,7 +212,7 @@ def _show_rows(rows: list[dict[str, Any]], form: str) -> None:
         console.reply("\n")
 
 
-def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Path:
+def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None, sides: int) -> Path:
     """The result file: --output, or a file in the run folder named after checkpoint and data."""
     if config.output is not None:
         return config.output
@@ -220,5 +225,6 @@ def _output(config: InferConfig, folder: ModelFolder, tuned: Tuned | None) -> Pa
         if folder_of_results.is_symlink():
             hint = "name a file with --output"
             raise ConfigError("a link", place=shown(folder_of_results), hint=hint)
-        return folder_of_results / f"{tuned.checkpoint.name}{merged}-{data}.jsonl"
+        name = f"{sides}-checkpoints" if sides else f"{tuned.checkpoint.name}{merged}"
+        return folder_of_results / f"{name}-{data}.jsonl"
     return Path("output") / "infer" / f"{Path(folder.name).name}-{data}.jsonl"
