@@ -46,7 +46,7 @@ class Running:
 
 
 @contextmanager
-def serving(config: ServeConfig) -> Iterator[Running]:
+def serving(config: ServeConfig, *, page: bool = False) -> Iterator[Running]:
     """Serves until the end of the block."""
     models = load_models(config, find_models(config))
     batches: list[int] = []
@@ -60,7 +60,7 @@ def serving(config: ServeConfig) -> Iterator[Running]:
 
     models.answer = counted  # type: ignore[method-assign]
     listener = bind(config.host, 0)
-    server = Server(make_api(config, models), config.stop_timeout)
+    server = Server(make_api(config, models, page=page), config.stop_timeout)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -93,6 +93,7 @@ FLAGS = {
 }
 # The same, so that a run is planned, and answers are made, with their own flags.
 FLAGS["plan"] = FLAGS["sft"] + "--gpu"
+FLAGS["app"] = FLAGS["serve"]
 FLAGS["eval"] = FLAGS["infer"] + "--results --metric --references --json"
 
 

@@ -153,6 +153,7 @@ class TestBooleans:
             "data": "a --output b.jsonl ",
             "draw": "--ckpt-dir x --dataset a ",
             "serve": "--ckpt-dir x ",
+            "app": "--ckpt-dir x ",
         }
         needed |= {"sft": "--dataset a ", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):

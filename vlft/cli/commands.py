@@ -69,6 +69,8 @@ COMMANDS = {
                      "Answer a data set, or chat, with a tuned or a base model."),
     "serve": Command("vlft.config.serving:ServeConfig", "vlft.serving.run:run_serve",
                      "Answer requests of OpenAI's API, with adapters of one base."),
+    "app": Command("vlft.config.serving:ServeConfig", "vlft.serving.run:run_app",
+                   "Serve, with a page to try the models on images in a browser."),
     "eval": Command("vlft.config.evaluation:EvalConfig", "vlft.evaluation.run:run_eval",
                     "Score answers to a data set, or compare two models' answers."),
     "report": Command("vlft.config.models:ReportConfig", "vlft.report.runs:run_report",

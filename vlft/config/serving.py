@@ -1,4 +1,4 @@
-"""Settings of vlft serve."""
+"""Settings of vlft serve and vlft app."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _model, _data, _serving, _generation = makers("Model", "Data", "Serving", "Gener
 # fmt: off
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(Settings):
-    """Settings of ``vlft serve``."""
+    """Settings of ``vlft serve``, and of ``vlft app``."""
 
     ckpt_dir: tuple[str, ...] = _model(
         (), "Run folder of vlft sft, or a checkpoint-N in it; NAME=PATH names the model that "

@@ -1,1 +1,1 @@
-"""``vlft serve``: models behind OpenAI's API."""
+"""``vlft serve`` and ``vlft app``: models behind OpenAI's API, and a page that asks them."""

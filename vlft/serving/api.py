@@ -1,4 +1,4 @@
-"""The routes: chat completions, models, health."""
+"""The routes: chat completions, models, health, and the page of ``vlft app``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from vlft.serving.engine import Engine
 from vlft.serving.guard import Guard
 from vlft.serving.jobs import Job
+from vlft.serving.page import HEADERS, read_page
 from vlft.serving.problems import ApiError, as_answer, report
 from vlft.serving.prompts import ImageLimits, encode_messages
 from vlft.serving.requests import ChatRequest, read_request
@@ -116,7 +117,7 @@ class _Stream(StreamingResponse):
             self._engine.drop(self._job)
 
 
-def make_api(config: ServeConfig, models: Models) -> Guard:
+def make_api(config: ServeConfig, models: Models, *, page: bool = False) -> Guard:
     """The application that uvicorn runs; its engine runs from its start to its end."""
 
     @asynccontextmanager
@@ -143,6 +144,8 @@ def make_api(config: ServeConfig, models: Models) -> Guard:
     app.add_api_route("/v1/models", _models, response_model=None)
     app.add_api_route("/v1/models/{name:path}", _model, response_model=None)
     app.add_api_route("/health", _health, response_model=None)
+    if page:
+        app.add_api_route("/", _page, response_model=None)
     return Guard(app, config.key, config.host)
 
 
@@ -168,6 +171,11 @@ async def _health(request: Request) -> Response:
     engine: Engine = request.app.state.service.engine
     counts = {"waiting": engine.waiting, "running": len(engine.running)}
     return Json({"status": "ok", **counts})
+
+
+async def _page() -> Response:
+    text, policy = read_page()
+    return HTMLResponse(text, headers={**HEADERS, "Content-Security-Policy": policy})
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001

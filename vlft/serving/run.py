@@ -1,4 +1,4 @@
-"""``vlft serve``: from the settings to a server that stops in good order."""
+"""``vlft serve`` and ``vlft app``: from the settings to a server that stops in good order."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ def run_serve(config: ServeConfig) -> None:
     Raises:
         VlftError: bad input, or a library is missing.
     """
+    _serve(config, page=False)
+
+
+def run_app(config: ServeConfig) -> None:
+    """As ``run_serve``, with a page for a browser."""
+    _serve(config, page=True)
+
+
+def _serve(config: ServeConfig, *, page: bool) -> None:
     config = check(config)
-    check_libraries("vlft serve")
+    check_libraries("vlft app" if page else "vlft serve")
     from vlft.serving.api import make_api
     from vlft.serving.server import Server
 
@@ -37,10 +46,10 @@ def run_serve(config: ServeConfig) -> None:
     found = find_models(config)
     with closing(bind(config.host, config.port)) as listener:
         models = load_models(config, found)
-        server = Server(make_api(config, models), config.stop_timeout)
+        server = Server(make_api(config, models, page=page), config.stop_timeout)
         console.info(f"models: {', '.join(models.served)}")
-        port = listener.getsockname()[1]
-        console.info(f"http://{_shown(config.host)}:{port}/v1 (Ctrl-C stops)")
+        address = f"http://{_shown(config.host)}:{listener.getsockname()[1]}"
+        console.info(f"{address}{'' if page else '/v1'} (Ctrl-C stops)")
         server.run(sockets=[listener])
     console.info("stopped")
 
