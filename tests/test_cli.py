@@ -85,6 +85,7 @@ FLAGS = {
         SRC DST --revision --hub --model-roles
         --format --dtype --max-shard-size --overwrite
     """,
+    "push": "FOLDER REPO --run --public --overwrite",
     "models": "",
     "cache": "ACTION",
     "demo": "--output-dir --quick",

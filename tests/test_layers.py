@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "vlft"
 LAYERS = [
     {"cli", "__main__"},
     {"serving"},
-    {"training", "inference", "evaluation", "planning", "report"},
+    {"training", "inference", "evaluation", "planning", "report", "sharing"},
     {"checkpoints", "vision", "packing"},
     {"families"},
     {"models", "data"},

@@ -154,6 +154,7 @@ class TestBooleans:
             "draw": "--ckpt-dir x --dataset a ",
             "serve": "--ckpt-dir x ",
             "app": "--ckpt-dir x ",
+            "push": "a b/c ",
         }
         needed |= {"sft": "--dataset a ", "check": "a --write b.jsonl "}
         for spec in dataclasses.fields(cls):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EvalConfig,
         InferConfig,
         MergeLoraConfig,
+        PushConfig,
         SftConfig,
     )
     from vlft.data.encode import EncodedSample
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
     from vlft.inference.generate import generate, load
     from vlft.inference.replier import Reply
     from vlft.inference.run import run_infer as infer
+    from vlft.sharing.push import run_push as push
     from vlft.training.run import run_sft as sft
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvertConfig", "DrawConfig", "Drawing", "EncodedSample", "EvalConfig", "InferConfig",
-    "MergeLoraConfig", "Processor", "Reply", "SftConfig", "VlftError", "__version__", "convert",
-    "draw", "evaluate", "generate", "infer", "load", "merge_lora", "sft",
+    "MergeLoraConfig", "Processor", "PushConfig", "Reply", "SftConfig", "VlftError", "__version__",
+    "convert", "draw", "evaluate", "generate", "infer", "load", "merge_lora", "push", "sft",
 ]  # fmt: skip
 
 _HOMES = {
@@ -51,6 +53,7 @@ _HOMES = {
     "InferConfig": "vlft.config:InferConfig",
     "MergeLoraConfig": "vlft.config:MergeLoraConfig",
     "Processor": "vlft.families.processor:Processor",
+    "PushConfig": "vlft.config:PushConfig",
     "Reply": "vlft.inference.replier:Reply",
     "SftConfig": "vlft.config:SftConfig",
     "VlftError": "vlft.errors:VlftError",
@@ -61,6 +64,7 @@ _HOMES = {
     "infer": "vlft.inference.run:run_infer",
     "load": "vlft.inference.generate:load",
     "merge_lora": "vlft.checkpoints.merge:merge_lora",
+    "push": "vlft.sharing.push:run_push",
     "sft": "vlft.training.run:run_sft",
 }
 

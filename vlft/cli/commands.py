@@ -81,6 +81,8 @@ COMMANDS = {
                           "Add an adapter to its base and write the merged model."),
     "convert": Command("vlft.config.models:ConvertConfig", "vlft.checkpoints.convert:convert",
                        "Write a model in the authors' layout or in transformers'."),
+    "push": Command("vlft.config.sharing:PushConfig", "vlft.sharing.push:run_push",
+                    "Upload an adapter or a model with its card to a hub."),
     "models": Command("vlft.config.models:ModelsConfig", "vlft.cli.models:list_models",
                       "List the models that can be tuned."),
     "cache": Command("vlft.config.models:CacheConfig", "vlft.cli.cache:run_cache",

@@ -50,6 +50,8 @@ _INSTEAD = {
         "leave it out: --quantize nf4 is doubly quantised NF4 and computes in --dtype",
     "show_dataset_sample train_dataset_sample val_dataset_sample":
         "write the number of records after the file: --dataset FILE#N",
+    "push_to_hub hub_model_id hub_private_repo":
+        "write vlft push RUN OWNER/NAME once the run is finished",
     "truncation_strategy": "write --on-long skip, or truncate-history to drop old turns",
     "group_by_length lazy_tokenize packing padding_free streaming":
         "leave it out: rows are always packed without padding, and records read when needed",

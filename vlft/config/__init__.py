@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from vlft.config.serving import ServeConfig
     from vlft.config.shared import PANELS, ReadingSettings
+    from vlft.config.sharing import PushConfig
     from vlft.config.training import (
         INIT_LORA,
         JOINED_TOKENS,
@@ -56,6 +57,7 @@ __all__ = [
     "MergeLoraConfig",
     "ModelsConfig",
     "PlanConfig",
+    "PushConfig",
     "ReadingSettings",
     "ReportConfig",
     "ServeConfig",
@@ -78,6 +80,7 @@ _HOMES = {
     ),
     "serving": ("ServeConfig",),
     "shared": ("PANELS", "ReadingSettings"),
+    "sharing": ("PushConfig",),
 }
 
 
