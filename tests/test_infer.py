@@ -376,7 +376,7 @@ class TestChat:
             ("/image no.jpg", "no.jpg: no such image\n hint: relative paths start at the working"),
             ("/image " + "x" * 300, "File name too long.\n hint: name another image"),
             ("/image notes.txt", "notes.txt: not an image of a known format\n hint: name another"),
-            ("/image http://example.org/a.jpg", "local files are allowed\n hint: download the"),
+            ("/image ftp://example.org/a.jpg", "web addresses are allowed\n hint: download the"),
             ('/image "a b', "no such image"),
             (
                 "<image>Which digit?",
@@ -450,7 +450,10 @@ class TestChat:
     def test_help_lists_the_commands(self, monkeypatch, capsys):
         assert self.talk(["/help"], monkeypatch) == [""]
         text = capsys.readouterr().err
-        for command in ("/image PATH", "/system TEXT", "/clear", "/help", "/exit", "Ctrl-C"):
+        for command in (
+            "/image PATH", "/system TEXT", "/clear", "/regenerate", "/adapter off", "/save PATH",
+            "/help", "/exit", "Ctrl-C",
+        ):  # fmt: skip
             assert command in text
 
     def test_image_says_what_it_attached(self, monkeypatch, capsys, tmp_path):

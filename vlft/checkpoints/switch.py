@@ -25,6 +25,12 @@ CHANGES_BASE = ("olora", "pissa")
 MARK = "peft_config"
 
 
+def keeps_base(folder: Path) -> bool:
+    """Whether an adapter leaves the base's weights as they are."""
+    start = read_adapter_config(folder).get("init_lora_weights")
+    return not (isinstance(start, str) and start.startswith(CHANGES_BASE))
+
+
 @dataclass(frozen=True)
 class _Change:
     """What an adapter has in another way than the base.
@@ -58,8 +64,8 @@ class Adapters:
         Raises:
             CheckpointError: it cannot be loaded, or changes the base's weights.
         """
-        start = read_adapter_config(folder).get("init_lora_weights")
-        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        if not keeps_base(folder):
+            start = read_adapter_config(folder).get("init_lora_weights")
             raise CheckpointError(
                 f"the adapter started with {start}, which changes the base that others share",
                 place=shown(folder),

@@ -131,8 +131,8 @@ class InferConfig(ReadingSettings):
         answers_run, has_adapter = self.load_dataset_config, bool(self.ckpt_dir)
         is_chat = not (answers_run or self.dataset or self.image)
         needy = changed(self, "merge_lora", "accept_changes")
-        answering = given(self, "image_root", "confine_images", "allow_private_urls",
-                            "on_bad_sample", "batch_size", "prefill_chunk", "vision_cache",
+        answering = given(self, "image_root", "confine_images", "on_bad_sample",
+                           "batch_size", "prefill_chunk", "vision_cache",
                             "output", "overwrite", "show_samples", "format")
         return (
             *_document_rules(self),

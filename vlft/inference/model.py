@@ -13,10 +13,13 @@ from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import ModelFolder, locate_model
 from vlft.checkpoints.merge import load_full_precision, put_into
 from vlft.checkpoints.placement import Placement, resolve_placement
+from vlft.checkpoints.switch import Adapters, keeps_base
 from vlft.checkpoints.tuned import Tuned, open_tuned
 from vlft.families.image_settings import ImageSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vlft.config import DrawConfig, InferConfig, ServeConfig
     from vlft.families.processor import Processor
 
@@ -54,6 +57,19 @@ def treat_images(
         source = None if ImageSettings.of(config).changed else tuned.settings_file
     tokens = config.special_tokens or (tuned.settings.special_tokens if tuned else "text")
     return settings, settings.apply(folder.processor(), source).with_special_tokens(tokens)
+
+
+def load_for_chat(
+    config: InferConfig, folder: ModelFolder, tuned: Tuned | None, placement: Placement
+) -> tuple[Any, Callable[[bool], Any] | None]:
+    """The model, and a function that returns it with its adapter or without; None if it cannot."""
+    adapter = tuned.adapter if tuned else None
+    if adapter is None or config.merge_lora or not keeps_base(adapter):
+        return load_for_inference(config, folder, tuned, placement), None
+    with console.working("loading the model"):
+        adapters = Adapters(load_model(folder, placement))
+        adapters.add("tuned", adapter)
+    return adapters.use("tuned"), lambda on: adapters.use("tuned" if on else None)
 
 
 @console.working("loading the model")

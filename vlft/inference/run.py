@@ -22,7 +22,7 @@ from vlft.inference.chat import chat
 from vlft.inference.data import load_records
 from vlft.inference.formats import text_of
 from vlft.inference.generate import Sampling
-from vlft.inference.model import find_model, load_for_inference, placement_of, treat_images
+from vlft.inference.model import find_model, load_for_chat, placement_of, treat_images
 from vlft.inference.results import ResultFile, read_results
 from vlft.inference.saved_text import SavedText
 from vlft.inference.side_by_side import find_sides, load_repliers
@@ -77,8 +77,9 @@ def run_infer(config: InferConfig) -> InferResult | None:
     torch.manual_seed(config.seed)
     placement = placement_of(config, tuned)
     if data is None:
-        model = load_for_inference(config, folder, tuned, placement)
-        chat(model, processor, sampling, system=config.system, lines=sys.stdin)
+        model, switch = load_for_chat(config, folder, tuned, placement)
+        given: Any = {"system": config.system, "allow_private": config.allow_private_urls}
+        chat(model, processor, sampling, lines=sys.stdin, switch=switch, **given)
         return None
     header = _header(config, sampling, treatment, folder, tuned, sides, data, placement)
     system = processor.chat.system_prompt
