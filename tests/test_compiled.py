@@ -12,6 +12,7 @@ from conftest import SIGLIP
 import vlft
 from vlft.checkpoints.placement import Placement
 from vlft.distributed import SINGLE
+from vlft.models import compiled
 from vlft.models.adaptations import prepare_for_training, restore
 from vlft.models.compiled import compile_layers
 from vlft.training import model as model_module
@@ -37,6 +38,20 @@ def test_it_is_undone_and_a_copy_has_its_own_layers(model, folder):
         )
         restore(module)
         assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("case", [SIGLIP], indirect=True, ids=str)
+def test_replies_run_the_layers_as_they_are(model, folder, processor, monkeypatch):
+    """A cache grows with each token: the compiler would make code for each length."""
+    prompts = [{"query": "Hello."}, {"query": "What is it, then?"}]
+    usual = vlft.generate(model, processor, prompts, max_new_tokens=6)
+    prepare_for_training(model, folder.family.parts.language)
+    compile_layers(model.get_submodule(folder.family.parts.language))
+    called: list[int] = []
+    monkeypatch.setattr(compiled, "_compiled", lambda forward, _: called.append(1) or forward)
+    found = vlft.generate(model, processor, prompts, max_new_tokens=6)
+    assert [reply.token_ids for reply in found] == [reply.token_ids for reply in usual]
+    assert not called
 
 
 def test_when_layers_are_compiled(monkeypatch):

@@ -293,5 +293,6 @@ def test_the_table_has_80_columns(monkeypatch):
     lines = out.file.getvalue().splitlines()
     assert all(cell_len(line) <= 80 for line in lines)
     assert lines[1].split() == ["b", "c", "d", "[red]c", "0.00", "->", "1.00"]
+    assert lines[2].startswith("问题")
     assert "…" in lines[2]
     assert "0.00 -> 0.50" in lines[2]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from vlft.data.layouts.place import COMMON_TAG
 from vlft.errors import printable
 from vlft.files import json_text, write_whole
 
@@ -73,6 +74,8 @@ def answers_table(pairs: Sequence[tuple[Row, Row]], metric: str) -> Table:
     table.add_column(metric[:16], justify="right", no_wrap=True)
     for base, tuned in pairs[:SHOWN]:
         texts = (tuned.get("query"), tuned.get("label"), base["response"], tuned["response"])
-        cells = [Text(printable(" ".join(str(text or "").split()))) for text in texts]
+        # Where an image stands says less than the words behind it.
+        words = [str(text or "").replace(COMMON_TAG, " ").split() for text in texts]
+        cells = [Text(printable(" ".join(line))) for line in words]
         table.add_row(*cells, f"{base['score']:.2f} -> {tuned['score']:.2f}")
     return table

@@ -81,18 +81,20 @@ class _Figure:
         drawn = [name for name in self._names if curves[name]]
         if not drawn:
             return None
+        added = [name for name in drawn if name not in self._lines]
         for name in drawn:
-            if name not in self._lines:
+            if name in added:
                 (self._lines[name],) = self._axes.plot([], [], **STYLES[name])
-                if "label" in STYLES[name]:
-                    self._axes.legend()
             self._lines[name].set_data(*zip(*curves[name], strict=True))
             few = len(curves[name]) < 40
             self._lines[name].set_marker("*" if name.startswith("best") else "." if few else "")
+        if any("label" in STYLES[name] for name in added):
+            # Only now, as it takes the markers too.
+            self._axes.legend()
         for name, what in (("best", "validation loss"), ("best_score", "score")):
             if name in drawn:
                 step, value = curves[name][0]
-                self._axes.set_title(f"best {what} {value:.4f}, step {step}", size="medium")
+                self._axes.set_title(f"best {what} {value:.4f}, step {step:.0f}", size="medium")
         self._axes.relim()
         self._axes.autoscale_view()
         self._figure.savefig(self._path)
