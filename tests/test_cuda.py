@@ -152,16 +152,19 @@ def tuned_model(model, folder):
     return model
 
 
-@pytest.mark.parametrize("attn", ["auto", "flex", "eager"])
+@pytest.mark.parametrize(
+    ("attn", "checkpointing"), [("auto", False), ("flex", False), ("flex", True), ("eager", False)]
+)
 @pytest.mark.parametrize("case", [SIGLIP, HYBRID, VL2_MLA], indirect=True, ids=str)
-def test_packed_is_single(case, folder, processor, on, device, attn):
+def test_packed_is_single(case, folder, processor, on, device, attn, checkpointing):
     if (device.type, attn) == ("cpu", "flex"):
         pytest.skip("FlexAttention has no backward pass on the CPU")
     rows = make_rows(8 if case is SIGLIP else 5, case)
     samples = [processor.encode(row, GOLDEN / "images") for row in rows]
     token = processor.chat.image_token_id
     whole = pack(samples, token)
-    model = tuned_model(on(folder, attn=attn), folder)
+    model = tuned_model(on(folder, attn=attn), folder).train()
+    set_checkpointing(model, on=checkpointing)
     loss, gradients = loss_and_gradients(model, folder, whole, pixels_of(whole.images, processor))
     model.zero_grad()
     total = 0.0
@@ -178,15 +181,16 @@ def test_packed_is_single(case, folder, processor, on, device, attn):
 
 
 @pytest.fixture
-def compile_strictly(folder, monkeypatch):
+def compile_strictly(folder):
     """A function that compiles a model's layers, after which an error of the compiler is one."""
 
     def compile_it(model, backend="inductor"):
         torch._dynamo.reset()
         compile_layers(model.get_submodule(folder.family.parts.language), backend)
-        monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+        torch._dynamo.config.suppress_errors = False
 
-    yield compile_it
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield compile_it
     torch._dynamo.reset()
 
 
@@ -320,6 +324,14 @@ def test_a_quantised_run(config, quantize):
     """It has no loss of another dtype to compare with; it must learn."""
     changed = dataclasses.replace(config, quantize=quantize, dtype="auto", num_train_epochs=4)
     found = losses(vlft.sft(changed).run)
+    assert found[-1] < found[0]
+
+
+def test_float16_with_a_scaler(config, device):
+    """What a card without bfloat16 trains in: T4 and V100."""
+    if device.type == "cpu":
+        pytest.skip("gradients are scaled on a GPU alone")
+    found = losses(vlft.sft(dataclasses.replace(config, dtype="float16", num_train_epochs=4)).run)
     assert found[-1] < found[0]
 
 

@@ -110,18 +110,18 @@ def test_lengths_are_few():
 def test_compiled_code_is_one_version_for_each_padded_length(monkeypatch):
     """Also after more lengths than torch keeps versions of without vlft."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(flex, "MOST_VERSIONS", 4)
     flex.compiled.cache_clear()
-    flex.compiled()
     counter = CompileCounter()
-    compiled = torch.compile(flex_attention, dynamic=False, backend=counter)
-    monkeypatch.setattr(flex, "compiled", lambda: compiled)
     monkeypatch.setattr(flex, "SHORTEST", 64)
-    for tokens in (3, 60, 64, 65, 90, 97, 100, 128):
-        query = torch.zeros(1, 2, tokens, 8)
-        row = block_mask(torch.full((tokens,), tokens), None, padded_length(tokens))
-        with torch.no_grad():
+    # Not by monkeypatch, which deletes the setting when it restores it.
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        flex.compiled()
+        compiled = torch.compile(flex_attention, dynamic=False, backend=counter)
+        monkeypatch.setattr(flex, "compiled", lambda: compiled)
+        for tokens in (3, 60, 64, 65, 90, 97, 100, 128):
+            query = torch.zeros(1, 2, tokens, 8)
+            row = block_mask(torch.full((tokens,), tokens), None, padded_length(tokens))
             flex.row_attention(torch.nn.Module(), query, query, query, None, row=row)
     assert {padded_length(tokens) for tokens in (3, 65, 128)} == {64, 96, 128}
     assert counter.frame_count == 3
