@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.command import DTYPES, markdown, new_parser, prepare, record
-from benchmarks.job import make_job
 from benchmarks.measure import measure, measure_steps
 from benchmarks.sides import make_samples
+from vlft.config import JOINED_TOKENS, TOKENS_PER_ROW
 from vlft.data.encode import IGNORE, EncodedSample
 from vlft.models.tree_attention import fused_attention, tree_attention
 from vlft.packing.attention import additive_mask, block_mask, row_attention
+from vlft.packing.packer import Packer
 from vlft.packing.prefix_tree import pack
 
 if TYPE_CHECKING:
@@ -109,11 +110,13 @@ def random_inputs(row: PackedBatch, heads: str, dtype: torch.dtype) -> list[Tens
 def score_ratio(workload: str) -> float:
     """The number of attention scores that are computed, divided by the number that is needed."""
     case = argparse.Namespace(
-        model="deepseek-vl", workload=workload, scale="middle", dtype="float32", device="cpu",
+        model="deepseek-vl", workload=workload, scale="middle", dtype="float32", device="meta",
         samples=10,
     )  # fmt: skip
     built, samples = make_samples(case)
-    rows = make_job(built, samples).planner.packer.rows(samples.samples)
+    # As a run on the CPU packs them.
+    limits = TOKENS_PER_ROW["cpu"], JOINED_TOKENS["cpu"]
+    rows = Packer(built.native["image_token_id"], *limits).rows(samples.samples)
     needed = sum(int((row.position_ids + 1).sum()) for row in rows)
     made = [row_attention(row.segments, row.exit, torch.float32, fused=False) for row in rows]
     return sum(part.block.scores for parts in made for part in parts) / needed

@@ -103,6 +103,12 @@ def test_varlen_sees_what_the_dense_mask_sees():
     assert_close(torch.cat(made, 2), expected, "layer")
 
 
+@pytest.mark.parametrize("workload", ["q1", "q5", "mixed"])
+def test_hardly_more_scores_are_computed_than_needed(workload):
+    """On rows that a run packs, which have the system prompt in common."""
+    assert 1 <= attention.score_ratio(workload) <= 1.1
+
+
 def test_a_side_that_fails_is_told_and_the_others_run(tmp_path):
     options = ["--device", "cpu", "--tokens", "900", "--heads", "2x8", "x", "--repeats", "1"]
     output = ["--output", str(tmp_path / "out")]

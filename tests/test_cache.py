@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 from itertools import islice
@@ -422,6 +423,38 @@ def test_encoding_draws_no_random_number(model, processor, images):
     state = torch.get_rng_state()
     list(batches.encode_all(model, processor, images, "aligned", {image.key for image in images}))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@only_siglip
+def test_many_batches_where_processes_are_spawned(model, processor, tmp_path, monkeypatch):
+    """As Python does by default on macOS, on Windows and from 3.14 on; nothing is pickled."""
+    images = []
+    for shade in range(10):
+        path = tmp_path / f"{shade}.png"
+        Image.new("RGB", (32, 32), (20 * shade, 0, 0)).save(path)
+        row = {"query": "<image>What?", "response": "Red.", "images": [path.name]}
+        images += processor.encode(row, tmp_path).images
+    started = Mock(side_effect=AssertionError("a process is started"))
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", started)
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 1)
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        keys = [image.key for image in images]
+        found = dict(batches.encode_all(model, processor, images, "aligned", keys))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert list(found) == keys
+    assert len(cut_batches(images, processor)) == 10
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (6, 3), (64, 4)])
+def test_threads_that_decode_are_half_of_the_cores_and_at_most_four(monkeypatch, cores, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    assert batches._threads() == threads
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert batches._threads() == threads
 
 
 @only_siglip
