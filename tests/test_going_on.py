@@ -20,6 +20,7 @@ from vlft.checkpoints.runs import checkpoints_in
 from vlft.errors import UsageError
 from vlft.settings import flag
 from vlft.training import loop
+from vlft.training.resume import _instead
 
 TRAIN = Path(__file__).parent.parent / "docs" / "train.md"
 FIELDS = dataclasses.fields(vlft.SftConfig)
@@ -216,3 +217,9 @@ def test_the_table_of_the_docs():
         "all of the run": set(),
     }  # fmt: skip
     assert not extends & free
+
+
+def test_what_a_run_of_all_weights_is_told():
+    """It has no adapter to begin from."""
+    assert _instead(vlft.SftConfig(tuner="full")).endswith("with --model")
+    assert _instead(vlft.SftConfig()).endswith("with --adapter")

@@ -24,9 +24,14 @@ from vlft.checkpoints.placement import Placement
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.distributed import World
-from vlft.errors import UsageError
+from vlft.errors import CheckpointError, UsageError
 from vlft.evaluation.judge import Verdict
-from vlft.evaluation.kept_answers import answers_table, by_change
+from vlft.evaluation.kept_answers import (
+    answers_table,
+    by_change,
+    read_answers_at,
+    write_answers,
+)
 from vlft.inference.replier import Replier
 from vlft.training import accelerator
 from vlft.training.backend import Backend
@@ -274,6 +279,29 @@ def test_sharded_weights_are_refused(monkeypatch, tmp_path):
     given = settings(SIGLIP, tmp_path)
     with pytest.raises(UsageError, match="--eval-metric: answers come from a model that each"):
         accelerator.start_backend(given, Placement(torch.device("cpu"), torch.float32))
+
+
+def test_a_link_in_the_place_of_the_answers(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        folder.mkdir()
+    (other / "step-1.jsonl").write_text("mine")
+    (run / "answers").symlink_to(other)
+    with pytest.raises(CheckpointError, match="answers: a link"):
+        write_answers(run, 2, [{"response": "a", "score": 1.0}], {0})
+    assert [path.name for path in other.iterdir()] == ["step-1.jsonl"]
+
+
+def test_only_base_best_and_last_are_kept(tmp_path):
+    rows = [{"response": "a", "score": 1.0}]
+    for step, best in ((0, 0), (2, 2), (4, 2), (6, 2)):
+        write_answers(tmp_path, step, rows, {0, best})
+    (tmp_path / "answers" / "notes.txt").write_text("mine")
+    write_answers(tmp_path, 8, rows, {0, 2})
+    names = sorted(path.name for path in (tmp_path / "answers").iterdir())
+    assert names == ["notes.txt", "step-0.jsonl", "step-2.jsonl", "step-8.jsonl"]
+    assert read_answers_at(tmp_path, 2) == rows
+    assert read_answers_at(tmp_path, 4) == []
 
 
 def test_the_table_has_80_columns(monkeypatch):

@@ -75,6 +75,10 @@ _INSTEAD = {
     "adam_beta1 adam_beta2 optim": "leave it out: the optimiser is AdamW with torch's betas",
     "eval_strategy evaluation_strategy save_strategy":
         "write --save-steps and --eval-steps; without them both are done after each epoch",
+    "metric_for_best_model greater_is_better load_best_model_at_end predict_with_generate":
+        "write --eval-metric, a metric of vlft eval; best in the run names the best checkpoint",
+    "resume_only_model ignore_data_skip":
+        "write --adapter RUN for a new run that begins with its weights alone",
     "add_version logging_dir save_only_model":
         "leave it out: --output-dir gets all that a run writes",
     "deepspeed": "leave it out and start with accelerate launch --config_file "

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlft.data.layouts.place import COMMON_TAG
-from vlft.errors import printable
+from vlft.errors import CheckpointError, printable, shown
 from vlft.files import json_text, write_whole
 
 if TYPE_CHECKING:
@@ -32,8 +32,15 @@ SHOWN = 5
 
 
 def write_answers(run: Path, step: int, rows: Sequence[Row], others: Collection[int]) -> None:
-    """Writes the answers at a step; of earlier ones those at ``others`` stay."""
+    """Writes the answers at a step; of earlier ones those at ``others`` stay.
+
+    Raises:
+        CheckpointError: the folder is a link, which may lead out of the run.
+    """
     folder = run / FOLDER
+    if folder.is_symlink():
+        hint = "remove it: files in that folder are written and removed"
+        raise CheckpointError("a link", place=shown(folder), hint=hint)
     folder.mkdir(exist_ok=True)
     write_whole(folder / f"step-{step}.jsonl", "".join(json_text(row) + "\n" for row in rows))
     for path in folder.iterdir():

@@ -92,7 +92,7 @@ def resumed_config(
             continue
         elif _differs(given_json[name], saved_json[name]):
             found = f"found {_text(given_json[name])}, the run has {_text(saved_json[name])}"
-            problems.append(ConfigError(found, place=flag(name), hint=KEPT))
+            problems.append(ConfigError(found, place=flag(name), hint=_instead(saved)))
     own = saved.eval_metric or ""
     if own.endswith(".py") and "eval_metric" not in explicit:
         found = f"the run has {own}, whose code no file of a run can have run"
@@ -140,7 +140,13 @@ def _differences(before: SftConfig, now: SftConfig) -> dict[str, tuple[Any, Any]
     return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
-KEPT = "a resumed run keeps it: leave the flag out, or start a new run from it with --adapter"
+def _instead(saved: SftConfig) -> str:
+    """What to do in the place of changing a setting that a resumed run keeps."""
+    flag_of_weights = "--adapter" if saved.tuner == "lora" else "--model"
+    return (
+        "a resumed run keeps it: leave the flag out, or start a new run from it with "
+        f"{flag_of_weights}"
+    )
 
 
 def drop_later_checkpoints(run: Path, step: int, *, overwrite: bool) -> None:
