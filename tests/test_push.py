@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,17 @@ class TestCard:
         assert header(text)["library_name"] == "transformers"
         assert "vlft infer --model OWNER/NAME" in text
         assert "After 2 steps:" in text
+
+    def test_of_a_model_elsewhere(self, run, merged, tmp_path):
+        """The run that is named must have the adapter that was merged into it."""
+        copy = shutil.copytree(merged, tmp_path / "elsewhere", ignore=lambda *_: ["README.md"])
+        assert "## Training" not in share(copy).card.read_text("utf-8")
+        text = share(copy, run=run).card.read_text("utf-8")
+        assert "After 2 steps:" in text
+        other = shutil.copytree(run, tmp_path / "other", symlinks=True)
+        shutil.rmtree(other / "checkpoint-2")
+        with pytest.raises(CheckpointError, match=r"its adapter is of no checkpoint of .*other"):
+            share(copy, run=other)
 
     def test_of_a_base_on_the_hub(self, run, hub, tmp_path):
         """Its id, and the licence that its own card states."""

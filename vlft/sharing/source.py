@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoints.runs import (
+    ADAPTER_WEIGHTS,
     CONFIG,
     PROVENANCE,
     RUN_CONFIG,
+    checkpoints_in,
     find_checkpoint,
     is_adapter,
     read_adapter_config,
     read_provenance,
     read_run_config,
 )
+from vlft.checkpoints.weights import merged_adapters
 from vlft.errors import CheckpointError, shown
-from vlft.files import read_object, real_path
+from vlft.files import digest, read_object, real_path
 from vlft.schema import ANY
 from vlft.training.plots import METRICS, parse_metrics
 
@@ -71,7 +74,7 @@ def open_source(folder: Path, run: Path | None) -> Source:
         run: that is named; None for the one that the folder is in.
 
     Raises:
-        CheckpointError: there is nothing to share.
+        CheckpointError: there is nothing to share, or it is not of the run.
     """
     found = _shared(folder)
     adapter = is_adapter(found)
@@ -87,9 +90,29 @@ def open_source(folder: Path, run: Path | None) -> Source:
         return Source(found, adapter, own, {}, None, base)
     settings = read_run_config(home)
     origin = read_provenance(home) if (home / PROVENANCE).is_file() else {}
-    number = found.name.removeprefix("checkpoint-").removesuffix("-merged")
-    step = int(number) if number.isdecimal() else None
+    step = _step_of(found, home, adapter=adapter)
     return Source(found, adapter, settings, origin, step, settings.model, _evaluations(home))
+
+
+def _step_of(folder: Path, run: Path, *, adapter: bool) -> int | None:
+    """The step of the run's checkpoint that a folder is, or was merged from; None if unknown.
+
+    Raises:
+        CheckpointError: it holds an adapter that no checkpoint of the run has.
+    """
+    number = folder.name.removeprefix("checkpoint-")
+    if folder.parent == real_path(run) and number.isdecimal():
+        return int(number)
+    held = {digest(folder / ADAPTER_WEIGHTS)} if adapter else set(merged_adapters(folder))
+    for step, path in checkpoints_in(run):
+        if (path / ADAPTER_WEIGHTS).is_file() and digest(path / ADAPTER_WEIGHTS) in held:
+            return step
+    if held:
+        hint = "name the run that it was made by with --run; removed checkpoints are not known"
+        raise CheckpointError(
+            f"its adapter is of no checkpoint of {shown(run)}", place=shown(folder), hint=hint
+        )
+    return None
 
 
 def _shared(folder: Path) -> Path:
