@@ -9,15 +9,15 @@ import re
 import httpx2
 import pytest
 from browser import CHROMIUM, browser
-from conftest import GOLDEN, SIGLIP
+from conftest import GOLDEN, SIGLIP, write_jsonl
 from served import image_url, make_adapter, serving
 
 from vlft.config import CheckConfig, ServeConfig
 from vlft.data.layouts.place import COMMON_TAG
 from vlft.data.ocr_blocks import BOX, TYPE
 from vlft.evaluation.boxes import DETECTION
-from vlft.report.gallery import Card, gallery
-from vlft.report.page import section, write_page
+from vlft.report.page import NAME
+from vlft.report.runs import write_run_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
@@ -261,21 +261,32 @@ def test_a_key_is_asked_for(page):
         assert page.run("byId('locked').hidden")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_report(page, tmp_path, width):
-    """Text of data is text, and a picture of it fits its page."""
+@pytest.fixture
+def report(tmp_path):
+    """The report of a run whose data would like to run scripts."""
+    run = tmp_path / "v0"
+    (run / "infer").mkdir(parents=True)
+    (run / "run_config.json").write_text(json.dumps({"model": None, "output_dir": EVIL}))
+    lines = [{"step": n, "loss": 3.0 / n, "learning_rate": 1e-3 / n} for n in (1, 2, 3)]
+    write_jsonl(run / "metrics.jsonl", [*lines, {"step": 3, "val_loss": 1.5}])
     boxed = f"<|ref|>{EVIL}<|/ref|><|det|>[[1, 2, 300, 400]]<|/det|>"
-    card = Card(
-        [GOLDEN / "images" / "photo_a.jpg"], [("prompt", EVIL), ("reply", boxed)], EVIL, boxed
-    )
-    path = tmp_path / "report.html"
-    write_page(path, "A report", [section("Replies", gallery([card]))])
+    photo = str(GOLDEN / "images" / "photo_a.jpg")
+    row = {"query": f"<image>{EVIL}", "response": boxed, "label": EVIL, "images": [photo]}
+    write_jsonl(run / "infer" / "checkpoint-3-val.jsonl", [row])
+    write_run_report(run)
+    return run / NAME
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_report(page, report, width):
+    """Text of data is text, and the page is no wider than the window."""
     page.resize(width, 800)
     page.errors.clear()
-    page.open(path.as_uri())
-    assert page.run("document.title") == "A report"
+    page.open(report.as_uri())
+    assert "v0" in page.run("document.title")
+    assert page.run("document.querySelectorAll('.charts svg polyline').length") >= 2
     assert page.run("document.querySelectorAll('.card').length") == 1
-    assert page.run("document.querySelector('.image img').complete")
+    assert page.run("document.querySelector('.image img').naturalWidth") > 0
     assert page.run("document.querySelectorAll('.image rect').length") == 1
     assert page.run("document.querySelectorAll('script, img[src=x]').length") == 0
     assert page.run("document.documentElement.scrollWidth") <= width

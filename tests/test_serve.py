@@ -27,7 +27,8 @@ from subprocesses import start
 import vlft
 from vlft.config import ServeConfig
 from vlft.config.serving import KEY_VARIABLE
-from vlft.errors import ConfigError, DataError
+from vlft.errors import ConfigError, DataError, VlftError
+from vlft.inference.replier import Replier
 from vlft.serving.engine import Engine
 from vlft.serving.run import bind, check_libraries
 from vlft.settings import build
@@ -296,6 +297,16 @@ class TestRefused:
         assert given.status_code == 400
         assert found in given.json()["error"]["message"]
 
+    def test_what_vlmevalkit_sends_is_taken(self, client):
+        """All contents are lists of parts, images say how closely to look."""
+        image = {"url": image_url(FIRST), "detail": "low"}
+        parts = [{"type": "image_url", "image_url": image}, {"type": "text", "text": "What is it?"}]
+        system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+        given = {"n": 1, "temperature": 0, "max_tokens": 5}
+        made = text(client, system, {"role": "user", "content": parts}, **given)
+        plain = {"role": "system", "content": "Be brief."}
+        assert made == text(client, plain, user("What is it?", image_url(FIRST)), max_tokens=5)
+
     def test_what_is_neutral_is_taken(self, client):
         neutral = {
             "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "tools": [],
@@ -368,6 +379,40 @@ def too_many_pixels():
     file = io.BytesIO()
     Image.new("1", (2000, 1001)).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+class TestFailures:
+    """While a reply is made."""
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (VlftError("out of memory", hint="lower --batch-size"), "out of memory"),
+            (RuntimeError("a detail"), "the server failed; its log says why"),
+        ],
+        ids=["known", "a fault"],
+    )
+    def test_of_the_model(self, client, monkeypatch, capfd, error, said):
+        def fails(*_args, readers, **_settings):
+            readers[0].take([5])
+            raise error
+            yield
+
+        monkeypatch.setattr(Replier, "replies", fails)
+        with pytest.raises(openai.InternalServerError) as whole:
+            ask(client)
+        assert whole.value.body == {
+            "message": said, "type": "api_error", "param": None, "code": "failed",
+        }  # fmt: skip
+        with pytest.raises(openai.APIError, match=said):
+            list(ask(client, stream=True))
+        assert capfd.readouterr().err.count(f"a request failed: {name_of(error)}") == 2
+        monkeypatch.undo()
+        assert text(client)
+
+
+def name_of(error):
+    return "out of memory" if isinstance(error, VlftError) else "RuntimeError: a detail"
 
 
 class TestManyAtOnce:
@@ -500,16 +545,21 @@ class TestEnds:
             assert running.batches == [1]
 
     def test_sigterm_while_streaming(self, tmp_path):
-        """The stream is finished, nobody else is let in, and the exit code is 0."""
+        """It and a request that waits are answered, nobody else is, and the exit code is 0."""
         with serving_process(tmp_path) as (process, client, errors):
             usage = {"include_usage": True}
-            stream = iter(ask(client, max_tokens=150, stream=True, stream_options=usage))
+            stream = iter(ask(client, max_tokens=400, stream=True, stream_options=usage))
             events = [next(stream), next(stream)]
-            os.kill(process.pid, signal.SIGTERM)
-            wait_for(lambda: "stopping: requests may end within 30 s" in errors.read_text())
-            wait_for(lambda: refuses(client))
-            events += stream
-            assert events[-1].usage.completion_tokens == 150
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(text, client, max_tokens=2)
+                health = f"{str(client.base_url).removesuffix('v1/')}health"
+                wait_for(lambda: httpx2.get(health).json()["waiting"] == 1)
+                os.kill(process.pid, signal.SIGTERM)
+                wait_for(lambda: "stopping: requests may end within 30 s" in errors.read_text())
+                wait_for(lambda: refuses(client))
+                events += stream
+                assert events[-1].usage.completion_tokens == 400
+                assert waiting.result()
             process.join(20)
             assert process.exitcode == 0
         assert errors.read_text().splitlines()[-1] == "stopped"

@@ -182,7 +182,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:  # noqa
     """The answer to a request that led to an error."""
     if isinstance(error, HTTPException):
         error = ApiError(error.status_code, str(error.detail), code="wrong_route")
-    report(error)
+    if not isinstance(error, ApiError):
+        report(error)
     answer = as_answer(error)
     headers = {"Retry-After": "1"} if answer.status == 429 else None
     return Json(answer.body, answer.status, headers)
