@@ -128,6 +128,7 @@ OTHERS = {
     "--version",
     "--x",
 }
+OTHER_PROGRAMS = r"benchmarks|pip |pytest|accelerate|torchrun|swift|llama|vllm|lmms|http"
 
 
 # errors.md shows what is wrong.
@@ -147,7 +148,7 @@ def test_flags_that_documents_name_exist(document):
     named = {
         name
         for line in document.read_text("utf-8").splitlines()
-        if not re.search(r"benchmarks|pip |pytest|accelerate|torchrun|swift|llama|vllm|http", line)
+        if not re.search(OTHER_PROGRAMS, line)
         for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", line)
     }
     assert named <= known | OTHERS
