@@ -9,11 +9,13 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -30,8 +32,9 @@ from vlft.config.serving import KEY_VARIABLE
 from vlft.errors import ConfigError, DataError, VlftError
 from vlft.inference.replier import Replier
 from vlft.serving.engine import Engine
+from vlft.serving.models import find_models, placement
 from vlft.serving.run import bind, check_libraries
-from vlft.settings import build
+from vlft.settings import build, to_json
 
 TOKENS = 12
 BASE = SIGLIP.checkpoint
@@ -492,6 +495,63 @@ class TestKeys:
             build(ServeConfig, {"host": "0.0.0.0"})
         monkeypatch.setenv(KEY_VARIABLE, "environment")
         assert build(ServeConfig, {"host": "0.0.0.0"}).key == "environment"
+
+
+class TestFound:
+    """Which models are served, before one is loaded."""
+
+    def find(self, *folders, **settings):
+        return find_models(ServeConfig(ckpt_dir=tuple(map(str, folders)), **settings))
+
+    def test_names(self, adapters, tmp_path):
+        found = self.find(adapters[0], f"my name={adapters[1]}")
+        assert (found.name, list(found.tuned)) == (BASE, ["one", "my name"])
+        with_sign = tmp_path / "a=b"
+        shutil.copytree(adapters[0], with_sign)
+        assert list(self.find(with_sign).tuned) == ["a=b"]
+        assert self.find(adapters[0], model=str(SIGLIP.folder)).name == BASE
+        assert find_models(ServeConfig(model=str(SIGLIP.folder))).name == BASE
+
+    def test_a_name_twice(self, adapters):
+        with pytest.raises(ConfigError, match="two models have the name one"):
+            self.find(adapters[0], f"one={adapters[1]}")
+        with pytest.raises(ConfigError, match=f"two models have the name {BASE}"):
+            self.find(f"{BASE}={adapters[0]}")
+        with pytest.raises(ConfigError, match="printable characters are needed"):
+            self.find(f"a\nb={adapters[0]}")
+
+    def test_of_another_base(self, adapters, tmp_path):
+        other = make_adapter(JANUS.folder, tmp_path / "other", 1)
+        with pytest.raises(ConfigError, match=r"other has the base .*janus, one .*siglip"):
+            self.find(adapters[0], other)
+
+    def test_trained_in_different_ways(self, adapters):
+        found = self.find(*adapters)
+        ways = [
+            replace(tuned, settings=replace(tuned.settings, quantize=way))
+            for tuned, way in zip(found.tuned.values(), ("nf4", "none"), strict=True)
+        ]
+        with pytest.raises(ConfigError) as error:
+            placement(ServeConfig(), ways)
+        assert str(error.value) == (
+            "--quantize: the adapters were trained with nf4 and none\n"
+            " hint: say which to serve them with"
+        )
+        assert placement(ServeConfig(quantize="none", device="cpu"), ways).quantize == "none"
+        assert placement(ServeConfig(device="cpu"), ways[:1]).quantize == "nf4"
+
+    def test_a_whole_model(self, adapters, tmp_path):
+        """A checkpoint of a full run is served alone, under its own name."""
+        whole = tmp_path / "checkpoint-1"
+        shutil.copytree(SIGLIP.folder, whole)
+        settings = to_json(vlft.SftConfig(model=str(SIGLIP.folder), tuner="full"))
+        (whole / "run_config.json").write_text(json.dumps(settings))
+        config = ServeConfig(ckpt_dir=(f"whole={whole}",), device="cpu", max_new_tokens=3)
+        with serving(config) as running:
+            assert list(running.models.served) == ["whole"]
+            assert text(running.client(), model="whole")
+        with pytest.raises(ConfigError, match="is a whole model, which is served alone"):
+            self.find(whole, adapters[0])
 
 
 class TestStart:

@@ -104,6 +104,8 @@ class Engine:
                 raise
             done, self.running = self.running, []
             self._sort_out(done, work.exception())
+            # The traceback of an error holds what the batch had in memory.
+            del work, done
 
     def _sort_out(self, done: Sequence[Job], error: BaseException | None) -> None:
         """Lets the jobs of a batch leave; after an error those without a token are tried alone.

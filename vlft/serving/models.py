@@ -125,7 +125,7 @@ def load_models(config: ServeConfig, found: Found) -> Models:
         UsageError: one cannot be loaded.
     """
     with console.working("loading the model"):
-        base = load_model(found.base, _placement(config, list(found.tuned.values())))
+        base = load_model(found.base, placement(config, list(found.tuned.values())))
     adapters = Adapters(base)
     whole = next((one for one in found.tuned.values() if one.adapter is None), None)
     served = {found.name: _served(config, found.name, whole, found.base)}
@@ -149,7 +149,7 @@ def _served(config: ServeConfig, name: str, tuned: Tuned | None, base: ModelFold
     return Served(name, is_adapter, processor, sampling.resolved(processor.family))
 
 
-def _placement(config: ServeConfig, tuned: Sequence[Tuned]) -> Any:
+def placement(config: ServeConfig, tuned: Sequence[Tuned]) -> Any:
     """Device, dtype and quantisation; where the user is silent, the last two are the training's.
 
     Raises:
