@@ -50,7 +50,7 @@ FLAGS = {
         --max-new-tokens --temperature --top-p --top-k --repetition-penalty --repetition-context
         --no-repeat-ngram --ngram-window
         --num-beams --stop
-        --format --batch-size --prefill-chunk --seed
+        --format --label-loss --batch-size --prefill-chunk --seed
         --output --save-text --overwrite --show-samples
     """,
     "serve": """

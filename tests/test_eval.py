@@ -82,7 +82,7 @@ class TestMetrics:
         text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text("utf-8")
         assert tuple(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) == METRIC_NAMES
 
-    @pytest.mark.parametrize("name", METRICS)
+    @pytest.mark.parametrize("name", [name for name in METRICS if not METRICS[name].of_fields])
     def test_an_empty_reply_is_wrong(self, name):
         special = {"json-fields": '{"a": 1}', "teds": "| a |\n|---|"}
         label = special.get(name, CAT if name.startswith("box") else "the")

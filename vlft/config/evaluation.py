@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 METRIC_NAMES = (
     "exact-match", "contains", "token-f1", "cer", "wer", "anls", "relaxed-accuracy", "json-fields",
     "box-iou", "box-accuracy", "box-parsed", "rouge-l", "sentence-bleu", "cider",
-    "teds",
+    "teds", "perplexity",
 )  # fmt: skip
 
 _scoring, _generation = makers("Scoring", "Generation")

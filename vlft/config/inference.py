@@ -114,6 +114,8 @@ class InferConfig(ReadingSettings):
         "text", "What becomes of <|ref|> and <|det|> in replies. markdown: results also have the "
         "text without these tags; blocks: its parts, with type and boxes in pixels.",
         choices=("text", "markdown", "blocks"))
+    label_loss: bool = _generation(
+        False, "Write the loss of each record's right reply too, for the metric perplexity.")
     batch_size: int = _generation(8, "Records answered together.", minimum=1)
     prefill_chunk: int | None = _generation(
         None, "Tokens of prompts that run at once; fewer take less memory, replies are the same.",
@@ -133,7 +135,7 @@ class InferConfig(ReadingSettings):
         needy = changed(self, "merge_lora", "accept_changes")
         answering = given(self, "image_root", "confine_images", "on_bad_sample",
                            "batch_size", "prefill_chunk", "vision_cache",
-                            "output", "overwrite", "show_samples", "format")
+                            "output", "overwrite", "show_samples", "format", "label_loss")
         return (
             *_document_rules(self),
             (answers_run and self.dataset, "--load-dataset-config",

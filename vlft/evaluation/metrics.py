@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from vlft.evaluation import boxes, edits, libraries, numbers, text
 from vlft.evaluation.captions import cider
@@ -11,8 +13,10 @@ from vlft.evaluation.json_fields import json_fields
 from vlft.evaluation.tables import teds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+# Nats whose exponential is still a number.
+LARGEST_LOSS = 700.0
 # The references of each record.
 Corpus: TypeAlias = "Sequence[Sequence[str]]"
 
@@ -27,6 +31,8 @@ class Metric:
         higher_is_better: false for error rates.
         weight: of a reference in the mean over records; without it all have the same.
         library: module that the score imports; empty if it needs none.
+        of_fields: of the fields of a result line the score and its weight.
+        exponential: whether the score of records is the exponential of the mean.
         of_corpus: from the references of all records the score of a reply and its references.
     """
 
@@ -34,7 +40,13 @@ class Metric:
     higher_is_better: bool = True
     weight: Callable[[str], float] | None = None
     library: str = ""
+    of_fields: Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
+    exponential: bool = False
     of_corpus: Callable[[Corpus], Callable[[str, Sequence[str]], float]] | None = None
+
+    def final(self, means: Any) -> Any:
+        """What is reported of means over records, or of the score of one."""
+        return np.exp(np.minimum(means, LARGEST_LOSS)) if self.exponential else means
 
     def scorer(self, corpus: Corpus) -> Callable[[str, Sequence[str]], tuple[float, float]]:
         """``best`` for the records with these references."""
@@ -50,11 +62,23 @@ class Metric:
             ValueError: a reference cannot be scored; the text goes on after its name.
         """
         if self.score is None:
-            raise ValueError("is scored with those of all records, by vlft eval alone")
+            raise ValueError("is scored by vlft eval alone, with those of all records")
         scores = [self.score(reply, reference) for reference in references]
         score = max(scores) if self.higher_is_better else min(scores)
         reference = references[scores.index(score)]
         return score, self.weight(reference) if self.weight else 1.0
+
+
+def label_loss_of(fields: Mapping[str, Any]) -> tuple[float, float]:
+    """The loss of the label and its tokens; perplexity is the exponential of their mean.
+
+    Raises:
+        ValueError: the line has none.
+    """
+    loss, tokens = fields.get("label_loss"), fields.get("label_tokens")
+    if not isinstance(loss, int | float) or not isinstance(tokens, int) or not tokens:
+        raise ValueError("has no loss: let vlft infer answer with --label-loss")
+    return float(loss), float(tokens)
 
 
 METRICS = {
@@ -73,6 +97,13 @@ METRICS = {
     "sentence-bleu": Metric(libraries.sentence_bleu, library=libraries.BLEU),
     "cider": Metric(None, of_corpus=cider),
     "teds": Metric(teds),
+    "perplexity": Metric(
+        None,
+        higher_is_better=False,
+        of_fields=label_loss_of,
+        exponential=True,
+        weight=lambda _: 1.0,
+    ),
 }
 
 

@@ -67,20 +67,24 @@ def _metric(
     tables = [(one.values[name][at], one.weights[name][at]) for one, at in pairs]
     columns = [column for values, weights in tables for column in (values * weights, weights)]
     sums = resample_sums(np.stack(columns, axis=1), seed)
-    means = [sums[:, 2 * index] / sums[:, 2 * index + 1] for index in range(len(tables))]
+    metric = scores[0].metrics[name]
+    means = [
+        metric.final(sums[:, 2 * index] / sums[:, 2 * index + 1]) for index in range(len(tables))
+    ]
+    averages = [float(metric.final(weighted_mean(*table))) for table in tables]
     found: dict[str, Any] = {
-        "higher_is_better": scores[0].metrics[name].higher_is_better,
+        "higher_is_better": metric.higher_is_better,
+        **({"exponential": True} if metric.exponential else {}),
         "scores": [
-            {"mean": weighted_mean(*table), "interval": interval(mean)}
-            for table, mean in zip(tables, means, strict=True)
+            {"mean": average, "interval": interval(mean)}
+            for average, mean in zip(averages, means, strict=True)
         ],
     }
     if len(tables) > 1:
-        base, tuned = tables
         # Their mean is the difference of the weighted means.
         shares = [values * weights / weights.mean() for values, weights in tables]
         found["difference"] = {
-            "mean": weighted_mean(*tuned) - weighted_mean(*base),
+            "mean": averages[1] - averages[0],
             "interval": interval(means[1] - means[0]),
             "p": paired_p_value(shares[1] - shares[0], seed),
         }
@@ -100,7 +104,9 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     lower = [name for name in metrics if not metrics[name]["higher_is_better"]]
     lines += [f"lower is better: {', '.join(lower)}"] if lower else []
     count = f"{summary['records']:,} {'pairs' if two else 'records'}"
-    return [*lines, f"{count}; all but p in per cent" if two else f"{count}; in per cent"]
+    plain = [name for name in metrics if metrics[name].get("exponential")]
+    but = f"all but {' and '.join([*plain, *['p'] * two])} " if plain or two else ""
+    return [*lines, f"{count}; {but}in per cent"]
 
 
 def _file_lines(results: Sequence[Mapping[str, Any]], index: int) -> list[str]:
@@ -119,16 +125,17 @@ def _file_lines(results: Sequence[Mapping[str, Any]], index: int) -> list[str]:
 
 
 def _cells(metric: Mapping[str, Any]) -> list[str]:
-    means = [f"{one['mean']:.1%}".rstrip("%") for one in metric["scores"]]
+    scale = 1 if metric.get("exponential") else 100
+    means = [f"{scale * one['mean']:.1f}" for one in metric["scores"]]
     if "difference" not in metric:
-        return [*means, _range(metric["scores"][0]["interval"], "")]
+        return [*means, _range(metric["scores"][0]["interval"], "", scale)]
     difference = metric["difference"]
-    change = f"{100 * difference['mean']:+.1f}"
-    return [*means, change, _range(difference["interval"], "+"), _p(difference["p"])]
+    change = f"{scale * difference['mean']:+.1f}"
+    return [*means, change, _range(difference["interval"], "+", scale), _p(difference["p"])]
 
 
-def _range(bounds: Sequence[float], sign: str) -> str:
-    return " to ".join(format(100 * bound, f"{sign}.1f") for bound in bounds)
+def _range(bounds: Sequence[float], sign: str, scale: int) -> str:
+    return " to ".join(format(scale * bound, f"{sign}.1f") for bound in bounds)
 
 
 def _p(value: float) -> str:

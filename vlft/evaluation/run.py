@@ -95,6 +95,8 @@ def _answer(config: EvalConfig) -> Path:
     chosen = {name: getattr(config, name) for name in given_names(config) if name in names}
     if config.json:
         chosen["show_samples"] = 0
+    if "perplexity" in config.metric:
+        chosen["label_loss"] = True
     result = run_infer(InferConfig(**chosen))
     if result is None:
         raise ConfigError("found no data set", place="vlft eval", hint="add --dataset")

@@ -56,7 +56,11 @@ def score(answers: Answers, metrics: Mapping[str, Metric]) -> Scores:
         score_of = metric.scorer([answer.references for answer in answers.answers])
         for index, answer in enumerate(answers.answers):
             try:
-                table[index] = score_of(answer.reply, answer.references)
+                table[index] = (
+                    metric.of_fields(answer.fields)
+                    if metric.of_fields
+                    else score_of(answer.reply, answer.references)
+                )
             except ValueError as error:
                 place = f"{shown(answers.path)}:{answer.line}"
                 hint = "name a metric that fits the data, or other --references"
@@ -97,7 +101,7 @@ def _rows(scores: Scores) -> Iterator[dict[str, Any]]:
         row = {"result_line": answer.line, **_named(answer, has_ids)}
         for name, values in scores.values.items():
             column = name.replace("-", "_")
-            row[column] = float(values[index])
+            row[column] = float(scores.metrics[name].final(values[index]))
             if scores.metrics[name].weight:
                 row[f"{column}_weight"] = float(scores.weights[name][index])
         yield row

@@ -90,9 +90,14 @@ def _answers(
                 if not missing:
                     continue
                 pages.draw(image.path for number in chosen for image in prompts[number].images)
-                made = replier().replies(
+                ours = replier()
+                made = ours.replies(
                     [prompts[number] for number in chosen],
                     [record_seed(config.seed, data.positions[number]) for number in chosen],
                     [[places[number] for number in batch] for batch in missing],
                 )
-                yield from zip((lines(b, side) for b in missing), made, strict=True)
+                for batch, replies in zip(missing, made, strict=True):
+                    if config.label_loss:
+                        records = (data.conversations[number] for number in batch)
+                        replies = list(map(ours.with_loss, replies, records))
+                    yield lines(batch, side), replies

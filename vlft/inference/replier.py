@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from vlft.errors import DataError, explaining_memory
 from vlft.inference.decoding import Loops, RowLimits, score_changes
 from vlft.inference.features import Features
 from vlft.inference.following import Following
+from vlft.inference.label_loss import LabelLoss, label_loss
 from vlft.inference.prefill import SharedPrompts, can_share
 from vlft.inference.stops import Stops, text_before
 from vlft.models.cache_name import CACHE
@@ -19,6 +20,7 @@ from vlft.vision.encode import moved
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vlft.data.conversation import Conversation
     from vlft.data.encode import EncodedSample
     from vlft.families.processor import Processor
     from vlft.inference.following import Reader
@@ -34,6 +36,7 @@ class Reply:
     Attributes:
         text: without special tokens and surrounding white space.
         token_ids: up to and including the end-of-sentence token, or those that end the reply.
+        loss: of the right reply of the record, if it was asked for.
         finish: how it ended: stop, with that token or before a text of ``Sampling.stop``; length,
             at the most new tokens that were asked for; window, where the model's context was full;
             loop, where it repeated itself without end.
@@ -42,6 +45,7 @@ class Reply:
     text: str
     token_ids: list[int]
     finish: Literal["stop", "length", "window", "loop"]
+    loss: LabelLoss | None = None
 
 
 class _Prompts(Protocol):
@@ -84,6 +88,11 @@ class Replier:
         self._sampling = sampling.resolved(processor.family)
         self._whole = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._features = features or Features(self._whole, processor)
+
+    @explaining_memory("while the loss of labels is computed", SMALLER)
+    def with_loss(self, reply: Reply, record: Conversation) -> Reply:
+        """The reply to a record, with the loss of the right one."""
+        return replace(reply, loss=label_loss(self._whole, self._processor, record))
 
     @explaining_memory("while replies are generated", SMALLER)
     def replies(

@@ -215,9 +215,10 @@ class ResultFile:
     def _row(self, number: int, reply: Reply) -> dict[str, Any]:
         conversation = self._conversations[number]
         row = self._columns.row(conversation)
-        answer = {**self._side(number), "response": reply.text, "finish": reply.finish}
+        answer = {"response": reply.text, "finish": reply.finish}
         answer |= columns_of(reply.text, self._form, conversation)
-        return {"query": row.pop("query"), **answer, **row}
+        loss = reply.loss.as_row() if reply.loss else {}
+        return {"query": row.pop("query"), **self._side(number), **answer, **loss, **row}
 
     def _side(self, number: int) -> dict[str, str]:
         """The column that names the checkpoint of a line, where there are several."""

@@ -171,6 +171,7 @@ def _header(
             # Recorded only if the data hold such tokens: files of older releases are continued.
             **({"special_tokens": "text"} if data.as_text else {}),
             **({} if config.format == "text" else {"format": config.format}),
+            **({"label_loss": True} if config.label_loss else {}),
         },
         "model": {
             "name": folder.name,

@@ -90,7 +90,8 @@ def _card(scores: Sequence[Scores], places: Sequence[int]) -> Card:
         drawings = [("target", Path(target)), *drawings]
     words = [
         f"{name} " + " -> ".join(
-            f"{one.values[name][place]:.2f}" for one, place in zip(scores, places, strict=True)
+            f"{one.metrics[name].final(one.values[name][place]):.2f}"
+            for one, place in zip(scores, places, strict=True)
         )
         for name in scores[0].values
     ]  # fmt: skip

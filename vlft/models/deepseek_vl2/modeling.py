@@ -189,7 +189,7 @@ class DeepseekVL2ForConditionalGeneration(DeepseekVL2PreTrainedModel, Generation
             **settings,
         )
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, **{CACHE: output[CACHE]})
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: getattr(output, CACHE)})
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, cache: Any = None, past_key_values: Any = None, **kwargs: Any
