@@ -20,7 +20,7 @@ from vlft.checkpoints.locate import describe
 from vlft.cli.commands import COMMANDS
 from vlft.cli.options import read_settings
 from vlft.errors import UsageError
-from vlft.inference import run as infer_run
+from vlft.inference import side_by_side
 from vlft.settings import check, flag, to_json
 
 
@@ -434,13 +434,13 @@ class TestWhatOnlyTheFilesSay:
         run = vlft.sft(dataclasses.replace(config, max_steps=1)).run
         seen = []
 
-        original = infer_run.Replier
+        original = side_by_side.Replier
 
         def replier(model, *rest):
             seen.append(model.config._attn_implementation)
             return original(model, *rest)
 
-        monkeypatch.setattr(infer_run, "Replier", replier)
+        monkeypatch.setattr(side_by_side, "Replier", replier)
         for attn in ("eager", "auto"):
             settings = {"attn": attn, "merge_lora": True, "image_root": config.image_root}
             output = tmp_path / f"{attn}.jsonl"
