@@ -51,7 +51,7 @@ def measure(
             count the first touch of all that is allocated, which a job of many steps pays once.
     """
     gc.collect()
-    before = _reset_peak(device) if trim else 0
+    before = reset_peak(device) if trim else 0
     started = CLOCKS[clock]()
     value = compute()
     if device.type == "cuda":
@@ -125,7 +125,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _reset_peak(device: torch.device) -> int:
+def reset_peak(device: torch.device) -> int:
     """Sets the peak back to what is held now, which it returns in bytes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

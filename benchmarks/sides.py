@@ -108,11 +108,15 @@ def make_sides(
 
 def make_samples(case: argparse.Namespace, *, plain: bool = False) -> tuple[RandomModel, Samples]:
     """A model with a tower for the workload's images, and its samples."""
-    workload = WORKLOADS[case.workload]
-    native = native_config(case.model, case.scale, workload.image_size)
+    built = make_model(case, plain=plain)
+    return built, random_samples(WORKLOADS[case.workload], built, case.samples)
+
+
+def make_model(case: argparse.Namespace, *, plain: bool = False) -> RandomModel:
+    """A model with a tower for the workload's images."""
+    native = native_config(case.model, case.scale, WORKLOADS[case.workload].image_size)
     dtype, device = DTYPES[case.dtype], torch.device(case.device)
-    built = random_model(case.model, native, dtype, device, plain=plain)
-    return built, random_samples(workload, built, case.samples)
+    return random_model(case.model, native, dtype, device, plain=plain)
 
 
 def vlft_side(

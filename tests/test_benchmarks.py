@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tolerances import assert_close
 
 import vlft
-from benchmarks import arithmetic, attention, draw, fake, host, step
+from benchmarks import arithmetic, attention, draw, fake, host, plan, step
 from benchmarks.attention import random_row, varlen_plan
 from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import describe
@@ -149,6 +149,15 @@ def test_the_host_of_a_small_step():
     found = host.run(argparse.Namespace(repeats=1, gpu_seconds=0.2), 4)
     assert 600 < found["tokens"] < 800
     assert 0 < found["ms"] < found["all_ms"]
+
+
+def test_a_plan_is_measured_without_and_with_checkpointing():
+    case = {"model": "deepseek-vl", "workload": "q1", "scale": "tiny", "dtype": "float32"}
+    found = plan.run(argparse.Namespace(**case, device="cpu", samples=2))
+    assert [one["checkpointing"] for one in found] == ["no", "yes"]
+    without, with_it = (one["parts_mib"]["activations"] for one in found)
+    assert with_it < without
+    assert all(one["encoding_gib"] > 0 and one["step_gib"] > 0 for one in found)
 
 
 def test_out_of_memory_takes_shorter_rows(tmp_path, monkeypatch):

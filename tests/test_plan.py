@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections import Counter
 from math import prod
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from vlft.families.base import is_in
 from vlft.families.registry import find_family
 from vlft.gpus import gpu_gib
 from vlft.models.experts import PLAIN_EXPERTS
+from vlft.planning import memory
 from vlft.planning.estimate import (
     DataPlan,
     find_model,
@@ -34,16 +36,18 @@ from vlft.planning.published import PUBLISHED_MODELS
 from vlft.planning.report import run_plan, smaller_settings, verdict
 from vlft.planning.sizes import (
     ModelSizes,
+    TowerSizes,
     language_params,
     language_weights,
     lm_head_params,
-    sam_attention_scores,
     text_sizes,
+    tower_sizes,
 )
 from vlft.training.lora import LoraOptions, add_lora
 from vlft.training.loss import CHUNK
 from vlft.training.preview import parameter_count
-from vlft.training.samples import load_data, make_planner
+from vlft.training.samples import distinct_images, load_data, make_planner
+from vlft.vision import batches
 
 GIB = 2**30
 CONFIGS = {p.name: p for p in PUBLISHED} | {str(case): case for case in MATRIX}
@@ -86,7 +90,9 @@ def test_names_shapes_and_counts_are_those_of_the_model(built):
     model.requires_grad_(False)
     tuned = add_lora(model, folder.family, LoraOptions("ALL", rank=4))
     trained = sum(parameter_count(p) for p in tuned.parameters() if p.requires_grad)
-    sizes = ModelSizes(text, 0, 0, folder.family.attention_inputs)
+    sizes = ModelSizes(
+        text, 0, tower_sizes(folder.native_config(1)), folder.family.attention_inputs
+    )
     spec = memory_spec(PlanConfig(lora_target_modules="ALL", lora_rank=4), sizes)
     assert trained_params(sizes, spec) == trained
 
@@ -97,7 +103,7 @@ def test_sizes_of_published_models(known):
     family, _ = find_family(config, place=known.id)
     native = family.native_config(config, 1)
     assert text_sizes(native["text_config"]) == known.llm
-    assert sam_attention_scores(native) == known.sam_scores
+    assert tower_sizes(native) == known.towers
     total = sum(prod(shape) for shape in CONFIGS[known.id].tensors().values())
     language = language_params(known.llm) + lm_head_params(known.llm)
     assert published_sizes(known).other_params == pytest.approx(total - language, abs=5e6)
@@ -164,6 +170,36 @@ def test_other_parameters_of_a_folder_are_counted_from_its_files(config, folder,
     assert others <= model.other_params <= 1.5 * others
 
 
+def test_what_a_tower_holds():
+    """SigLIP: the feed-forward part. SAM: scores of a head, or in small views those of windows."""
+    siglip = TowerSizes(image_size=384, patch_size=16, width=512, inner=2048)
+    assert siglip.numbers(7, 384) == 7 * 24 * 24 * (2 * 512 + 2 * 2048)
+    sam = TowerSizes(image_size=1024, patch_size=16, width=256, inner=1024, heads=4, window=14)
+    assert sam.numbers(1, 1024) == 4096**2 + 9 * 4096 * 256
+    # 32 patches across are padded to 42, three windows.
+    assert sam.numbers(2, 512) == 2 * (4 * 9 * 196**2 + (32 * 32 + 9 * 42 * 42) * 256)
+
+
+def test_the_images_that_are_counted_are_those_of_a_batch():
+    assert memory.PIXELS_AT_ONCE == batches.PIXELS_AT_ONCE
+
+
+def test_the_batches_of_the_data_are_planned(config, folder, processor):
+    encoding = plan_data(config, folder).encoding
+    train, val = load_data(config, processor)
+    images = [image for image in distinct_images((train, val)) if not image.drawn]
+    cut = batches.cut_batches(images, processor)
+    sizes = [Counter() for _ in cut]
+    for batch, found in zip(cut, sizes, strict=True):
+        for image in batch:
+            for view in processor.pixels.sizes(image.tiles):
+                found[view[1]] += view[0]
+    for number, side in encoding.views:
+        assert number == max(found[side] for found in sizes)
+    assert {side for _, side in encoding.views} == {side for found in sizes for side in found}
+    assert encoding.decoded == min(len(cut), batches.batches_ahead())
+
+
 def test_the_logits_that_are_counted_are_those_of_a_chunk_of_the_loss():
     assert LOSS_POSITIONS == CHUNK
 
@@ -217,7 +253,7 @@ class TestVerdict:
         config = PlanConfig(model="deepseek-ai/deepseek-vl-7b-chat", gpu="40GB")
         model, _ = find_model(config)
         counts = dict.fromkeys((field.name for field in dataclasses.fields(DataPlan)), 1)
-        lengths = {"longest_sample": longest_sample, "longest_row": longest_row}
+        lengths = {"longest_sample": longest_sample, "longest_row": longest_row, "encoding": None}
         spec = memory_spec(config, model, DataPlan(**{**counts, **lengths}))
         assert (spec.checkpointing, spec.tokens) == (recomputes, tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -10,13 +11,23 @@ from vlft import console
 from vlft.config import TOKENS_PER_ROW
 from vlft.errors import CheckpointError
 from vlft.gpus import gpu_gib
-from vlft.planning.memory import ENOUGH_TOKENS, SAFE_SHARE, MemorySpec, estimate_memory
+from vlft.planning.memory import (
+    ENOUGH_TOKENS,
+    SAFE_SHARE,
+    Encoding,
+    MemorySpec,
+    estimate_memory,
+)
 from vlft.planning.published import PUBLISHED_MODELS, PublishedModel
 from vlft.planning.sizes import ModelSizes, language_params, lm_head_params, model_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlft.checkpoints.locate import ModelFolder
     from vlft.config import PlanConfig
+    from vlft.data.encode import EncodedImage
+    from vlft.families.processor import Processor
 
 GIB = 2**30
 
@@ -31,6 +42,7 @@ class DataPlan:
         image_tokens: of these images.
         packed_tokens: of all rows, where shared prefixes count once.
         total_steps: of the whole run.
+        encoding: the images that are encoded before step one; None if there are none.
     """
 
     samples: int
@@ -44,6 +56,7 @@ class DataPlan:
     rows: int
     steps: int
     total_steps: int
+    encoding: Encoding | None
 
 
 def find_model(config: PlanConfig) -> tuple[ModelSizes, ModelFolder | None]:
@@ -66,7 +79,7 @@ def published_sizes(model: PublishedModel) -> ModelSizes:
 
     family = next(family for family in FAMILIES if family.name == model.family)
     others = round(model.billions * 1e9) - language_params(model.llm) - lm_head_params(model.llm)
-    return ModelSizes(model.llm, others, model.sam_scores, family.attention_inputs)
+    return ModelSizes(model.llm, others, model.towers, family.attention_inputs)
 
 
 def _folder_sizes(folder: ModelFolder) -> ModelSizes:
@@ -114,7 +127,24 @@ def plan_data(config: PlanConfig, folder: ModelFolder) -> DataPlan:
         rows=rows,
         steps=steps,
         total_steps=loop_options(config, planner.schedule).total_steps,
+        encoding=encoding_of(images, processor),
     )
+
+
+def encoding_of(images: Sequence[EncodedImage], processor: Processor) -> Encoding | None:
+    """What the encoding of these images holds at once; None if there are none."""
+    from vlft.vision.batches import batches_ahead, cut_batches
+
+    batches = cut_batches(images, processor)
+    most: Counter[int] = Counter()
+    for batch in batches:
+        found: Counter[int] = Counter()
+        for image in batch:
+            for number, side in processor.pixels.sizes(image.tiles):
+                found[side] += number
+        most |= found
+    views = tuple((number, side) for side, number in sorted(most.items()))
+    return Encoding(views, min(len(batches), batches_ahead())) if views else None
 
 
 def planned_device(config: PlanConfig) -> str:
@@ -142,6 +172,7 @@ def memory_spec(config: PlanConfig, model: ModelSizes, data: DataPlan | None = N
         tokens=row_tokens(config, data),
         cached=config.vision_cache != "off" and not config.train_vision,
         cuda=cuda,
+        encoding=data.encoding if data else None,
     )
     if config.gradient_checkpointing is not None or not cuda:
         return spec

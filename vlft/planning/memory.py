@@ -33,10 +33,21 @@ LOSS_POSITIONS = {"cpu": 128, "cuda": 1024}
 _LOGIT_BYTES = {2: 6, 4: 4}
 # The CUDA context and the libraries' workspaces.
 _CUDA_BYTES = 0.7 * 2**30
-# Copies of one head's attention scores that the SAM tower holds at its peak.
-_SAM_SCORE_COPIES = 2.5
-# A batch of 384 px views on its way through a SigLIP tower, about.
-_SIGLIP_BATCH_BYTES = 2**27
+# Pixels of a batch of images, see vision.batches.
+PIXELS_AT_ONCE = 1024**2
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The images that are encoded before step one.
+
+    Attributes:
+        views: (number, side in pixels) of the views of the largest batch.
+        decoded: batches that are decoded at once, the next ones included.
+    """
+
+    views: tuple[tuple[int, int], ...]
+    decoded: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class MemorySpec:
         targets: as for ``--lora-target-modules``.
         tokens: length of the row.
         cached: whether image features are cached, so that the towers leave the GPU before step one.
+        encoding: the images; None stands for full batches of the size that the towers are made for.
     """
 
     weight_bytes: int
@@ -60,6 +72,7 @@ class MemorySpec:
     tokens: int
     cached: bool
     cuda: bool
+    encoding: Encoding | None = None
 
     @property
     def all_layers(self) -> bool:
@@ -105,7 +118,6 @@ def estimate_memory(model: ModelSizes, spec: MemorySpec) -> Memory:
     others = spec.weight_bytes * model.other_params
     trained = _TRAINED_BYTES * trained_params(model, spec)
     runtime = _CUDA_BYTES if spec.cuda else 0.0
-    images = max(_SAM_SCORE_COPIES * spec.weight_bytes * model.sam_scores, _SIGLIP_BATCH_BYTES)
     return Memory(
         weights=language + (0.0 if spec.cached and spec.cuda else others),
         trained=trained,
@@ -114,8 +126,32 @@ def estimate_memory(model: ModelSizes, spec: MemorySpec) -> Memory:
         transient=_transient_bytes(text, spec),
         runtime=runtime,
         # Of what trains only the values are there: gradients and moments come with step one.
-        encoding=language + others + trained / 4 + runtime + images,
+        encoding=language + others + trained / 4 + runtime + _image_bytes(model, spec),
     )
+
+
+def _image_bytes(model: ModelSizes, spec: MemorySpec) -> float:
+    """What a batch of images holds at most on its way through the towers.
+
+    On the CPU that is also the batches that are decoded, in float32, and the inputs of the towers.
+    """
+    encoding = spec.encoding or _full_batches(model)
+    most = max(
+        tower.numbers(number, side)
+        for tower in model.towers
+        for number, side in encoding.views
+        # With two towers, an image has a view for each.
+        if len(model.towers) == 1 or side == tower.image_size
+    )
+    pixels = sum(3 * number * side**2 for number, side in encoding.views)
+    decoded = 0 if spec.cuda else 4 * encoding.decoded * pixels
+    return spec.weight_bytes * (most + pixels) + decoded
+
+
+def _full_batches(model: ModelSizes) -> Encoding:
+    """Batches of images of the size that the towers are made for."""
+    number = max(1, PIXELS_AT_ONCE // max(tower.image_size for tower in model.towers) ** 2)
+    return Encoding(tuple((number, tower.image_size) for tower in model.towers), 1)
 
 
 def trained_params(model: ModelSizes, spec: MemorySpec) -> int:

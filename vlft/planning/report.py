@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from vlft.planning.estimate import DataPlan
     from vlft.planning.sizes import ModelSizes
 
-# Share of a GPU's memory that a run can use.
+# Share of a GPU's memory that a run can use. The rest is assumed to be what torch's allocator holds
+# on to beside the tensors: blocks are rounded up, and rows of other lengths leave holes.
 _USABLE = 0.97
 # Limits of a row in tokens that are tried to make a run fit.
 _SHORTER_ROWS = (4096, 2048, 1024)

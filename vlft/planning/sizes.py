@@ -63,19 +63,58 @@ class TextSizes:
 
 
 @dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of a vision tower that the memory of encoding depends on.
+
+    Attributes:
+        image_size: side of its views, in pixels.
+        width: of its hidden states.
+        inner: width of its feed-forward parts.
+        heads: of attention whose scores exist as a tensor, as SAM adds relative positions to them;
+            0 for SigLIP, whose attention is fused.
+        window: side of the windows of most layers of SAM, in patches.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    inner: int
+    heads: int = 0
+    window: int = 0
+
+    def numbers(self, views: int, side: int) -> float:
+        """Numbers that are held at most, beside the weights, while views of a side are encoded."""
+        across = side // self.patch_size
+        tokens = across**2
+        # The state, the normalised one, and the feed-forward part before and after its activation.
+        held = tokens * (2 * self.width + 2 * self.inner)
+        if self.heads:
+            # A layer with global attention computes head by head, see models.adaptations. After the
+            # last one: its scores; the state, the normalised one, queries, keys and values; the
+            # outputs of the heads, alone, joined and reordered; and the projected one.
+            held = max(held, tokens**2 + 9 * tokens * self.width)
+            # A layer with windows, which pad the view: scores of all heads; the state; and padded
+            # the normalised one, queries, keys and values, twice as they are reordered, and output.
+            padded = (-(-across // self.window) * self.window) ** 2
+            scores = self.heads * padded * self.window**2
+            held = max(held, scores + (tokens + 9 * padded) * self.width)
+        return float(views * held)
+
+
+@dataclass(frozen=True)
 class ModelSizes:
     """What the memory of a model depends on.
 
     Attributes:
         text: sizes of the LLM.
         other_params: parameters of all other parts: towers, aligner, image generation.
-        sam_scores: see ``sam_attention_scores``.
+        towers: that see the images.
         attention_inputs: leaf names that ``--lora-target-modules qkv`` means.
     """
 
     text: TextSizes
     other_params: int
-    sam_scores: int
+    towers: tuple[TowerSizes, ...]
     attention_inputs: tuple[str, ...]
 
 
@@ -85,7 +124,7 @@ def model_sizes(
     """The sizes of a model, from its native config and its parameters in all (0 if unknown)."""
     text = text_sizes(native["text_config"])
     others = max(0, params - language_params(text) - lm_head_params(text))
-    return ModelSizes(text, others, sam_attention_scores(native), attention_inputs)
+    return ModelSizes(text, others, tower_sizes(native), attention_inputs)
 
 
 def text_sizes(text: Mapping[str, Any]) -> TextSizes:
@@ -135,14 +174,31 @@ def lm_head_params(text: TextSizes) -> int:
     return 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
 
 
-def sam_attention_scores(native: Mapping[str, Any]) -> int:
-    """Elements of one head's attention scores in the SAM tower; 0 without such a tower.
+def tower_sizes(native: Mapping[str, Any]) -> tuple[TowerSizes, ...]:
+    """The towers that see the images of a model with this native config."""
+    vision = native["vision_config"]
+    sam = native.get("high_res_vision_config") or vision.get("sam_config")
+    towers = []
+    # DeepSeek-OCR's second tower sees a sixteenth of the tokens of its first.
+    if "sam_config" not in vision:
+        towers.append(_tower(vision))
+    if sam is not None:
+        # The config of DeepSeek-OCR's tower leaves out what its class has by default.
+        window = sam.get("window_size", 14)
+        towers.append(_tower(sam, heads=sam["num_attention_heads"], window=window))
+    return tuple(towers)
 
-    SAM adds relative positions to its scores, so that they exist as a tensor, one head after the
-    other (see models.sam_attention). SigLIP's attention is fused and stores none.
-    """
-    tower = native.get("high_res_vision_config") or native["vision_config"].get("sam_config")
-    return 0 if tower is None else int((tower["image_size"] // tower["patch_size"]) ** 4)
+
+def _tower(config: Mapping[str, Any], heads: int = 0, window: int = 0) -> TowerSizes:
+    inner = config.get("mlp_dim") or config.get("intermediate_size")
+    return TowerSizes(
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+        width=config["hidden_size"],
+        inner=inner or int(config["hidden_size"] * config.get("mlp_ratio", 4.0)),
+        heads=heads,
+        window=window,
+    )
 
 
 def _attention(text: TextSizes) -> Shapes:

@@ -138,16 +138,20 @@ def _decoded(
     processor: Processor, batches: Sequence[Sequence[EncodedImage]]
 ) -> Iterator[tuple[Sequence[EncodedImage], list[Views]]]:
     """The batches with the views of their images, verified; threads decode the next ones."""
-    threads = _threads()
     waiting: deque[tuple[Sequence[EncodedImage], Future[list[Views]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(processor.pixel_values, batch, verify=True)))
-            if len(waiting) == AHEAD * threads:
+            if len(waiting) == batches_ahead():
                 first, views = waiting.popleft()
                 yield first, views.result()
         for batch, views in waiting:
             yield batch, views.result()
+
+
+def batches_ahead() -> int:
+    """Number of batches that are decoded or being decoded, that of the towers included."""
+    return AHEAD * _threads()
 
 
 def _threads() -> int:
