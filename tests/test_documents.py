@@ -18,8 +18,7 @@ from vlft.data import pdf
 from vlft.data.documents import Pages, open_documents
 from vlft.errors import CheckpointError, ConfigError, DataError, UsageError
 from vlft.files import cache_folder
-from vlft.inference import replier
-from vlft.inference import run as infer_run
+from vlft.inference import replier, side_by_side
 from vlft.inference.replier import Replier, Reply
 from vlft.inference.saved_text import file_names
 
@@ -98,7 +97,7 @@ def reply_without_model(monkeypatch, text):
     prepared = SimpleNamespace(inputs=lambda _numbers: {})
     monkeypatch.setattr(Replier, "_generate", generate)
     monkeypatch.setattr(replier, "SharedPrompts", lambda *_: prepared)
-    monkeypatch.setattr(infer_run, "load_for_inference", lambda *_: None)
+    monkeypatch.setattr(side_by_side, "load_for_inference", lambda *_: None)
 
 
 def read(*image, case=SIGLIP, **settings):
