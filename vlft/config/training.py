@@ -209,6 +209,8 @@ class SftConfig(ReadingSettings):
             (self.max_steps, given(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
+            (self.eval_metric == "perplexity", "--eval-metric", "perplexity is the exponential of "
+             "the validation loss", "leave the flag out: the loss chooses the same checkpoint"),
             (self.eval_metric is None, given(self, "eval_samples"), "--eval-metric is not given",
              None),
             (self.resume is None, given(self, "overwrite"),
