@@ -263,7 +263,7 @@ class TestAMetricOfOnesOwn:
     ("change", "said"),
     [
         ({"eval_metric": "ter"}, "--eval-metric: found 'ter'"),
-        ({"eval_metric": "perplexity"}, "--eval-metric: perplexity is the exponential of"),
+        ({"eval_metric": "perplexity"}, "--eval-metric: found 'perplexity'"),
         ({"val_dataset": (), "val_ratio": 0}, "--eval-metric: needs validation data"),
         ({"eval_metric": "json-fields"}, "name an --eval-metric that fits the data"),
     ],

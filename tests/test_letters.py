@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from vlft.checkpoints.locate import describe
 from vlft.console import out
 from vlft.errors import CheckpointError
-from vlft.inference.chat import _ConsoleStreamer
+from vlft.inference.streaming import ConsoleStreamer
 from vlft.training.preview import _sample_text
 
 FIXTURE = Path(__file__).parent / "tokenizers" / "added_letters.json"
@@ -94,7 +94,7 @@ def test_a_reply_is_the_same_in_the_history(processor):
 def test_the_stream(processor, monkeypatch):
     buffer = io.StringIO()
     monkeypatch.setattr(out, "_file", buffer)
-    streamer = _ConsoleStreamer(processor, one_line=False)
+    streamer = ConsoleStreamer(processor, (), one_line=False)
     for ids in ([0], *processor.chat.tokenizer.encode("Köln你ü🎉").ids):
         streamer.put(torch.tensor(ids))
     streamer.end()

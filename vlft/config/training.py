@@ -38,6 +38,9 @@ TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 # to make the matrix products efficient, and longer rows would only take more memory.
 JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
+# Perplexity is the exponential of the validation loss, which decides without the flag.
+ANSWER_METRICS = tuple(name for name in METRIC_NAMES if name != "perplexity")
+
 # The default of --learning-rate, by --tuner.
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
 
@@ -161,7 +164,7 @@ class SftConfig(ReadingSettings):
                                   default_text="as save-steps")
     eval_metric: str | None = _run(
         None, "Score of answers to validation records, higher or lower as vlft eval has it, that "
-        "decides about best and --early-stop.", choices=(*METRIC_NAMES, "FILE.py"),
+        "decides about best and --early-stop.", choices=(*ANSWER_METRICS, "FILE.py"),
         default_text="the validation loss")
     eval_samples: int = _run(100, "Validation records that --eval-metric has answered.", minimum=1)
     save_total_limit: int | None = _run(3, "Newest checkpoints to keep, besides the best.",
@@ -209,8 +212,6 @@ class SftConfig(ReadingSettings):
             (self.max_steps, given(self, "num_train_epochs"), "--max-steps is given", None),
             (self.train_vision and self.vision_cache in ("disk", "memory"), "--vision-cache",
              "--train-vision changes the features in every step", None),
-            (self.eval_metric == "perplexity", "--eval-metric", "perplexity is the exponential of "
-             "the validation loss", "leave the flag out: the loss chooses the same checkpoint"),
             (self.eval_metric is None, given(self, "eval_samples"), "--eval-metric is not given",
              None),
             (self.resume is None, given(self, "overwrite"),
