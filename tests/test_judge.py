@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import subprocesses
 import torch
-from conftest import GOLDEN, OCR, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
+from conftest import GOLDEN, SIGLIP, VL2_NOAUX, make_rows, only_siglip, write_jsonl
 from launched import finish, launch
 from rich.cells import cell_len
 from rich.console import Console
@@ -85,7 +85,7 @@ def judged(case, tmp_path_factory):
     return one, plain
 
 
-@pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX, OCR], indirect=True, ids=str, scope="module")
+@pytest.mark.parametrize("case", [SIGLIP, VL2_NOAUX], indirect=True, ids=str, scope="module")
 def test_it_does_not_disturb_the_run(judged):
     """Weights, moments, random numbers and losses are those of the run without it."""
     one, plain = judged
