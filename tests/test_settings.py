@@ -25,6 +25,7 @@ from vlft.config import (
     SftConfig,
 )
 from vlft.errors import CollectedError, ConfigError, UsageError, raise_all
+from vlft.files import sample_folder
 from vlft.gpus import GPUS, gpu_gib
 from vlft.inference.generate import Sampling
 from vlft.settings import (
@@ -265,8 +266,10 @@ class TestConfigs:
     def test_training_needs_data(self):
         assert message({}, SftConfig) == (
             "--dataset: no training data given\n"
-            " hint: name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"
+            " hint: name a .jsonl, .json, .csv or .parquet file; one that works is "
+            f"{sample_folder('handwriting') / 'train.jsonl'}"
         )
+        assert (sample_folder("handwriting") / "train.jsonl").is_file()
         assert build(SftConfig, {"resume": "run"}).resume == Path("run")
 
     def test_what_a_full_run_cannot_have(self):

@@ -283,3 +283,13 @@ def open_regular(path: Path) -> BufferedReader:
         return descriptor
 
     return open(path, "rb", opener=regular)
+
+
+def sample_folder(name: str) -> Path:
+    """A folder of the sample data, which a wheel carries in the package.
+
+    An editable installation uses the repository's.
+    """
+    package = Path(__file__).resolve().parent
+    in_repository = package.parent / "sample_data" / name
+    return in_repository if in_repository.is_dir() else package / name

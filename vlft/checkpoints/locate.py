@@ -14,20 +14,10 @@ from vlft.errors import CheckpointError, ConfigError, shown
 from vlft.families.processor import Processor, config_errors, load_processor
 from vlft.families.registry import find_family
 from vlft.families.schemas import CONFIG as CONFIG_SCHEMA
-from vlft.files import expand_home, read_object
+from vlft.files import expand_home, read_object, sample_folder
 
 if TYPE_CHECKING:
     from vlft.families.base import Family
-
-
-def sample_folder(name: str) -> Path:
-    """A folder of the sample data, which a wheel carries in the package.
-
-    An editable installation uses the repository's.
-    """
-    package = Path(__file__).resolve().parents[1]
-    in_repository = package.parent / "sample_data" / name
-    return in_repository if in_repository.is_dir() else package / name
 
 
 TINY_MODEL = sample_folder("tiny-vl")

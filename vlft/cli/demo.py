@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlft.checkpoints.locate import TINY_MODEL, sample_folder
+from vlft.checkpoints.locate import TINY_MODEL
 from vlft.checkpoints.runs import find_checkpoint
 from vlft.console import out
 from vlft.errors import VlftError, shown
+from vlft.files import sample_folder
 
 if TYPE_CHECKING:
     from vlft.config import DemoConfig

@@ -23,6 +23,7 @@ from vlft.config.shared import (
     max_tiles_setting,
     special_tokens_setting,
 )
+from vlft.files import sample_folder
 from vlft.gpus import GPU_HINT, find_gib
 from vlft.settings import Rule, given, setting
 
@@ -190,7 +191,8 @@ class SftConfig(ReadingSettings):
                            "train_gen_head")
         return (
             (not self.dataset and self.resume is None, "--dataset", "no training data given",
-             "name a .jsonl, .json, .csv or .parquet file, e.g. --dataset train.jsonl"),
+             "name a .jsonl, .json, .csv or .parquet file; one that works is "
+             f"{sample_folder('handwriting') / 'train.jsonl'}"),
             (full and quantized, "--quantize",
              f"found {self.quantize} with --tuner full; quantised weights cannot train",
              "use --tuner lora, or --quantize none"),
