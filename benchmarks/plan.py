@@ -73,7 +73,7 @@ def run(case: argparse.Namespace) -> list[dict[str, Any]]:
     # Loads all libraries, so that they count as held before.
     tiny = changed(case, scale="tiny")
     take_steps(prepared(tiny, make_samples(tiny)[1])[1])
-    # The images that the samples hold are in files for a command.
+    # A command reads images from files, so those that the samples hold must not count.
     samples = make_samples(case)[1]
     samples = replace(samples, processor=Decoding(**vars(samples.processor)))
     device = torch.device(case.device)

@@ -47,7 +47,7 @@ class Running:
 
 @contextmanager
 def serving(config: ServeConfig, *, page: bool = False) -> Iterator[Running]:
-    """Serves until the end of the block."""
+    """Runs a server in a thread, which stops when the block ends, so that no port stays taken."""
     models = load_models(config, find_models(config))
     batches: list[int] = []
     jobs: deque[Any] = deque(maxlen=20)

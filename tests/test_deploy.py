@@ -1,4 +1,4 @@
-"""Merged folders have what servers read of them, and the code of docs/deploy.md runs."""
+"""Servers fail on a missing key: merged folders have all they read, and docs/deploy.md runs."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class TestExtending:
         assert metrics(extend(run, num_train_epochs=1), "loss")[-1][0] == 4
 
     def test_after_early_stopping(self, config, capfd, monkeypatch):
-        """Patience ended the run, and more of it lets it go on."""
+        """A run that --early-stop has ended stays ended until it is given a larger value."""
         monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Evaluation(1.0, {}))
         first = vlft.sft(dataclasses.replace(config, eval_steps=1, early_stop=1))
         assert first.step == 2

@@ -24,7 +24,7 @@ RECORD = "What is number 0?"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with a judge, on data and images in a folder of this machine."""
+    """A run with --eval-metric, whose paths name this machine: the card must hide all of them."""
     home = tmp_path_factory.mktemp("machine")
     rows = make_rows(10)
     config = vlft.SftConfig(

@@ -124,7 +124,7 @@ class Rounding:
     def of(
         model: nn.Module, family: Family, quantize: str, dtype: torch.dtype, device: torch.device
     ) -> Rounding:
-        """That of a run on this plain model, which may be empty."""
+        """How a run rounded this unquantised model, whose weights need not be loaded yet."""
         names = set()
         for name, module in _quantizable(model, family, quantize):
             leaves = PROJECTIONS if isinstance(module, PLAIN_EXPERTS) else ("weight",)

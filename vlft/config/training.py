@@ -39,7 +39,8 @@ TOKENS_PER_ROW = {"cpu": 4096, "cuda": 8192}
 # to make the matrix products efficient, and longer rows would only take more memory.
 JOINED_TOKENS = {"cpu": 1024, "cuda": sys.maxsize}
 
-# Perplexity is the exponential of the validation loss, which decides without the flag.
+# Perplexity is left out: it is the exponential of the validation loss, and that loss already
+# chooses the best checkpoint where --eval-metric is not given.
 ANSWER_METRICS = tuple(name for name in METRIC_NAMES if name != "perplexity")
 
 # The default of --learning-rate, by --tuner.

@@ -74,7 +74,7 @@ def by_change(base: Sequence[Row], tuned: Sequence[Row]) -> list[tuple[Row, Row]
 
 
 def answers_table(pairs: Sequence[tuple[Row, Row]], metric: str) -> Table:
-    """The first pairs in 80 columns: prompt, label, both answers, both scores."""
+    """A table of the first pairs, 80 columns wide: prompt, label, both answers, both scores."""
     table = Table(box=None, pad_edge=False, width=80, show_edge=False)
     for name, ratio in (("prompt", 5), ("label", 4), ("base", 4), ("tuned", 4)):
         table.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis")

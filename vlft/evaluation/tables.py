@@ -214,5 +214,5 @@ class _Parser(HTMLParser):
 
 
 def _number(text: str | None) -> int:
-    """The value of a span, 1 if it is no number."""
+    """The value of a colspan or rowspan; 1 if it is no number, as browsers read it."""
     return int(text) if text and re.fullmatch(r"[0-9]{1,4}", text) else 1

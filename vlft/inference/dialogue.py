@@ -28,7 +28,7 @@ HELP = """\
 /save PATH    add the dialogue to a .jsonl file, as a record to train on
 /help         show these lines
 /exit         leave (Ctrl-D does too); Ctrl-C ends a reply"""
-# Of images at web addresses.
+# A user waits at the prompt, so a slow download of an image is given up sooner than in training.
 LIMITS = Limits(size=64 * 2**20, silence=10, total=60, attempts=2)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The name under which ``row_attention`` is registered with transformers.
 FLEX = "vlft_flex"
-# Shortest length that rows are padded to, in tokens.
+# Rows below this many tokens are padded to it: each length costs a compilation, short rows little.
 SHORTEST = 1024
 # Versions of the code that torch keeps before it would compute all scores instead: two lengths in
 # each doubling up to a million tokens, with and without gradients.

@@ -87,7 +87,7 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bounds: tuple[int, ...]) -> Tensor:
-        # Of frozen weights the rows are not needed.
+        # Only the gradient of trained weights needs the rows; kept, they would cost memory in vain.
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
         ctx.bounds = bounds
         return _multiplied(rows, weight, bounds)

@@ -99,7 +99,7 @@ def _turn(message: Message, images: dict[Address, ImageRef], processor: Processo
 
 
 def _image(address: Address, path: Path, processor: Processor, limits: ImageLimits) -> ImageRef:
-    """The image of an address, kept in a file.
+    """Downloads or decodes an image into a file, since the processor reads images from files.
 
     Raises:
         ApiError: it cannot be used.

@@ -57,7 +57,7 @@ def run_push(config: PushConfig) -> PushResult:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether there is no card yet, or one of ours."""
+    """Whether the card may be written: a card that the user has written must not be lost."""
     if not path.exists() and not path.is_symlink():
         return True
     if path.is_symlink() or not path.is_file():
