@@ -85,11 +85,11 @@ def make_adapter(checkpoint: Path, folder: Path, seed: int, **options: Any) -> P
     """An adapter that does something, as ``vlft sft`` leaves its files."""
     base = describe(checkpoint)
     model = load_model(base, Placement(torch.device("cpu"), torch.float32))
+    torch.manual_seed(seed)
     tuned = add_lora(model, base.family, LoraOptions(**options))
-    generator = torch.Generator().manual_seed(seed)
     for name, parameter in tuned.named_parameters():
         if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape)
             parameter.data = parameter.data + 0.2 * noise * ("lora_B" in name)
     folder.mkdir(parents=True)
     tuned.peft_config["default"].base_model_name_or_path = str(checkpoint)
