@@ -6,7 +6,6 @@ python docs/make_pictures.py
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -57,9 +56,13 @@ def terminal() -> str:
         )
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), " \\\n    ".join(COMMAND)))
-    # Finished bars of progress leave empty lines; no path of this machine is shown.
-    shown = re.sub(r"\n\s*\n\s*\n", "\n", done.stdout.rstrip()).replace(f"{ROOT}/", "")
-    console.print(Text.from_ansi(shown))
+    # No path of this machine is shown.
+    lines = Text.from_ansi(done.stdout.rstrip().replace(f"{ROOT}/", "")).split("\n")
+    blank = [True, *(not line.plain.strip() for line in lines), True]
+    for place, line in enumerate(lines, 1):
+        # Finished bars of progress leave several empty lines.
+        if not blank[place] or not (blank[place - 1] or blank[place + 1]):
+            console.print(line)
     return console.export_svg(title="", code_format=FORMAT, unique_id="run")
 
 

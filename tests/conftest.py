@@ -18,6 +18,7 @@ from vlft.checkpoints.load import load_model
 from vlft.checkpoints.locate import ModelFolder, describe
 from vlft.checkpoints.placement import Placement
 from vlft.families.image_settings import ImageSettings
+from vlft.training import plots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,15 +139,26 @@ def without_gpu() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_curves() -> Iterator[None]:
+    """Runs of this process draw no PNG files, which would take half of the time of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "FIGURES", {})
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Hides GPUs from a test and its fixtures, unless it is marked ``cuda``; seeds torch for them.
+    """Hides GPUs and leaves curves out, unless a test's marks ask for them; seeds torch.
 
     Unseeded, weights drawn by chance would at times bring two tokens so close that a reply depends
     on the processor.
     """
     torch.manual_seed(0)
-    with nullcontext() if item.get_closest_marker("cuda") else without_gpu():
+    with (
+        nullcontext() if item.get_closest_marker("cuda") else without_gpu(),
+        nullcontext() if item.get_closest_marker("draws_curves") else without_curves(),
+    ):
         return (yield)
 
 

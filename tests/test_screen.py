@@ -211,6 +211,7 @@ class TestClosingLines:
 BLUE, ORANGE, RED = (31, 119, 180), (255, 127, 14), (214, 39, 40)
 
 
+@pytest.mark.draws_curves
 class TestPlots:
     def write(self, run: Path, steps: int, *, validation: bool = True) -> None:
         with (run / "metrics.jsonl").open("w") as file:
@@ -237,6 +238,13 @@ class TestPlots:
         found = self.colours(tmp_path / "images" / "loss.png")
         assert BLUE in found
         assert not found & {ORANGE, RED}
+
+    def test_scores_of_answers_and_the_best_of_them(self, tmp_path):
+        rows = [{"step": 1, "val_score": 0.5, "val_best": 1}, {"step": 2, "val_score": 0.25}]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (file,) = plot_run(tmp_path)
+        assert file.name == "val_score.png"
+        assert self.colours(file) >= {ORANGE, RED}
 
     def test_no_metrics_yet(self, tmp_path):
         assert plot_run(tmp_path) == []

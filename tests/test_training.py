@@ -123,6 +123,7 @@ def empty_images_after(monkeypatch, step: int, root: Path):
 
 class TestRunFolder:
     @only_siglip
+    @pytest.mark.draws_curves
     def test_what_a_run_leaves(self, config):
         result = vlft.sft(config)
         run = result.run
