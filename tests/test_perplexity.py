@@ -98,7 +98,8 @@ class TestCommand:
         assert base != tuned
         assert difference["mean"] == pytest.approx(tuned - base)
         out = capsys.readouterr().out
-        assert re.search(rf"^perplexity +{base:.1f} +{tuned:.1f} +{tuned - base:+.1f} ", out, re.M)
+        shown = f"{base:.1f} +{tuned:.1f} +\\{difference['mean']:+.1f}"
+        assert re.search(rf"^perplexity +{shown} ", out, re.M)
         assert "4 pairs; all but perplexity and p in per cent" in out
 
     def test_a_file_without_losses(self, tmp_path):

@@ -44,9 +44,12 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """The files of the repository that the README's commands name."""
+    """The files of the repository that the README's commands name, with a part of the records."""
     home = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "sample_data", home / "sample_data")
+    for file in (home / "sample_data" / "handwriting").glob("*.jsonl"):
+        lines = file.read_text("utf-8").splitlines(keepends=True)
+        file.write_text("".join(lines[:160]), "utf-8")
     return home
 
 
