@@ -86,7 +86,8 @@ class TestDatasets:
         assert header["settings"]["max_new_tokens"] == 8
         assert header["settings"]["temperature"] == 0.0
 
-    def test_any_file_without_replies(self, run, tmp_path):
+    def test_any_file_without_replies(self, run, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
         rows = [{"query": "Hi.", "id": 7}, {"query": "<image>?", "images": ["chart.png"]}]
         file = write_jsonl(tmp_path / "ask.jsonl", rows)
         target = tmp_path / "out" / "answers.jsonl"
@@ -95,6 +96,7 @@ class TestDatasets:
         assert [row["label"] for row in result.rows] == [None, None]
         assert result.rows[1]["images"] == [str(GOLDEN / "images" / "chart.png")]
         assert [json.loads(line) for line in target.read_text().splitlines()] == result.rows
+        assert capfd.readouterr().err.endswith("2 replies in out/answers.jsonl\n")
 
     def test_batches_change_nothing(self, run, tmp_path):
         replies = [

@@ -183,7 +183,7 @@ def _say_costs(tuned: Tuned, placement: Placement, config: MergeLoraConfig) -> N
     """Says beforehand what merging takes: memory, and for QLoRA the time to quantise."""
     base, mib = tuned.base, 4 * count_numbers(tuned.base.path) / 2**20
     console.info(
-        f"merging {tuned.checkpoint} into {base.path}, in float32: "
+        f"merging {shown(tuned.checkpoint)} into {shown(base.path)}, in float32: "
         + (f"{mib / 2**10:.1f} GiB" if mib >= 2**10 else f"{mib:.0f} MiB")
         + f" of memory, beside one weight file (--max-shard-size {config.max_shard_size})"
     )

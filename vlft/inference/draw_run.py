@@ -98,7 +98,9 @@ def run_draw(config: DrawConfig) -> DrawResult:
         missing = files.find_missing()
         total = len(data) * config.num_images
         if len(missing) < total:
-            console.info(f"{files.folder} holds {total - len(missing)} of {total} images already")
+            console.info(
+                f"{shown(files.folder)} holds {total - len(missing)} of {total} images already"
+            )
         if missing:
             model = load_for_inference(config, folder, tuned, placement)
             _draw(model, processor, data, files, missing, config)

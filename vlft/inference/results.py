@@ -148,7 +148,7 @@ class ResultFile:
             self._append(self._waiting.take(self.done))
         if self.answered:
             count = f"{self.answered} of {len(self._conversations)}"
-            console.info(f"{self.path} answers {count} records already")
+            console.info(f"{shown(self.path)} answers {count} records already")
 
     def _read_lines(self) -> None:
         size, changed = 0, list[str]()

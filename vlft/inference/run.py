@@ -137,10 +137,11 @@ def _report(
     """Shows the first replies, and says what was written and left out."""
     _show_rows(read_results(results.path, config.show_samples), config.format)
     if data.skipped:
-        console.info(f"records that were skipped: {len(data.skipped)}, see {results.header_path}")
+        named = shown(results.header_path)
+        console.info(f"records that were skipped: {len(data.skipped)}, see {named}")
     if texts is not None:
         texts.finish()
-    console.info(f"{results.done} replies in {results.path}")
+    console.info(f"{results.done} replies in {shown(results.path)}")
 
 
 def _header(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlft import console
 from vlft.config import TOKENS_PER_ROW
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, shown
 from vlft.gpus import gpu_gib
 from vlft.planning.memory import (
     ENOUGH_TOKENS,
@@ -89,7 +89,7 @@ def _folder_sizes(folder: ModelFolder) -> ModelSizes:
     try:
         params = count_numbers(folder.path)
     except CheckpointError:
-        console.warn(f"{folder.path} holds no weights; towers and aligner are not counted")
+        console.warn(f"{shown(folder.path)} holds no weights; towers and aligner are not counted")
         params = 0
     # The id of the image token changes no size.
     return model_sizes(folder.native_config(0), params, folder.family.attention_inputs)

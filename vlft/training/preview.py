@@ -13,7 +13,7 @@ from torch import nn
 
 from vlft import console
 from vlft.data.encode import IGNORE, EncodedSample
-from vlft.errors import printable
+from vlft.errors import printable, shown
 from vlft.families.base import is_in
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def introduce(
     data: tuple[Dataset, Dataset],
 ) -> None:
     """Shows the model by parts, the size of the data, and one encoded sample."""
-    console.info(f"{folder.family.title} from {folder.path} ({folder.layout} layout)")
+    console.info(f"{folder.family.title} from {shown(folder.path)} ({folder.layout} layout)")
     console.err.print(parts_table(model, folder.family.parts))
     console.info(f"{len(data[0])} training samples, {len(data[1])} validation samples")
     if config.show_sample:
