@@ -112,12 +112,17 @@ def test_the_two_commands_come_first():
 
 
 def test_the_commands_run_in_order(clone, environment):
-    """Every command of the first page; training is cut short, the demo does all of it."""
+    """Every command of the first page, then of Evaluate, which goes on with the same run.
+
+    Training is cut short, the demo does all of it.
+    """
     plan, train, *others = commands(START)
     assert set(commands(README)) <= {plan, train, *others}
     run(["bash", "-c", plan], clone, environment)
     run(["bash", "-c", f"{train} --max-steps 40"], clone, environment)
-    for line in others:
+    evaluation = commands((DOCS / "evaluation.md").read_text("utf-8"))
+    assert len(evaluation) == 2
+    for line in (*others, *evaluation):
         if "|" in line:
             run(["bash", "-c", line], clone, environment)
         else:
