@@ -244,7 +244,7 @@ class TestData:
         [row] = [Columns(data.conversations, "").row(item) for item in data.conversations]
         assert row["images"] == [address]
         run_cache(CacheConfig(action="info"))
-        assert "images                                1 files" in capfd.readouterr().out
+        assert "images                                1 file " in capfd.readouterr().out
         run_cache(CacheConfig(action="clear"))
         assert size_of_cache("images") == (0, 0)
         assert not Path(image.path).exists()
