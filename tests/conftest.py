@@ -141,7 +141,7 @@ def without_gpu() -> Iterator[None]:
 
 @contextmanager
 def without_curves() -> Iterator[None]:
-    """Runs of this process draw no PNG files, which would take half of the time of a short run."""
+    """Keeps runs from drawing PNG files, because that takes half of the time of a short run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "FIGURES", {})
         yield
@@ -149,10 +149,10 @@ def without_curves() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Hides GPUs and leaves curves out, unless a test's marks ask for them; seeds torch.
+    """Seeds torch, and hides GPUs and keeps curves from being drawn unless a mark asks for them.
 
-    Unseeded, weights drawn by chance would at times bring two tokens so close that a reply depends
-    on the processor.
+    Without a seed, random weights now and then give two tokens nearly the same score, and then the
+    reply depends on how the processor rounds.
     """
     torch.manual_seed(0)
     with (

@@ -126,16 +126,16 @@ def test_a_side_that_fails_is_told_and_the_others_run(tmp_path):
 
 
 def test_a_step_of_a_tiny_model(tmp_path, capsys, monkeypatch):
-    # Of the settings that work on a CPU, the usual ones and those of another path; what is compiled
-    # is tested in tests/test_compiled.py.
+    # Three settings that take different paths through the code, and one that a CPU cannot run.
+    # Compiled layers are left to tests/test_compiled.py, because compiling takes most of the time.
     chosen = [{}, {"quantize": "nf4", "targets": "ALL"}, {"attn": "eager"}, {"attn": "flex"}]
     monkeypatch.setattr(step, "VARIANTS", chosen)
-    # Measured, it takes half a minute where bfloat16 is emulated.
+    # The real measurement takes half a minute on a processor that emulates bfloat16.
     monkeypatch.setattr(step, "matrix_rate", lambda _device, _dtype: 1e9)
     options = ["--models", "1.3b", "--scale", "tiny", "--samples", "2", "--repeats", "1"]
     step.main([*options, "--device", "cpu", "--workloads", "q1", "--output", str(tmp_path / "o")])
     results = json.loads((tmp_path / "o.json").read_text())["results"]
-    # FlexAttention has no backward pass on the CPU.
+    # The benchmark leaves FlexAttention out on a CPU, where it has no backward pass.
     assert len(results) == 3
     assert all(result["note"] == "" and result["share"] > 0 for result in results)
     dense = next(result for result in results if result["attn"] == "eager")

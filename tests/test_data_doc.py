@@ -1,4 +1,4 @@
-"""docs/data.md: the records of its examples give the conversations below them; commands run."""
+"""docs/data.md is true: its example records are read as it shows, and its commands succeed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlft.data.specs import open_file
 from vlft.data.split import Draws
 
 DOC = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
-# Blocks after the note "not run" need a hub.
+# A block is left out if the page says "not run" above it, because its commands need a hub.
 COMMANDS = [
     line.removeprefix("$ ")
     for note, block in re.findall(r"(<!-- not run.*?-->\n)?```console\n(.*?)```", DOC, re.DOTALL)

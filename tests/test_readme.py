@@ -47,7 +47,7 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """The files of the repository that the README's commands name, with a part of the records."""
+    """The files that the README's commands name; few records, so that encoding them is quick."""
     home = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "sample_data", home / "sample_data")
     for file in (home / "sample_data" / "handwriting").glob("*.jsonl"):
@@ -86,7 +86,10 @@ def run(command: list[str], clone: Path, environment: dict[str, str]) -> str:
 
 
 def run_quickly(line: str, clone: Path) -> None:
-    """A command that must succeed, of this package: most of its time would be that of imports."""
+    """Runs a command, which must succeed, in a process that has imported torch beforehand.
+
+    It uses the repository's package instead of the installed copy, which ``run`` uses.
+    """
     words = [
         found
         for word in shlex.split(line)[1:]
@@ -112,9 +115,9 @@ def test_the_two_commands_come_first():
 
 
 def test_the_commands_run_in_order(clone, environment):
-    """Every command of the first page, then of Evaluate, which goes on with the same run.
+    """The commands of the page Start work, and after them those of Evaluate, which use its run.
 
-    Training is cut short, the demo does all of it.
+    Training stops after a few steps, because ``vlft demo`` already trains to the end.
     """
     plan, train, *others = commands(START)
     assert set(commands(README)) <= {plan, train, *others}

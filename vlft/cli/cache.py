@@ -27,8 +27,8 @@ def run_cache(config: CacheConfig) -> None:
             raise VlftError("; ".join(problems[:3]), place=f"{len(problems)} left", hint=hint)
         return
     rows = list_cache()
-    shown = [*rows, *((name, files, size) for name, (files, size) in kept.items() if files)]
-    for name, files, size in shown:
+    listed = [*rows, *((name, files, size) for name, (files, size) in kept.items() if files)]
+    for name, files, size in listed:
         what = "file " if files == 1 else "files"
         out.print(f"{name:32}  {files:5} {what}  {size / 2**20:10,.1f} MiB")
     total = kept_bytes + sum(size for _, _, size in rows)
